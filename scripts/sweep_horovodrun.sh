@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# The bare command lines under horovodrun (Gloo), for people who bring their own cluster.
+#   scripts/sweep_horovodrun.sh OUT [HOSTFILE] [INTERFACE]
+# HOSTFILE: one "host slots=1" line per node, reached by ssh without a password. INTERFACE: eth0, say.
+# horovodrun starts the ring only; the parameter server needs MPI: scripts/sweep_mpirun.sh.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. .venv/bin/activate
+out=${1:?give the folder for the results} hostfile=${2:-} interface=${3:-}
+common=(--model gpt-micro --block-size 64 --batch-size 8 --steps 20 --warmup-steps 5)
+
+for workers in ${WORKERS:-1 2}; do
+  hosts=(-H "localhost:$workers")
+  if [ -n "$hostfile" ]; then hosts=(--hostfile "$hostfile"); fi
+  if [ -n "$interface" ]; then hosts+=(--network-interfaces "$interface"); fi
+  for precision in ${PRECISIONS:-fp32}; do
+    horovodrun --gloo -np "$workers" "${hosts[@]}" psring run --strategy ring_allreduce \
+      "${common[@]}" --precision "$precision" --out "$out/ring-$workers-$precision"
+  done
+done

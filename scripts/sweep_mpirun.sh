@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# The bare command lines under mpirun, for people who bring their own cluster.
+#   scripts/sweep_mpirun.sh OUT [HOSTFILE] [INTERFACE]
+# HOSTFILE: one "host slots=1" line per node. INTERFACE: eth0, or a network such as 10.0.0.0/24.
+# Every host needs this checkout and its .venv at the same path. Each run is one folder below OUT.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. .venv/bin/activate
+out=${1:?give the folder for the results} hostfile=${2:-} interface=${3:-}
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+
+# One set of flags for both topologies: nothing is bound or routed otherwise for one of them.
+flags=(--bind-to none --map-by slot --oversubscribe --mca pml ob1 --mca btl ^openib)
+if [ -n "$hostfile" ]; then flags+=(--hostfile "$hostfile"); fi
+if [ -n "$interface" ]; then flags+=(--mca btl_tcp_if_include "$interface" --mca oob_tcp_if_include "$interface"); fi
+common=(--model gpt-micro --block-size 64 --batch-size 8 --steps 20 --warmup-steps 5)
+
+for workers in ${WORKERS:-1 2}; do
+  for precision in ${PRECISIONS:-fp32}; do
+    mpirun -n "$workers" "${flags[@]}" psring run --strategy ring_allreduce \
+      "${common[@]}" --precision "$precision" --out "$out/ring-$workers-$precision"
+    for servers in ${SERVERS:-1}; do
+      mpirun -n $((workers + servers)) "${flags[@]}" psring run --strategy parameter_server --num-servers "$servers" \
+        "${common[@]}" --precision "$precision" --out "$out/server-$workers+$servers-$precision"
+    done
+  done
+done
