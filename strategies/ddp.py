@@ -1,0 +1,101 @@
+"""PyTorch's DistributedDataParallel over Gloo or NCCL: what most users would pick instead."""
+
+# No `from __future__ import annotations` here: DDP checks the hook's annotations, and wants types, not strings.
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import GradBucket, Store, TCPStore  # type: ignore[attr-defined]  # re-exports from C++
+from torch.nn.parallel import DistributedDataParallel
+
+from strategies.base import Group, Options, WorkerOptimizer, identify_allreduce, ring_bytes
+
+
+class DDP(WorkerOptimizer):
+    """DistributedDataParallel as its documentation says, with a hook that casts and counts each bucket."""
+
+    def __init__(self, group: Group, options: Options) -> None:
+        super().__init__(group, options)
+        self._store = _rendezvous(group)
+        self._module: DistributedDataParallel | None = None
+        self._wait_in_backward_s = 0.0
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+        """Start the process group, wrap the model (which broadcasts rank 0's weights). Collective."""
+        super().prepare(model, optimizer)
+        device = next(model.parameters()).device
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=self._store, rank=self.group.rank, world_size=self.group.size)
+        self._watch_gradients(model)
+
+        def allreduce(vector: Tensor) -> Tensor:
+            reduced = vector.to(device)
+            dist.all_reduce(reduced)
+            return reduced.cpu()
+
+        self.allreduce_algorithm = identify_allreduce(allreduce, self.group.rank, self.group.size)
+        self._module = DistributedDataParallel(
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            bucket_cap_mb=self.options.bucket_bytes / 2**20,
+            gradient_as_bucket_view=True,
+        )
+        self._module.register_comm_hook(None, self._reduce)
+        return self._module
+
+    def _reduce(self, _: object, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+        """Average one bucket in the wire dtype."""
+        buffer = bucket.buffer()
+        wire = buffer.to(self.options.wire_dtype).div_(self.group.size)
+        sent, received = ring_bytes(wire.numel(), wire.element_size(), self.group.rank, self.group.size)
+        self.counters.add(sent, received, messages_sent=None, messages_received=None)
+        work: Any = dist.all_reduce(wire, async_op=True)
+
+        def finish(future: torch.futures.Future[list[Tensor]]) -> Tensor:
+            reduced = future.value()[0]
+            return reduced if reduced.dtype == buffer.dtype else buffer.copy_(reduced)
+
+        done: torch.futures.Future[Tensor] = work.get_future().then(finish)
+        return done
+
+    @contextmanager
+    def accumulate(self, last: bool) -> Iterator[None]:
+        """Reduce after the last pass only."""
+        assert self._module is not None
+        if last:
+            yield
+        else:
+            with self._module.no_sync():
+                yield
+
+    def synchronize(self) -> None:
+        """Note how long backward() waited: DDP ends its communication inside it."""
+        self._wait_in_backward_s = time.perf_counter() - self._last_gradient_at
+        self._communication_ended()
+
+    @property
+    def wait_in_backward_s(self) -> float:
+        """From the last gradient to the end of backward()."""
+        return self._wait_in_backward_s
+
+    def close(self) -> None:
+        """End the process group. Collective."""
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def _rendezvous(group: Group) -> Store:
+    """Let rank 0 listen on a free port and tell everyone where. Collective."""
+    hosts = group.broadcast(None if group.rank else socket.gethostname())
+    alone = group.broadcast(len(set(group.gather(socket.gethostname()))) <= 1)
+    host = "127.0.0.1" if alone else hosts
+    store = None
+    if group.rank == 0:
+        store = TCPStore(host, 0, group.size, is_master=True, wait_for_workers=False)
+    port = group.broadcast(store.port if store else None)
+    return store or TCPStore(host, port, group.size, is_master=False)

@@ -1,0 +1,14 @@
+"""One worker and no communication: the baseline that every speed-up is measured against."""
+
+from __future__ import annotations
+
+from strategies.base import Group, Options, WorkerOptimizer
+
+
+class Local(WorkerOptimizer):
+    """Plain single-process training."""
+
+    def __init__(self, group: Group, options: Options) -> None:
+        if group.size != 1:
+            raise ValueError(f"local is one worker, not {group.size} ranks")
+        super().__init__(group, options)

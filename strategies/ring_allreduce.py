@@ -1,0 +1,105 @@
+"""Horovod's ring-allreduce: every worker is also a part of the aggregation."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+from torch import Tensor, nn
+
+from strategies.base import Group, Options, WorkerOptimizer, identify_allreduce, ring_bytes
+
+
+class HorovodGroup:
+    """The ranks of a run that `horovodrun --gloo` started, where there is no MPI to ask."""
+
+    def __init__(self) -> None:
+        hvd.init()
+        self.rank: int = hvd.rank()
+        self.size: int = hvd.size()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value on rank 0, an empty list elsewhere. Collective."""
+        values: list[Any] = hvd.allgather_object(value)
+        return values if self.rank == 0 else []
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value everywhere. Collective."""
+        return hvd.broadcast_object(value, root_rank=0)
+
+    def barrier(self) -> None:
+        """Return once every rank is here. Collective."""
+        hvd.barrier()
+
+
+class RingAllreduce(WorkerOptimizer):
+    """Horovod's DistributedOptimizer, used as its documentation says, its knobs pinned.
+
+    Horovod sums fp16 gradients in fp16 at every hop. Over MPI it calls MPI_Allreduce, whose algorithm is the
+    MPI library's choice: prepare() finds out which one runs.
+    """
+
+    def __init__(self, group: Group, options: Options) -> None:
+        super().__init__(group, options)
+        if options.wire_dtype == torch.bfloat16:
+            raise ValueError("Horovod's PyTorch binding has no bf16 reduction")
+        hvd.init()
+        self._payload_elements = 0
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+        """Broadcast rank 0's weights, wrap the optimizer, identify the allreduce. Collective."""
+        super().prepare(model, optimizer)
+        hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+        self._optimizer = hvd.DistributedOptimizer(
+            optimizer,
+            named_parameters=model.named_parameters(),
+            compression=self,
+            backward_passes_per_step=self.options.gradient_accumulation,
+        )
+        self._watch_gradients(model)
+        device = next(model.parameters()).device
+
+        def allreduce(vector: Tensor) -> Tensor:
+            reduced: Tensor = hvd.allreduce(vector.to(device), op=hvd.Sum, name="identify")
+            return reduced.cpu()
+
+        self.allreduce_algorithm = identify_allreduce(allreduce, self.group.rank, self.group.size)
+        return model
+
+    def compress(self, tensor: Tensor) -> tuple[Tensor, torch.dtype]:
+        """Bring a gradient to the wire dtype, and count it (Horovod's Compressor interface)."""
+        self._payload_elements += tensor.numel()
+        return tensor.to(self.options.wire_dtype), tensor.dtype
+
+    def decompress(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """Bring a mean gradient back to its own dtype (Horovod's Compressor interface)."""
+        return tensor.to(dtype)
+
+    def synchronize(self) -> None:
+        """Wait for every allreduce of this step."""
+        self._optimizer.synchronize()  # type: ignore[attr-defined]  # Horovod's wrapper adds it
+        self._communication_ended()
+        element_bytes = self.options.wire_dtype.itemsize
+        sent, received = ring_bytes(self._payload_elements, element_bytes, self.group.rank, self.group.size)
+        # How many messages carry them is Horovod's fusion to decide, and it does not tell.
+        self.counters.add(sent, received, messages_sent=None, messages_received=None)
+        self._payload_elements = 0
+
+    def _apply(self) -> None:
+        with self._optimizer.skip_synchronize():  # type: ignore[attr-defined]
+            self._optimizer.step()
+
+    def close(self) -> None:
+        """Leave Horovod's ring once everybody is done. Collective."""
+        hvd.barrier()
+
+
+def pin_knobs(options: Options, over_mpi: bool) -> None:
+    """Set Horovod's environment before hvd.init(): what it would otherwise tune, guess or inherit."""
+    os.environ["HOROVOD_FUSION_THRESHOLD"] = str(options.fusion_threshold_bytes)
+    os.environ["HOROVOD_CYCLE_TIME"] = str(options.cycle_time_s * 1000)
+    os.environ["HOROVOD_AUTOTUNE"] = "0"
+    if over_mpi:
+        os.environ["HOROVOD_CONTROLLER"] = os.environ["HOROVOD_CPU_OPERATIONS"] = "mpi"
