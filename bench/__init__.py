@@ -1,0 +1,1 @@
+"""The harness: knows GPTs, clocks, launchers and tables."""

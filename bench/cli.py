@@ -1,0 +1,165 @@
+"""The psring command. Each subcommand's work, and its imports, are elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from bench.config import AgreedBadInput, BadInput, RunConfig, nearest, read_sweep
+
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+RUN_FLAGS = {name: "--" + name.replace("_", "-") for name in RunConfig.model_fields if name != "num_workers"}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that complains in one line, through BadInput, and knows the nearest right flag."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing usage and exiting."""
+        raise BadInput(f"{message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one psring command and return its exit code."""
+    try:
+        arguments = parse(sys.argv[1:] if argv is None else list(argv))
+        code: int = arguments.act(arguments)
+        return code
+    except BadInput as error:
+        _say_once(error)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("psring: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _say_once(error: BadInput) -> None:
+    """Print the reason from one rank: the others speak only if nobody has ended the run for a second."""
+    from bench.launch import Placement
+
+    if Placement.detect(os.environ).rank > 0:
+        if isinstance(error, AgreedBadInput):
+            return
+        time.sleep(1.0)
+    print(f"psring: {error}", file=sys.stderr, flush=True)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parse a command line; BadInput for anything that is not understood."""
+    parser, flags = build_parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = flags.get(arguments.command, [])
+        raise BadInput(f"unknown argument {unknown[0]!r}{nearest(unknown[0], known)}; see psring --help")
+    return arguments
+
+
+def build_parser() -> tuple[Parser, dict[str, list[str]]]:
+    """Return the parser and each command's flags."""
+    parser = Parser(prog="psring", description="Parameter server or ring-allreduce? Measure both on the same GPT.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, act: object, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.set_defaults(act=act)
+        return command
+
+    run = add("run", _run, "one run; under mpirun or horovodrun, every rank calls this")
+    for name, flag in RUN_FLAGS.items():
+        field = RunConfig.model_fields[name]
+        default = "" if field.default is None else f" [{field.default}]"
+        text = (field.description or "").replace("%", "%%") + default
+        if isinstance(field.default, bool):
+            run.add_argument(flag, action="store_true", default=None, help=text)
+        else:
+            run.add_argument(flag, metavar="VALUE", help=text)
+    run.add_argument("--out", type=Path, metavar="DIR", help="new folder for the record and the raw samples")
+    run.add_argument("--save-parameters", type=Path, metavar="FILE", help="write rank 0's final weights (torch.save)")
+
+    sweep = add("sweep", _sweep, "the whole grid of a sweep file; resumes what is missing")
+    sweep.add_argument("file", type=Path, metavar="SWEEP.yaml")
+    sweep.add_argument("--out", type=Path, metavar="DIR", help="results folder, new or to be resumed")
+    sweep.add_argument("--dry-run", action="store_true", help="print the plan and run nothing")
+
+    report = add("report", _report, "tables, figures, report.html and report.md of a results folder")
+    report.add_argument("folder", type=Path, metavar="DIR")
+
+    data = add("data", _data, "prepare tokens for --data")
+    data.add_argument("what", choices=["prepare"])
+    data.add_argument("text", type=Path, metavar="TEXT", help="any file; its bytes become tokens")
+    data.add_argument("--out", type=Path, required=True, metavar="FILE.bin")
+
+    add("doctor", _doctor, "what this machine can run, what is missing, and what mends it")
+    flags = {
+        name: [flag for action in command._actions for flag in action.option_strings]
+        for name, command in commands.choices.items()
+    }
+    return parser, flags
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from bench.launch import Placement, complete_config
+    from bench.records import check_writable, open_folder
+
+    placement = Placement.detect(os.environ)
+    given = {name: getattr(arguments, name) for name in RUN_FLAGS if getattr(arguments, name) is not None}
+    config = complete_config(given, placement)
+    if placement.rank == 0:
+        if arguments.save_parameters:
+            check_writable(arguments.save_parameters)
+        if arguments.out:
+            open_folder(arguments.out)
+    from bench import worker
+
+    result = worker.run(config, placement)
+    return worker.finish(result, arguments.out, arguments.save_parameters) if result else 0
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from bench.sweep import describe_plan, plan, run_sweep
+
+    where = str(arguments.file)
+    sweep = read_sweep(arguments.file)
+    launches = plan(sweep, where)
+    if arguments.dry_run:
+        print("\n".join(describe_plan(launches)))
+        return 0
+    if arguments.out is None:
+        raise BadInput("sweep: --out DIR is missing; give the results folder")
+    records = run_sweep(sweep, where, arguments.out, Console())
+    bad = [record for record in records if record.status not in ("ok", "unsupported")]
+    for record in bad:
+        print(f"psring: {record.run_id} {record.status}: {record.reason}", file=sys.stderr)
+    return EXIT_FAILED if bad else 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from bench.report import write_report
+
+    for path in write_report(arguments.folder):
+        print(path)
+    return 0
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    from bench.data import prepare
+
+    print(f"{arguments.out}: {prepare(arguments.text, arguments.out)} tokens")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from bench.doctor import report
+
+    return report()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,316 @@
+"""RunConfig, the one value that describes a run, and Sweep, the file that lists many.
+
+A knob has one spelling everywhere: the field here, the YAML key, the ``--flag``, the JSON key and the
+table column. Its docstring is its only definition and its unit.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+StrategyName = Literal["local", "independent", "parameter_server", "ring_allreduce", "ddp"]
+Dtype = Literal["fp32", "bf16", "fp16"]
+
+DTYPE_BYTES: dict[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+COMMUNICATING: tuple[str, ...] = ("parameter_server", "ring_allreduce", "ddp")
+
+
+class BadInput(Exception):
+    """What the user asked for cannot be done: one line that says what, where, and how to mend it."""
+
+
+class AgreedBadInput(BadInput):
+    """BadInput that every rank of a run raises alike: one of them says it for all."""
+
+
+class GPTShape(BaseModel):
+    """The dimensions of a GPT: everything its size and its arithmetic follow from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    vocab_size: int
+    block_size: int
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable parameters, the output head tied to the token embedding."""
+        d = self.n_embd
+        block = 12 * d * d + 13 * d  # qkv 3d²+3d, projection d²+d, mlp 8d²+5d, two layer norms 4d
+        return self.vocab_size * d + self.block_size * d + self.n_layer * block + 2 * d
+
+    @property
+    def flops_per_token(self) -> int:
+        """Training FLOPs per token, 6N + 12·L·H·Q·T: PaLM (arXiv:2204.02311), appendix B.
+
+        N leaves out the position embedding, which is looked up and never multiplied.
+        """
+        matmul_parameters = self.num_parameters - self.block_size * self.n_embd
+        return 6 * matmul_parameters + 12 * self.n_layer * self.n_embd * self.block_size
+
+
+PRESETS: dict[str, GPTShape] = {
+    name: GPTShape(n_layer=layers, n_head=heads, n_embd=width, vocab_size=vocab, block_size=block)
+    for name, layers, heads, width, vocab, block in [
+        ("gpt-nano", 3, 3, 48, 256, 128),
+        ("gpt-micro", 4, 4, 128, 256, 128),
+        ("gpt-mini", 6, 6, 192, 256, 128),
+        ("gpt2", 12, 12, 768, 50257, 1024),
+        ("gpt2-medium", 24, 16, 1024, 50257, 1024),
+        ("gpt2-large", 36, 20, 1280, 50257, 1024),
+        ("gpt2-xl", 48, 25, 1600, 50257, 1024),
+    ]
+}
+
+
+class RunConfig(BaseModel):
+    """One run, frozen and validated. Every rank of a run holds an equal one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    strategy: StrategyName = "local"
+    """How gradients become one update: local (one worker), independent (workers that never talk: the
+    ceiling), parameter_server, ring_allreduce (Horovod), ddp (PyTorch DistributedDataParallel)."""
+    num_workers: int = Field(1, ge=1)
+    """Ranks that train. Under a launcher: its world size less num_servers."""
+    num_servers: int = Field(0, ge=0)
+    """Ranks that only serve parameters (parameter_server); they are the last ranks of the world."""
+    consistency: Literal["bsp"] = "bsp"
+    """Who waits for whom; bsp: every update holds every worker's gradient of the same step."""
+
+    launcher: Literal["none", "mpirun", "horovodrun"] = "mpirun"
+    """What starts the ranks of a sweep; under `psring run` it is found out. One rank alone needs none."""
+    hostfile: str | None = None
+    """Host file handed to the launcher; none: this machine only."""
+    network_interface: str | None = None
+    """Interface (eth0) or network (10.0.0.0/24, mpirun only) that carries the traffic; none: the launcher's choice."""
+
+    model: Literal["gpt-nano", "gpt-micro", "gpt-mini", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = "gpt-nano"
+    """Preset GPT; the next five fields override its dimensions one by one."""
+    n_layer: int | None = Field(None, ge=1)
+    """Transformer blocks; none: the preset's."""
+    n_head: int | None = Field(None, ge=1)
+    """Attention heads per block; none: the preset's."""
+    n_embd: int | None = Field(None, ge=1)
+    """Width of the residual stream; none: the preset's."""
+    vocab_size: int | None = Field(None, ge=2)
+    """Number of distinct tokens; none: the preset's."""
+    block_size: int | None = Field(None, ge=1)
+    """Tokens per sequence; none: the preset's."""
+
+    data: str = "stdlib"
+    """Tokens: stdlib (this Python's own sources, byte by byte), synthetic, or a nanoGPT .bin file."""
+    batch_size: int = Field(8, ge=1)
+    """Sequences per worker per step."""
+    gradient_accumulation: int = Field(1, ge=1)
+    """Forward-backward passes a worker's batch is split into before one update."""
+    seed: int = Field(1337, ge=0)
+    """Seed of the initial weights and of the order of the data."""
+
+    precision: Dtype = "fp32"
+    """Arithmetic of forward and backward (autocast; fp16 with dynamic loss scaling)."""
+    wire_dtype: Dtype = "fp32"
+    """Number format of what travels between ranks."""
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    """Update rule; on the servers under parameter_server, on every worker otherwise."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Step size of the optimizer, constant."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of sgd; adamw uses its betas 0.9 and 0.95."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decay of the weight matrices and embeddings; biases and layer norms never decay."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Largest global L2 norm of the mean gradient; none: no clipping."""
+
+    steps: int = Field(20, ge=1)
+    """Measured optimizer steps, after the warm-up."""
+    warmup_steps: int = Field(5, ge=0)
+    """Optimizer steps before the measured ones: stored, flagged, never counted."""
+    eval_batches: int = Field(2, ge=0)
+    """Held-out batches for held_out_loss after the last step."""
+    compute: Literal["real"] = "real"
+    """Where the time between messages comes from; real: the GPT is really trained."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the workers compute; auto: a GPU per local rank where CUDA is, else the CPU."""
+    num_threads: int = Field(1, ge=1)
+    """Intra-op CPU threads per rank; equal at every world size, so that scaling compares like with like."""
+    peak_flops_per_s: float | None = Field(None, gt=0)
+    """Peak arithmetic rate of one worker's device, for mfu; none: known GPUs only, else blank."""
+
+    chunk_bytes: int = Field(1 << 20, ge=64)
+    """Largest message of a push or a pull, bytes."""
+    fusion_threshold_bytes: int = Field(128 << 20, ge=0)
+    """Horovod's fusion buffer (HOROVOD_FUSION_THRESHOLD), bytes."""
+    cycle_time_s: float = Field(0.001, gt=0)
+    """Pause between two rounds of Horovod's negotiation (HOROVOD_CYCLE_TIME), seconds."""
+    bucket_bytes: int = Field(25 << 20, ge=1)
+    """Largest gradient bucket of ddp, bytes."""
+
+    check_equivalence: bool = False
+    """Afterwards, train one process on the concatenated batches and compare the final weights."""
+    timeout_s: float = Field(600.0, gt=0)
+    """Deadline of the whole run; past it every rank prints its Python stack and ends."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunConfig:
+        dedicated = self.strategy == "parameter_server"
+        if dedicated and self.num_servers == 0:
+            raise ValueError("num_servers: parameter_server needs at least 1 server; give num_servers: 1")
+        if not dedicated and self.num_servers:
+            raise ValueError(f"num_servers: {self.strategy} has no servers; leave num_servers out")
+        if self.strategy == "local" and self.num_workers != 1:
+            raise ValueError("num_workers: local is one worker; for several use independent")
+        if self.batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"batch_size: {self.batch_size} does not divide into gradient_accumulation: "
+                f"{self.gradient_accumulation} equal parts; choose a multiple"
+            )
+        if self.gpt.n_embd % self.gpt.n_head:
+            raise ValueError(f"n_embd: {self.gpt.n_embd} does not divide into n_head: {self.gpt.n_head} heads")
+        if self.launcher == "none" and self.world_size > 1:
+            raise ValueError(f"launcher: {self.world_size} ranks need one; use launcher: mpirun")
+        if self.launcher == "horovodrun" and self.strategy in ("parameter_server", "ddp"):
+            raise ValueError(f"launcher: horovodrun cannot start {self.strategy}; use launcher: mpirun")
+        return self
+
+    @property
+    def gpt(self) -> GPTShape:
+        """The preset's dimensions with this run's overrides."""
+        given = {name: getattr(self, name) for name in GPTShape.model_fields}
+        return PRESETS[self.model].model_copy(update={k: v for k, v in given.items() if v is not None})
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in all: workers and dedicated servers."""
+        return self.num_workers + self.num_servers
+
+    @property
+    def global_batch_size(self) -> int:
+        """Sequences that one update learns from."""
+        return self.num_workers * self.batch_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one update learns from."""
+        return self.global_batch_size * self.gpt.block_size
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run, warm-up included."""
+        return self.warmup_steps + self.steps
+
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes of one copy of all gradients (or parameters) on the wire: M in the cost models."""
+        return self.gpt.num_parameters * DTYPE_BYTES[self.wire_dtype]
+
+    @property
+    def needs_global_norm(self) -> bool:
+        """Whether no part of an update may be applied before the norm of the whole gradient is known."""
+        return self.clip_norm is not None or self.precision == "fp16"
+
+    def digest(self) -> str:
+        """Twelve hex digits that name this config, whatever its place in a sweep."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    def unsupported(self) -> str | None:
+        """Why no library can run this valid config, or None."""
+        if self.strategy == "ring_allreduce" and self.wire_dtype == "bf16":
+            return "Horovod 0.28 has no bf16 reduction in its PyTorch binding; use wire_dtype fp32 or fp16"
+        return None
+
+
+def make_config(values: Mapping[str, object], where: str) -> RunConfig:
+    """Build a RunConfig from strings or values; BadInput in one line that begins with `where`."""
+    try:
+        return RunConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise BadInput(f"{where}: {first_problem(error, RunConfig.model_fields)}") from None
+
+
+def first_problem(error: ValidationError, known: Iterable[str]) -> str:
+    """The first of pydantic's complaints as one line that names the field and the value."""
+    problem = error.errors(include_url=False)[0]
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {path!r}{nearest(path, known)}"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{path}: {message}, not {problem['input']!r}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """'; did you mean …?' for the closest known word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+class Sweep(BaseModel):
+    """A sweep file: blocks of lists whose cross products are the cells."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    defaults: dict[str, Any] = {}
+    grid: list[dict[str, Any]] = Field(min_length=1)
+    exclude: list[dict[str, Any]] = []
+    repeats: int = Field(1, ge=1)
+
+    def runs(self, where: str) -> list[RunConfig]:
+        """The cells in file order, each once; BadInput names the block that is wrong."""
+        cells: dict[str, RunConfig] = {}
+        for number, block in enumerate(self.grid, start=1):
+            for values in cross_product(block):
+                merged = {**self.defaults, **values}
+                if any(_matches(rule, merged) for rule in self.exclude):
+                    continue
+                config = make_config(merged, f"{where}: grid block {number}")
+                cells.setdefault(config.digest(), config)
+        if not cells:
+            raise BadInput(f"{where}: exclude leaves no cell; remove a rule")
+        return list(cells.values())
+
+
+def cross_product(block: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """{a: [1, 2], b: 3} -> [{a: 1, b: 3}, {a: 2, b: 3}]; the last key varies fastest."""
+    axes = [value if isinstance(value, list) else [value] for value in block.values()]
+    return [dict(zip(block, values, strict=True)) for values in itertools.product(*axes)]
+
+
+def _matches(rule: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    return all(values.get(key) == value for key, value in rule.items())
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Read a sweep file; BadInput if it is missing, no YAML, or has a key that is not known."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise BadInput(f"{path}: there is no such sweep file; try bench/sweeps/demo.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: a sweep file is a mapping with the key grid")
+    try:
+        sweep = Sweep.model_validate(content)
+    except ValidationError as error:
+        raise BadInput(f"{path}: {first_problem(error, Sweep.model_fields)}") from None
+    for rule in sweep.exclude:
+        for key in rule:
+            if key not in RunConfig.model_fields:
+                raise BadInput(f"{path}: exclude: unknown key {key!r}{nearest(key, RunConfig.model_fields)}")
+    return sweep

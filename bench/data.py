@@ -1,0 +1,131 @@
+"""Batches of tokens as a pure function of (seed, worker, step).
+
+The workers' batches of a step are, put together in order, the batch that one process would see: that is
+what makes it provable that every topology trains the same model.
+"""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bench.config import BadInput, RunConfig
+
+Tokens = npt.NDArray[np.unsignedinteger[Any]]
+
+HELD_OUT_FRACTION = 0.1
+SYNTHETIC_TOKENS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokens to learn from and tokens to be judged by, and which those were."""
+
+    train: Tokens
+    held_out: Tokens
+    name: str
+
+    def batch(self, config: RunConfig, worker: int, step: int) -> tuple[Tensor, Tensor]:
+        """Return (tokens, targets) of one worker for one step, both (batch_size, block_size), int64."""
+        # Every worker draws the whole step's offsets and takes its own rows.
+        offsets = _offsets(self.train, config, step, stream=0)
+        own = offsets[worker * config.batch_size : (worker + 1) * config.batch_size]
+        return _windows(self.train, own, config.gpt.block_size)
+
+    def held_out_batch(self, config: RunConfig, number: int) -> tuple[Tensor, Tensor]:
+        """Return the number-th batch of held-out text; equal for equal global batch sizes."""
+        offsets = _offsets(self.held_out, config, number, stream=1)
+        return _windows(self.held_out, offsets[: config.batch_size], config.gpt.block_size)
+
+
+def _offsets(tokens: Tokens, config: RunConfig, step: int, stream: int) -> npt.NDArray[np.int64]:
+    generator = np.random.default_rng([config.seed, stream, step])
+    return generator.integers(0, len(tokens) - config.gpt.block_size, size=config.global_batch_size)
+
+
+def _windows(tokens: Tokens, offsets: npt.NDArray[np.int64], block_size: int) -> tuple[Tensor, Tensor]:
+    spans = np.stack([tokens[o : o + block_size + 1] for o in offsets]).astype(np.int64)
+    rows = torch.from_numpy(spans)
+    return rows[:, :-1], rows[:, 1:]
+
+
+def load(config: RunConfig) -> Corpus:
+    """Open the corpus that `config.data` names; BadInput if it is missing, truncated or does not fit."""
+    if config.data == "stdlib":
+        tokens, name = standard_library(), "stdlib"
+    elif config.data == "synthetic":
+        generator = np.random.default_rng(config.seed)
+        tokens, name = generator.integers(0, config.gpt.vocab_size, SYNTHETIC_TOKENS).astype(np.uint32), "synthetic"
+    else:
+        tokens, name = _open_bin(Path(config.data)), Path(config.data).name
+    _check_vocabulary(tokens, config)
+    cut = len(tokens) - int(len(tokens) * HELD_OUT_FRACTION)
+    if len(tokens) - cut <= config.gpt.block_size:
+        raise BadInput(
+            f"data: {name} has {len(tokens)} tokens, too few for block_size: {config.gpt.block_size}; "
+            f"it takes more than {int(config.gpt.block_size / HELD_OUT_FRACTION)}"
+        )
+    return Corpus(tokens[:cut], tokens[cut:], f"{name}, {len(tokens)} tokens, crc32 {_checksum(tokens):08x}")
+
+
+def _checksum(tokens: Tokens) -> int:
+    """Of the first and the last part: hosts with other data are found out without reading gigabytes."""
+    ends = np.concatenate([tokens[: 1 << 20], tokens[-(1 << 20) :]])
+    return zlib.crc32(ends.tobytes())
+
+
+@lru_cache(maxsize=1)
+def standard_library() -> Tokens:
+    """Return the sources of this Python's standard library as bytes, file after file in order of name."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = [
+        path
+        for path in sorted(root.rglob("*.py"))
+        if not {"site-packages", "dist-packages", "test", "tests"} & set(path.relative_to(root).parts)
+    ]
+    return np.frombuffer(b"".join(path.read_bytes() for path in files), dtype=np.uint8)
+
+
+def _open_bin(path: Path) -> Tokens:
+    """Map a nanoGPT .bin file: uint16 tokens, little-endian, no header."""
+    if not path.is_file():
+        raise BadInput(f"data: there is no file {path}; make one with: psring data prepare TEXT --out {path}")
+    size = path.stat().st_size
+    if size == 0 or size % 2:
+        raise BadInput(f"data: {path} holds {size} bytes, not a whole number of uint16 tokens; prepare it again")
+    return np.memmap(path, dtype="<u2", mode="r")
+
+
+def _check_vocabulary(tokens: Tokens, config: RunConfig) -> None:
+    largest = int(tokens.max())
+    if largest >= config.gpt.vocab_size:
+        raise BadInput(
+            f"data: {config.data} has token {largest}, outside vocab_size: {config.gpt.vocab_size}; "
+            f"give --vocab-size {largest + 1} or more"
+        )
+
+
+def prepare(text: Path, out: Path) -> int:
+    """Write a text, byte by byte, as a nanoGPT .bin file; return its number of tokens."""
+    if not text.is_file():
+        raise BadInput(f"data prepare: there is no file {text}")
+    tokens = np.frombuffer(text.read_bytes(), dtype=np.uint8)
+    if not len(tokens):
+        raise BadInput(f"data prepare: {text} is empty")
+    partial = out.with_name(out.name + ".partial")
+    try:
+        tokens.astype("<u2").tofile(partial)
+        os.replace(partial, out)
+    except OSError as error:
+        raise BadInput(f"data prepare: cannot write {out}: {error.strerror}") from None
+    return len(tokens)

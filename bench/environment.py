@@ -1,0 +1,88 @@
+"""Where a run happened: versions, host, devices, MPI library, commit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+from bench.config import BadInput
+from bench.launch import find_launcher, mpi_environment
+
+PACKAGES = ("psring", "torch", "mpi4py", "horovod", "numpy", "pandas", "matplotlib", "scipy", "pydantic")
+
+
+def collect() -> dict[str, object]:
+    """Return what may change a result, as readable as JSON can be; needs no MPI and no GPU."""
+    return {
+        "host": platform.node(),
+        "system": f"{platform.system()} {platform.release()}",
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": _first_line(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]),
+        "python": platform.python_version(),
+        "packages": {name: package_version(name) for name in PACKAGES},
+        "mpi": mpi_version(),
+        "commit": commit(),
+        "mpi_settings": {k: v for k, v in mpi_environment(os.environ).items() if k.startswith("OMPI_MCA_")},
+    }
+
+
+def digest(environment: dict[str, object]) -> str:
+    """Eight hex digits that differ whenever anything collected differs."""
+    return hashlib.sha256(json.dumps(environment, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def cpu_name() -> str:
+    """The processor's marketing name, or its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def package_version(name: str) -> str | None:
+    """The installed version, or None."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def mpi_version() -> str | None:
+    """What mpirun calls itself, or None."""
+    try:
+        return _first_line([find_launcher("mpirun"), "--version"])
+    except BadInput:
+        return None
+
+
+def commit() -> str | None:
+    """The commit of psring's checkout, with -dirty if it was changed since; None outside a checkout."""
+    here = ["git", "-C", str(Path(__file__).parent)]
+    head = _first_line([*here, "rev-parse", "--short=12", "HEAD"])
+    changed = _first_line([*here, "status", "--porcelain", "--untracked-files=no"])
+    return f"{head}-dirty" if head and changed else head
+
+
+def _first_line(argv: list[str]) -> str | None:
+    try:
+        result = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    lines = result.stdout.strip().splitlines()
+    return lines[0].strip() if lines else None

@@ -1,0 +1,113 @@
+"""The gate before any comparison: did this topology train the model that one process would have trained?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.config import RunConfig
+from bench.data import Corpus
+from bench.train import build_model, build_optimizer, train
+from strategies.base import Options, SingleGroup
+from strategies.local import Local
+
+Weights = dict[str, Tensor]
+
+# 2^-p of a format with p significant bits: the largest relative error of rounding to it once.
+UNIT_ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
+FP32_BOUND = 1e-5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far the weights are from the reference, relative L2, and how far they may be."""
+
+    error: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the run trained the reference's model."""
+        return self.error <= self.bound
+
+
+def reference_config(config: RunConfig) -> RunConfig:
+    """One worker that sees the workers' batches as one, in one pass."""
+    return config.model_copy(
+        update={
+            "strategy": "local", "num_workers": 1, "num_servers": 0, "launcher": "none",
+            "batch_size": config.global_batch_size, "gradient_accumulation": 1, "wire_dtype": "fp32",
+        }
+    )  # fmt: skip
+
+
+def reference_weights(config: RunConfig, corpus: Corpus, device: torch.device) -> tuple[Weights, Weights]:
+    """Train one process on the concatenated batches; return its (initial, final) weights on the CPU."""
+    alone = reference_config(config)
+    model = build_model(alone, device)
+    initial = snapshot(model)
+    strategy = Local(SingleGroup(), Options(clip_norm=alone.clip_norm, loss_scaling=alone.precision == "fp16"))
+    module = strategy.prepare(model, build_optimizer(alone, model))
+    for _ in train(alone, module, strategy, corpus, device):
+        pass
+    return initial, snapshot(model)
+
+
+def snapshot(model: torch.nn.Module) -> Weights:
+    """Copy a model's parameters to the CPU."""
+    return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
+
+
+def compare(config: RunConfig, weights: Weights, initial: Weights, reference: Weights) -> Verdict:
+    """Return the relative L2 distance of the weights from the reference, and its bound.
+
+    Under adamw the key biases of attention are left out of the distance and bounded by themselves. Softmax
+    does not see them: their gradient is zero in exact arithmetic, and Adam divides the rounding noise that
+    is left by its own size. Each step moves them by about learning_rate in a direction that means nothing,
+    so two runs may part by twice that per step, and by no more.
+    """
+    apart = {name: weights[name] - reference[name] for name in reference}
+    if config.optimizer == "adamw":
+        keys = [_take_key_bias(difference) for name, difference in apart.items() if name.endswith("qkv.bias")]
+        if float(torch.cat(keys).abs().max()) > 2 * config.learning_rate * config.total_steps:
+            return Verdict(float("inf"), 0.0)
+    size = _norm(reference)
+    update = _norm({name: reference[name] - initial[name] for name in reference}) / size
+    return Verdict(_norm(apart) / size, bound(config, update))
+
+
+def bound(config: RunConfig, update: float) -> float:
+    """Return the largest relative L2 distance that rounding explains.
+
+    `update` is the length of the reference's whole update relative to its weights: gradients that are off by
+    a share e move the weights by e·update.
+
+    - fp32 on the wire and in the arithmetic: 1e-5, and never more than a hundredth of the update, so that
+      training too little cannot pass.
+    - 16 bits with unit roundoff u: a gradient is rounded about four times (product, wire, sum, mean), and
+      the steps that follow start from where it led: 16·u of the update. Adam keeps only the sign of a
+      gradient that has not yet a history, and an error of 4·u turns the sign of about that share of the
+      elements, twice their length each: 2·sqrt(4·u) of the update.
+    - A parameter server returns weights in the wire dtype: one more rounding, u of the weights.
+    """
+    u = max(UNIT_ROUNDOFF[config.wire_dtype], UNIT_ROUNDOFF[config.precision])
+    if u == UNIT_ROUNDOFF["fp32"]:
+        return min(FP32_BOUND, update / 100 + u * config.total_steps)
+    of_update = 2 * math.sqrt(4 * u) if config.optimizer == "adamw" else 16 * u
+    served = config.strategy == "parameter_server" and config.wire_dtype != "fp32"
+    return of_update * update + (UNIT_ROUNDOFF[config.wire_dtype] if served else 0.0)
+
+
+def _take_key_bias(qkv_bias: Tensor) -> Tensor:
+    """Cut the key's third out of an attention bias, leaving zeros."""
+    key = qkv_bias.chunk(3)[1]
+    taken = key.clone()
+    key.zero_()
+    return taken
+
+
+def _norm(tensors: Weights) -> float:
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors.values()))

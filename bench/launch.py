@@ -1,0 +1,200 @@
+"""From a RunConfig to a tree of processes with a deadline, and from a process back to its rank."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from bench.config import BadInput, RunConfig, make_config
+
+GRACE_S = 5.0
+TAIL_LINES = 40
+
+# (launcher, rank, size, rank on this host, ranks on this host): the first set whose rank is there decides.
+_LAUNCHER_VARIABLES = [
+    ("mpirun", *(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))),
+    ("horovodrun", *(f"HOROVOD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))),
+    ("mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which rank this process is, as its launcher says before any library is imported."""
+
+    launcher: str
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+
+    @staticmethod
+    def detect(environ: Mapping[str, str]) -> Placement:
+        """Read the launcher's variables; a process without them is alone."""
+        for launcher, rank, size, local_rank, local_size in _LAUNCHER_VARIABLES:
+            if rank in environ:
+                return Placement(
+                    launcher, int(environ[rank]), int(environ[size]),
+                    int(environ.get(local_rank, 0)), int(environ.get(local_size, 1)),
+                )  # fmt: skip
+        return Placement("none", 0, 1, 0, 1)
+
+
+def mpi_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what must be set before MPI_Init, in a launcher and in a rank, for all strategies alike.
+
+    Open MPI's own choice for a large allreduce is no ring (Rabenseifner's algorithm up to 5.0), so the ring
+    is forced; ranks that wait yield their core.
+    """
+    settings = {
+        "OMPI_MCA_coll_tuned_use_dynamic_rules": "1",
+        "OMPI_MCA_coll_tuned_allreduce_algorithm": "4",  # ring
+        "OMPI_MCA_coll_han_priority": "0",  # Open MPI 5 would put its hierarchical collectives first
+        "OMPI_MCA_mpi_yield_when_idle": "1",
+        "OMPI_MCA_btl_vader_backing_directory": "/tmp",
+    }
+    if list(Path(sys.prefix, "lib").glob("libmpi.so*")):
+        settings["OPAL_PREFIX"] = sys.prefix  # an MPI inside the .venv does not know where that is
+    if os.geteuid() == 0:
+        settings["OMPI_ALLOW_RUN_AS_ROOT"] = settings["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
+    return {name: environ.get(name, value) for name, value in settings.items()}
+
+
+def complete_config(given: Mapping[str, object], placement: Placement) -> RunConfig:
+    """Return a command line's config with what only the launcher knows; BadInput if they do not fit."""
+    given_servers = str(given.get("num_servers", 0))
+    num_servers = int(given_servers) if given_servers.isdigit() else 0  # RunConfig says what is wrong with others
+    if num_servers >= placement.world_size:
+        raise BadInput(
+            f"num_servers: {num_servers} of {placement.world_size} ranks leave no worker; "
+            f"start at least {num_servers + 1}: mpirun -n {num_servers + 1} psring run ..."
+        )
+    values = {"launcher": placement.launcher, **given, "num_workers": placement.world_size - num_servers}
+    config = make_config(values, "psring run")
+    reason = config.unsupported()
+    if reason:
+        raise BadInput(f"psring run: {reason}")
+    return config
+
+
+def run_flags(config: RunConfig) -> list[str]:
+    """Return the flags of `psring run` that rebuild this config: every field that is not its default."""
+    flags: list[str] = []
+    for name, field in RunConfig.model_fields.items():
+        value = getattr(config, name)
+        if name in ("num_workers", "launcher") or value == field.default:
+            continue
+        flag = "--" + name.replace("_", "-")
+        flags += [flag] if value is True else [flag, str(value)]
+    return flags
+
+
+def command(config: RunConfig, out: Path) -> list[str]:
+    """Return the argument list that runs this config and leaves its results in `out`."""
+    rank = [sys.executable, "-m", "bench.cli", "run", *run_flags(config), "--out", str(out)]
+    if config.world_size == 1:
+        return rank
+    return [*launcher_prefix(config), *rank]
+
+
+def launcher_prefix(config: RunConfig) -> list[str]:
+    """Return the launcher and its flags: the same placement and transport for every strategy."""
+    program = find_launcher(config.launcher)
+    ranks = str(config.world_size)
+    if config.launcher == "horovodrun":
+        hosts = ["--hostfile", config.hostfile] if config.hostfile else ["-H", f"localhost:{ranks}"]
+        interface = ["--network-interfaces", config.network_interface] if config.network_interface else []
+        return [program, "--gloo", "-np", ranks, *hosts, *interface]
+    flags = ["-n", ranks]
+    flags += ["--hostfile", config.hostfile] if config.hostfile else []
+    if _is_open_mpi(program):
+        # What horovodrun gives mpirun, so that no strategy is bound or routed otherwise than another.
+        flags += ["--oversubscribe", "--bind-to", "none", "--map-by", "slot", "--tag-output"]
+        flags += ["--mca", "pml", "ob1", "--mca", "btl", "^openib"]
+        if config.network_interface:
+            flags += ["--mca", "btl_tcp_if_include", config.network_interface]
+            flags += ["--mca", "oob_tcp_if_include", config.network_interface]
+    return [program, *flags]
+
+
+def find_launcher(name: str) -> str:
+    """Return the launcher's path: beside this Python first, then on PATH; BadInput if there is none."""
+    beside = Path(sys.executable).parent / name
+    program = str(beside) if beside.exists() else shutil.which(name)
+    if program is None:
+        raise BadInput(f"launcher: {name} is not on PATH; run scripts/setup.sh, or load your MPI's module")
+    return program
+
+
+def _is_open_mpi(program: str) -> bool:
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30, check=False)
+    return "Open MPI" in version.stdout
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process tree ended."""
+
+    returncode: int
+    timed_out: bool
+    tail: str
+
+
+def run(argv: Sequence[str], log: Path, timeout_s: float) -> Outcome:
+    """Run a process tree to its end or its deadline; nothing of it is left when this returns or raises."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            env={**os.environ, **mpi_environment(os.environ), "PYTHONUNBUFFERED": "1"},
+            start_new_session=True, preexec_fn=_terminate_with_parent,
+        )  # fmt: skip
+        timed_out = False
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+        finally:
+            end_tree(process)
+    lines = log.read_text(errors="replace").splitlines()
+    return Outcome(process.returncode, timed_out, "\n".join(lines[-TAIL_LINES:]))
+
+
+def end_tree(process: subprocess.Popen[bytes]) -> None:
+    """Ask a launcher to end its ranks, then end whatever is left of its tree."""
+    if process.poll() is not None:
+        return
+    tree = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for rank in tree:
+        try:
+            rank.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(tree, timeout=GRACE_S)
+
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _terminate_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when its launcher dies: no orphan rank computes on."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

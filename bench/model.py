@@ -1,0 +1,115 @@
+"""The GPT, whole, in one file: pre-LN blocks, GELU, learned positions, tied embeddings (GPT-2's).
+
+Radford et al., "Language Models are Unsupervised Multitask Learners" (2019). Shapes in comments:
+B sequences, T tokens, C = n_embd channels, H heads. Presets are in config.py: their sizes are needed where
+torch is not.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.config import GPTShape
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, shape: GPTShape) -> None:
+        super().__init__()
+        self.n_head = shape.n_head
+        self.qkv = nn.Linear(shape.n_embd, 3 * shape.n_embd)
+        self.proj = nn.Linear(shape.n_embd, shape.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix each position with those before it: (B, T, C) -> (B, T, C)."""
+        B, T, C = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, T, C/H)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out: Tensor = self.proj(y.transpose(1, 2).reshape(B, T, C))
+        return out
+
+
+class Block(nn.Module):
+    """One transformer block: attention, then a perceptron four times as wide, each on a normed residual."""
+
+    def __init__(self, shape: GPTShape) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(shape.n_embd)
+        self.attention = Attention(shape)
+        self.ln_2 = nn.LayerNorm(shape.n_embd)
+        self.fc = nn.Linear(shape.n_embd, 4 * shape.n_embd)
+        self.proj = nn.Linear(4 * shape.n_embd, shape.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        x = x + self.attention(self.ln_1(x))
+        out: Tensor = x + self.proj(F.gelu(self.fc(self.ln_2(x)), approximate="tanh"))  # GPT-2's GELU
+        return out
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer language model."""
+
+    def __init__(self, shape: GPTShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.wte = nn.Embedding(shape.vocab_size, shape.n_embd)  # tokens; also the output head
+        self.wpe = nn.Embedding(shape.block_size, shape.n_embd)  # positions
+        blocks = [Block(shape) for _ in range(shape.n_layer)]
+        self.blocks = nn.ModuleList(blocks)
+        self.ln_f = nn.LayerNorm(shape.n_embd)
+        self.apply(_initialise)
+        for block in blocks:
+            # GPT-2 scales what is added to the residual stream by the number of additions.
+            for layer in (block.attention.proj, block.proj):
+                nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * shape.n_layer))
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Score every next token: (B, T) -> (B, T, vocab_size)."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.wte(tokens) + self.wpe(positions)  # (B, T, C)
+        for block in self.blocks:
+            x = block(x)
+        return F.linear(self.ln_f(x), self.wte.weight)
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross-entropy of `targets`, nats per token: (B, T), (B, T) -> ()."""
+        return F.cross_entropy(self.logits(tokens).flatten(0, 1), targets.flatten())
+
+
+def _initialise(module: nn.Module) -> None:
+    """GPT-2: weights normal with deviation 0.02, biases zero."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+
+
+# Dense peak rates in FLOP/s from NVIDIA's data sheets, fp32 outside tensor cores, 16 bits on them.
+GPU_PEAKS: dict[str, dict[str, float]] = {
+    "V100": {"fp32": 15.7e12, "fp16": 125e12},
+    "A100": {"fp32": 19.5e12, "bf16": 312e12, "fp16": 312e12},
+    "H100": {"fp32": 67e12, "bf16": 989e12, "fp16": 989e12},
+    "H200": {"fp32": 67e12, "bf16": 989e12, "fp16": 989e12},
+}
+
+
+def peak_flops_per_s(device: torch.device, precision: str) -> float | None:
+    """Return a known GPU's peak rate, None for any other device."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peaks.get(precision) for chip, peaks in GPU_PEAKS.items() if chip in name), None)
+
+
+def model_flops_utilization(tokens_per_s: float, shape: GPTShape, peak: float) -> float:
+    """MFU of one device: the model's FLOPs over the peak's (PaLM, arXiv:2204.02311, appendix B).
+
+    `tokens_per_s` is what that one device trains; recomputation does not count.
+    """
+    return tokens_per_s * shape.flops_per_token / peak

@@ -1,0 +1,251 @@
+"""What a run leaves behind: StepRecord and RunRecord, and how a results folder holds them.
+
+A results folder has one truth, ``runs.jsonl`` (append-only, one line per run), beside the raw samples in
+``steps/<run_id>.csv``. Everything else in it can be rebuilt from these.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bench.config import BadInput, RunConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Status = Literal["ok", "failed", "timeout", "out_of_memory", "unsupported", "invalid"]
+
+LABELS: dict[str, str] = {
+    "oversubscribed": "more ranks than CPU cores on a node: they wait for each other's core, not for the network",
+    "loopback": "all ranks on one machine: messages cross memory, not a network",
+    "not_ring": "the allreduce that ran was not a ring",
+    "few_launches": "fewer than 5 launches: the interval is the range of very few samples",
+    "emulated": "computation or links were emulated",
+    "extrapolated": "computed by the model beyond what was measured",
+}
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step of one worker. Times are seconds of that worker's own monotonic clock."""
+
+    worker: int
+    step: int
+    warmup: bool
+    loss: float
+    step_s: float
+    data_s: float
+    forward_s: float
+    backward_s: float
+    exposed_communication_s: float
+    optimizer_s: float
+    communication_s: float
+    bytes_sent: int
+    bytes_received: int
+    messages_sent: int | None
+    messages_received: int | None
+
+
+class Ledger(BaseModel):
+    """Bytes and messages of one step, averaged over measured steps; `*_predicted` is the closed form.
+
+    Per worker: the mean over workers. Per server: the mean over servers. Blank where there is no such rank
+    or nothing was counted.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes_sent_per_worker_per_step: float | None = None
+    bytes_sent_per_worker_per_step_predicted: float | None = None
+    bytes_sent_per_worker_per_step_wire: float | None = None
+    bytes_received_per_worker_per_step: float | None = None
+    bytes_received_per_worker_per_step_predicted: float | None = None
+    messages_sent_per_worker_per_step: float | None = None
+    messages_sent_per_worker_per_step_predicted: float | None = None
+    messages_received_per_worker_per_step: float | None = None
+    messages_received_per_worker_per_step_predicted: float | None = None
+    bytes_sent_per_server_per_step: float | None = None
+    bytes_sent_per_server_per_step_predicted: float | None = None
+    bytes_received_per_server_per_step: float | None = None
+    bytes_received_per_server_per_step_predicted: float | None = None
+    messages_sent_per_server_per_step: float | None = None
+    messages_sent_per_server_per_step_predicted: float | None = None
+    messages_received_per_server_per_step: float | None = None
+    messages_received_per_server_per_step_predicted: float | None = None
+    ledger_agrees: bool | None = None
+
+
+class Summary(BaseModel):
+    """The numbers of one run. Every blank is something that was not measured, never a zero."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_nodes: int
+    num_parameters: int
+    tokens_per_s: float
+    step_s: float
+    step_s_p95: float
+    data_s: float
+    forward_s: float
+    backward_s: float
+    exposed_communication_s: float
+    optimizer_s: float
+    communication_s: float
+    overlap_fraction: float | None = None
+    first_loss: float
+    final_loss: float
+    held_out_loss: float | None = None
+    mfu: float | None = None
+    allreduce_algorithm: str | None = None
+    equivalence_error: float | None = None
+    equivalence_bound: float | None = None
+    worker_cpu_s: float | None = None
+    server_cpu_s: float | None = None
+    worker_peak_memory_bytes: float | None = None
+    server_peak_memory_bytes: float | None = None
+
+
+class RunRecord(BaseModel):
+    """One line of runs.jsonl: what was asked, what came of it, and what a reader must know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: str
+    cell: str
+    repeat: int
+    started_at: str
+    status: Status
+    reason: str = ""
+    environment: str
+    labels: list[str] = []
+    config: RunConfig
+    summary: Summary | None = None
+    ledger: Ledger | None = None
+
+    def row(self) -> dict[str, object]:
+        """One flat table row; a failed run has blanks where its numbers would be."""
+        numbers = {name: None for model in (Summary, Ledger) for name in model.model_fields}
+        for part in (self.summary, self.ledger):
+            numbers.update(part.model_dump() if part else {})
+        own = self.model_dump(exclude={"config", "summary", "ledger", "labels"})
+        shape = self.config.gpt.model_dump()
+        return {**own, "labels": " ".join(self.labels), **self.config.model_dump(), **shape, **numbers}
+
+
+def failure(
+    config: RunConfig, repeat: int, environment: str, started_at: str, status: Status, reason: str
+) -> RunRecord:
+    """The row of a run that has no numbers."""
+    return RunRecord(
+        run_id=run_id(config, repeat), cell=config.digest(), repeat=repeat, started_at=started_at,
+        status=status, reason=reason, environment=environment, config=config,
+    )  # fmt: skip
+
+
+def run_id(config: RunConfig, repeat: int) -> str:
+    """The name of the repeat-th launch of a cell."""
+    return f"{config.digest()}-r{repeat}"
+
+
+def append(folder: Path, record: RunRecord) -> None:
+    """Add one line to runs.jsonl and force it to the disk before returning."""
+    path = folder / "runs.jsonl"
+    _end_half_written_line(path)
+    with path.open("a") as file:
+        file.write(record.model_dump_json() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _end_half_written_line(path: Path) -> None:
+    """A writer that was killed may have left a line without its end: drop it, its run is run again."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def read(folder: Path) -> list[RunRecord]:
+    """All runs of a folder, the last word on each run_id, in the order they were first written."""
+    path = folder / "runs.jsonl"
+    if not path.is_file():
+        raise BadInput(f"{folder}: no runs.jsonl there; give the folder that `psring sweep --out` wrote")
+    records: dict[str, RunRecord] = {}
+    lines = path.read_text().split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            record = RunRecord.model_validate_json(line)
+        except ValidationError as error:
+            if number == len(lines):  # no newline after it: its writer was killed
+                continue
+            problem = error.errors(include_url=False)[0]["msg"]
+            raise BadInput(f"{path}:{number}: not a run record ({problem}); remove the line") from None
+        records[record.run_id] = record
+    return list(records.values())
+
+
+def frame(records: Iterable[RunRecord]) -> pd.DataFrame:
+    """One row per run; the columns are the fields of RunConfig, Summary and Ledger."""
+    import pandas as pd  # here, so that no rank of a run waits for it
+
+    return pd.DataFrame([record.row() for record in records])
+
+
+def open_folder(out: Path, resumable: bool = False) -> None:
+    """Make the folder of `--out`; BadInput if it cannot be written or holds something else."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise BadInput(f"--out {out}: cannot be written: {error.strerror}") from None
+    others = [path.name for path in out.iterdir() if path.name != ".lock"]
+    if others and not (resumable and "environment.json" in others):
+        raise BadInput(f"--out {out}: not empty ({sorted(others)[0]} is there); choose a new folder")
+
+
+def check_writable(path: Path) -> None:
+    """BadInput if a file cannot be made there: found out before the run, not after it."""
+    try:
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written: {error.strerror}") from None
+    if path.stat().st_size == 0:
+        path.unlink()
+
+
+def write_steps(folder: Path, name: str, steps: Iterable[StepRecord]) -> None:
+    """Store the raw samples of one run as steps/<name>.csv, warm-up flagged."""
+    (folder / "steps").mkdir(exist_ok=True)
+    columns = [field.name for field in fields(StepRecord)]
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(step) for step in steps)  # None becomes a blank
+    write_whole(folder / "steps" / f"{name}.csv", table.getvalue())
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file in one move, so that nobody ever reads half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace a file with readable JSON in one move."""
+    write_whole(path, json.dumps(value, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,101 @@
+"""From what every rank brought home to the numbers of one run."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bench.clock import PHASES
+from bench.config import RunConfig
+from bench.ledger import Volume
+from bench.records import StepRecord
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """What one rank brings to the gathering at the end of a run."""
+
+    host: str
+    cores: frozenset[int]  # that this rank may run on
+    is_server: bool
+    steps: list[StepRecord] = field(default_factory=list)
+    volume: Volume | None = None
+    cpu_s: float = 0.0
+    peak_memory_bytes: int = 0
+
+
+def cpu_s() -> float:
+    """CPU seconds that this process has used, all threads, user and system."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def peak_memory_bytes() -> int:
+    """The most resident memory this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def timing(config: RunConfig, reports: Sequence[RankReport]) -> dict[str, float | None]:
+    """Return the timing columns over the measured steps of all workers.
+
+    A step takes as long as its slowest worker. The rate is all work over the longest worker's time from
+    the common start. Phases are means over workers and steps, so that they add up.
+    """
+    workers = [[s for s in report.steps if not s.warmup] for report in reports if not report.is_server]
+    step_s = np.array([[step.step_s for step in steps] for steps in workers])  # (W, steps)
+    slowest = step_s.max(axis=0)
+    steps = [step for steps in workers for step in steps]
+    means = {f"{name}_s": _mean(steps, f"{name}_s") for name in (*PHASES, "communication")}
+    total = means["communication_s"]
+    communicates = config.num_workers > 1 or config.num_servers > 0
+    overlap = 1 - means["exposed_communication_s"] / total if communicates and total > 0 else None
+    return {
+        **means,
+        "tokens_per_s": config.tokens_per_step * config.steps / float(step_s.sum(axis=1).max()),
+        "step_s": float(np.median(slowest)),
+        "step_s_p95": float(np.percentile(slowest, 95)),
+        "overlap_fraction": overlap,
+    }
+
+
+def losses(reports: Sequence[RankReport]) -> dict[str, float]:
+    """Return the loss of the first and of the last step, over the whole global batch."""
+    workers = [report.steps for report in reports if not report.is_server]
+    return {
+        "first_loss": float(np.mean([steps[0].loss for steps in workers])),
+        "final_loss": float(np.mean([steps[-1].loss for steps in workers])),
+    }
+
+
+def resources(reports: Sequence[RankReport]) -> dict[str, float | None]:
+    """Return CPU seconds (mean) and peak memory (largest) per role; blank for a role nobody had."""
+    columns: dict[str, float | None] = {}
+    for role, serves in (("worker", False), ("server", True)):
+        of_role = [report for report in reports if report.is_server == serves]
+        columns[f"{role}_cpu_s"] = float(np.mean([r.cpu_s for r in of_role])) if of_role else None
+        columns[f"{role}_peak_memory_bytes"] = max((r.peak_memory_bytes for r in of_role), default=None)
+    return columns
+
+
+def labels(config: RunConfig, reports: Sequence[RankReport], allreduce_algorithm: str | None) -> list[str]:
+    """Return what a reader of this run must know."""
+    hosts = {report.host for report in reports}
+    found = {
+        "oversubscribed": any(_crowded(config, [r for r in reports if r.host == host]) for host in hosts),
+        "loopback": config.world_size > 1 and len(hosts) == 1 and config.strategy != "independent",
+        "not_ring": allreduce_algorithm == "not_ring",
+    }
+    return [label for label, applies in found.items() if applies]
+
+
+def _crowded(config: RunConfig, ranks: Sequence[RankReport]) -> bool:
+    """Whether the threads of one host's ranks outnumber the cores that they may use together."""
+    cores = frozenset[int]().union(*(rank.cores for rank in ranks))
+    return len(ranks) * config.num_threads > len(cores)
+
+
+def _mean(steps: Sequence[StepRecord], name: str) -> float:
+    return float(np.mean([getattr(step, name) for step in steps]))
