@@ -1,0 +1,55 @@
+"""Set up what MPI must find in the environment, and how tests start ranks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.launch import find_launcher, mpi_environment
+
+os.environ.update(mpi_environment(os.environ))
+
+DEADLINE_S = 120
+Launched = subprocess.CompletedProcess[str]
+PSRING = [sys.executable, "-m", "bench.cli"]
+
+
+def run_command(argv: list[str], **environ: str) -> Launched:
+    """Run a command to its end."""
+    return subprocess.run(
+        argv, capture_output=True, text=True, timeout=DEADLINE_S, check=False, stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **environ},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def psring() -> Callable[..., Launched]:
+    """Run `psring ARGUMENTS` in a process of its own."""
+    return lambda *arguments, **environ: run_command([*PSRING, *map(str, arguments)], **environ)
+
+
+@pytest.fixture
+def mpirun() -> Callable[..., Launched]:
+    """Run `psring ARGUMENTS` on n ranks under mpirun."""
+
+    def launch(ranks: int, *arguments: object, **environ: str) -> Launched:
+        prefix = [find_launcher("mpirun"), "-n", str(ranks), "--oversubscribe", "--bind-to", "none"]
+        return run_command([*prefix, *PSRING, *map(str, arguments)], **environ)
+
+    return launch
+
+
+@pytest.fixture
+def horovodrun() -> Callable[..., Launched]:
+    """Run `psring ARGUMENTS` on n ranks under horovodrun over Gloo."""
+
+    def launch(ranks: int, *arguments: object) -> Launched:
+        prefix = [find_launcher("horovodrun"), "--gloo", "-np", str(ranks), "-H", f"localhost:{ranks}"]
+        return run_command([*prefix, *PSRING, *map(str, arguments)])
+
+    return launch

@@ -1,0 +1,147 @@
+"""Laws of the config: one spelling, validated, frozen, rebuilt equal on every rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.cli import RUN_FLAGS, parse
+from bench.config import BadInput, RunConfig, Sweep, cross_product, make_config, read_sweep
+from bench.launch import Placement, complete_config, run_flags
+
+REPOSITORY = Path(__file__).parent.parent
+
+configs = st.builds(
+    RunConfig,
+    strategy=st.just("parameter_server"),
+    num_workers=st.integers(1, 600),
+    num_servers=st.integers(1, 9),
+    batch_size=st.integers(1, 64),
+    precision=st.sampled_from(["fp32", "bf16", "fp16"]),
+    learning_rate=st.floats(1e-6, 1.0),
+    clip_norm=st.none() | st.floats(1e-3, 10.0),
+    n_layer=st.none() | st.integers(1, 4),
+    check_equivalence=st.booleans(),
+)
+
+
+def rebuilt(config: RunConfig) -> RunConfig:
+    """What a rank makes of the flags that the launcher gave it."""
+    arguments = parse(["run", *run_flags(config)])
+    given = {name: getattr(arguments, name) for name in RUN_FLAGS if getattr(arguments, name) is not None}
+    return complete_config(given, Placement(config.launcher, 0, config.world_size, 0, 1))
+
+
+@given(configs)
+def test_every_rank_rebuilds_an_equal_config_from_its_flags(config: RunConfig) -> None:
+    assert rebuilt(config) == config
+
+
+@given(configs)
+def test_json_round_trip_keeps_the_identity(config: RunConfig) -> None:
+    again = RunConfig.model_validate_json(config.model_dump_json())
+    assert again == config
+    assert again.digest() == config.digest()
+
+
+@pytest.mark.parametrize("name", RunConfig.model_fields)
+def test_every_knob_has_a_docstring(name: str) -> None:
+    assert RunConfig.model_fields[name].description
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "bench/sweeps").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_sweep_is_valid_and_says_what_it_holds_equal(path: Path) -> None:
+    assert read_sweep(path).runs(str(path))
+    opening = path.read_text().split("\n\n")[0] + path.read_text().split("defaults")[0]
+    assert "equal" in opening
+    assert "nfair" in opening
+
+
+def test_cross_product_varies_the_last_key_fastest() -> None:
+    assert cross_product({"a": [1, 2], "b": 3, "c": [4, 5]}) == [
+        {"a": 1, "b": 3, "c": 4}, {"a": 1, "b": 3, "c": 5}, {"a": 2, "b": 3, "c": 4}, {"a": 2, "b": 3, "c": 5},
+    ]  # fmt: skip
+
+
+def test_a_sweep_keeps_each_cell_once_and_leaves_out_the_excluded() -> None:
+    sweep = Sweep.model_validate(
+        {
+            "defaults": {"strategy": "ring_allreduce"},
+            "grid": [{"num_workers": [1, 2, 4], "batch_size": [4, 8]}, {"num_workers": 2, "batch_size": 4}],
+            "exclude": [{"num_workers": 4, "batch_size": 8}],
+        }
+    )
+    cells = [(run.num_workers, run.batch_size) for run in sweep.runs("test")]
+    assert cells == [(1, 4), (1, 8), (2, 4), (2, 8), (4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"batchsize": 4}, "did you mean 'batch_size'"),
+        ({"strategy": "ring_alreduce"}, "strategy: input should be"),
+        ({"strategy": "parameter_server"}, "at least 1 server"),
+        ({"strategy": "ring_allreduce", "num_servers": 1}, "has no servers"),
+        ({"strategy": "local", "num_workers": 2}, "local is one worker"),
+        ({"batch_size": 5, "gradient_accumulation": 2}, "5 does not divide"),
+        ({"n_embd": 10, "n_head": 3}, "does not divide into n_head: 3"),
+        ({"batch_size": 0}, "greater than or equal to 1, not 0"),
+        ({"steps": "many"}, "steps: input should be a valid integer"),
+        ({"strategy": "parameter_server", "num_servers": 1, "launcher": "horovodrun"}, "use launcher: mpirun"),
+        ({"strategy": "ddp", "num_workers": 2, "launcher": "none"}, "2 ranks need one"),
+    ],
+)
+def test_a_bad_value_is_named_in_one_line(values: dict[str, object], said: str) -> None:
+    with pytest.raises(BadInput) as refusal:
+        make_config(values, "here")
+    assert str(refusal.value).startswith("here: ")
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no such sweep file"),
+        ("a: [", "not YAML"),
+        ("- 1", "a mapping"),
+        ("{}", "grid: field required"),
+        ("{grid: [{strategy: local}], repeat: 3}", "did you mean 'repeats'"),
+        (
+            "{grid: [{strategy: local, bach_size: 3}]}",
+            "grid block 1: unknown key 'bach_size'; did you mean 'batch_size'",
+        ),
+        ("{grid: [{strategy: local}], exclude: [{bach_size: 3}]}", "exclude: unknown key 'bach_size'"),
+        ("{grid: [{strategy: local}], exclude: [{strategy: local}]}", "leaves no cell"),
+        ("{grid: [], repeats: 1}", "at least 1 item"),
+    ],
+)
+def test_a_bad_sweep_file_is_refused_in_one_line(tmp_path: Path, content: str | None, said: str) -> None:
+    path = tmp_path / "sweep.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(BadInput) as refusal:
+        read_sweep(path).runs(str(path))
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_float_that_yaml_reads_as_text_is_a_float() -> None:
+    (learning_rate,) = yaml.safe_load("[3e-4]")
+    assert isinstance(learning_rate, str)
+    assert make_config({"learning_rate": learning_rate}, "here").learning_rate == 3e-4
+
+
+def test_more_servers_than_ranks_leave_no_worker() -> None:
+    with pytest.raises(BadInput, match="leave no worker"):
+        complete_config({"strategy": "parameter_server", "num_servers": "2"}, Placement("mpirun", 0, 2, 0, 2))
+
+
+def test_what_horovod_cannot_reduce_is_refused_with_the_reason() -> None:
+    config = RunConfig(strategy="ring_allreduce", wire_dtype="bf16")
+    assert "bf16" in str(config.unsupported())
+    assert RunConfig(strategy="parameter_server", num_servers=1, wire_dtype="bf16").unsupported() is None
