@@ -13,6 +13,7 @@ from typing import NoReturn
 from bench.config import AgreedBadInput, BadInput, RunConfig, nearest, read_sweep
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+OTHERS_WAIT_S = 3.0
 RUN_FLAGS = {name: "--" + name.replace("_", "-") for name in RunConfig.model_fields if name != "num_workers"}
 
 
@@ -39,13 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say_once(error: BadInput) -> None:
-    """Print the reason from one rank: the others speak only if nobody has ended the run for a second."""
+    """Print the reason from one rank: the others speak only if nobody has ended the run meanwhile."""
     from bench.launch import Placement
 
     if Placement.detect(os.environ).rank > 0:
         if isinstance(error, AgreedBadInput):
             return
-        time.sleep(1.0)
+        time.sleep(OTHERS_WAIT_S)
     print(f"psring: {error}", file=sys.stderr, flush=True)
 
 
@@ -88,6 +89,7 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
 
     report = add("report", _report, "tables, figures, report.html and report.md of a results folder")
     report.add_argument("folder", type=Path, metavar="DIR")
+    report.add_argument("--allow-mixed", action="store_true", help="join runs of different hosts, versions or commits")
 
     data = add("data", _data, "prepare tokens for --data")
     data.add_argument("what", choices=["prepare"])
@@ -143,7 +145,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from bench.report import write_report
 
-    for path in write_report(arguments.folder):
+    for path in write_report(arguments.folder, allow_mixed=arguments.allow_mixed):
         print(path)
     return 0
 

@@ -35,13 +35,23 @@ class Verdict:
 
 
 def reference_config(config: RunConfig) -> RunConfig:
-    """One worker that sees the workers' batches as one, in one pass."""
+    """One worker that sees the workers' batches as one, in one pass.
+
+    Except in fp16, whose products overflow or not depending on how a batch is cut: there the one worker
+    takes the same passes as the many, so that both skip the same steps.
+    """
+    passes = config.num_workers * config.gradient_accumulation if config.precision == "fp16" else 1
     return config.model_copy(
         update={
-            "strategy": "local", "num_workers": 1, "num_servers": 0, "launcher": "none",
-            "batch_size": config.global_batch_size, "gradient_accumulation": 1, "wire_dtype": "fp32",
+            "strategy": "local",
+            "num_workers": 1,
+            "num_servers": 0,
+            "launcher": "none",
+            "batch_size": config.global_batch_size,
+            "gradient_accumulation": passes,
+            "wire_dtype": "fp32",
         }
-    )  # fmt: skip
+    )
 
 
 def reference_weights(config: RunConfig, corpus: Corpus, device: torch.device) -> tuple[Weights, Weights]:
@@ -49,7 +59,14 @@ def reference_weights(config: RunConfig, corpus: Corpus, device: torch.device) -
     alone = reference_config(config)
     model = build_model(alone, device)
     initial = snapshot(model)
-    strategy = Local(SingleGroup(), Options(clip_norm=alone.clip_norm, loss_scaling=alone.precision == "fp16"))
+    options = Options(
+        clip_norm=alone.clip_norm,
+        gradient_accumulation=alone.gradient_accumulation,
+        loss_scaling=alone.precision == "fp16",
+    )
+    strategy = Local(SingleGroup(), options)
+    if alone.precision == "fp16":
+        strategy.scaler.scale *= config.num_workers  # each pass is then scaled as a worker scales it
     module = strategy.prepare(model, build_optimizer(alone, model))
     for _ in train(alone, module, strategy, corpus, device):
         pass

@@ -47,6 +47,7 @@ class RingAllreduce(WorkerOptimizer):
             raise ValueError("Horovod's PyTorch binding has no bf16 reduction")
         hvd.init()
         self._payload_elements = 0
+        self._sums_scaled_fp16 = options.loss_scaling and options.wire_dtype == torch.float16
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Broadcast rank 0's weights, wrap the optimizer, identify the allreduce. Collective."""
@@ -57,6 +58,8 @@ class RingAllreduce(WorkerOptimizer):
             named_parameters=model.named_parameters(),
             compression=self,
             backward_passes_per_step=self.options.gradient_accumulation,
+            # Scaled gradients fill fp16's range: their sum over the workers would overflow, their mean does not.
+            gradient_predivide_factor=self.group.size if self._sums_scaled_fp16 else 1.0,
         )
         self._watch_gradients(model)
         device = next(model.parameters()).device

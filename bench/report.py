@@ -1,0 +1,97 @@
+"""report.html, report.md, summary.csv and the figures of a results folder, rebuilt from runs.jsonl alone.
+
+The same runs give the same files, byte for byte: no clock, no random id, no network. Every number in them
+comes from the summary table; the templates hold none.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import jinja2
+
+from bench import answer, figures, records, stats, tables
+from bench.config import BadInput
+
+TEMPLATES = Path(__file__).with_name("templates")
+
+
+def write_report(folder: Path, *, allow_mixed: bool = False) -> list[Path]:
+    """Write runs.csv, summary.csv, figures/, report.html and report.md into a results folder; their paths.
+
+    BadInput without runs, or when they come from different environments and allow_mixed is not given.
+    """
+    runs = records.frame(records.read(folder))
+    summary = stats.summarize(runs, allow_mixed=allow_mixed)
+    drawn = figures.write_figures(summary, folder)
+    context = {
+        "name": folder.resolve().name,
+        "answer": answer.answer(runs, summary),
+        "facts": answer.facts(runs, summary),
+        "sections": tables.sections(summary, drawn),
+        "method": answer.method(),
+        "descriptions": figures.DESCRIPTIONS,
+        "environment": read_environment(folder / "environment.json"),
+        "sweep": read_text(folder / "sweep.yaml"),
+    }
+    pictures = {name: inline_svg(read_text(folder / "figures" / f"{name}.svg"), name) for name in drawn}
+    texts = {
+        "runs.csv": runs.to_csv(index=False),
+        "summary.csv": summary.to_csv(index=False),
+        "report.html": render("report.html.j2", pictures=pictures, **context),
+        "report.md": render("report.md.j2", **context),
+    }
+    for name, text in texts.items():
+        records.write_whole(folder / name, text)
+    images = [f"figures/{name}.{kind}" for name in drawn for kind in figures.KINDS]
+    return [folder / name for name in (*texts, *images)]
+
+
+def render(template: str, **context: object) -> str:
+    """Fill a template; HTML is escaped, and a name that the template misspells is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=template.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["markdown"] = markdown
+    return environment.get_template(template).render(**context)
+
+
+def markdown(text: str) -> str:
+    """Text that stays in its table cell and shows its < and |."""
+    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+
+
+def inline_svg(text: str, prefix: str) -> str:
+    """A figure to stand in a page: no prolog, ids of its own, and ink and paper in the page's colours."""
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
+    text = text.replace(figures.INK, "currentColor").replace(figures.PAPER, "none")
+    return text.replace("<svg", f'<svg role="img" aria-label="{figures.DESCRIPTIONS[prefix]}"', 1)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, empty when it is not there."""
+    return path.read_text() if path.is_file() else ""
+
+
+def read_environment(path: Path) -> list[tuple[str, str]]:
+    """environment.json as (dotted name, value), empty when it is not there."""
+    try:
+        return flatten("", json.loads(read_text(path) or "{}"))
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}: not JSON ({error}); restore or remove it") from None
+
+
+def flatten(name: str, value: object) -> list[tuple[str, str]]:
+    """{'a': {'b': [1, 2]}} -> [('a.b', '1, 2')]."""
+    if isinstance(value, list):
+        if not any(isinstance(item, dict | list) for item in value):
+            return [(name, ", ".join(str(item) for item in value) or tables.BLANK)]
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+        return [pair for key in value for pair in flatten(f"{name}.{key}" if name else str(key), value[key])]
+    return [(name, tables.BLANK if value in (None, "") else str(value))]

@@ -1,0 +1,119 @@
+"""Laws of launching: who a process is, and that nothing outlives its deadline or its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bench.config import RunConfig
+from bench.launch import Placement, command, launcher_prefix, mpi_environment, run
+from tests.test_errors import environ_of
+
+SLEEPER = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
+
+
+def alive(marker: str) -> list[psutil.Process]:
+    return [process for process in psutil.process_iter() if marker in environ_of(process)]
+
+
+def gone(marker: str, within_s: float = 10) -> bool:
+    deadline = time.monotonic() + within_s
+    while alive(marker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not alive(marker)
+
+
+@pytest.mark.parametrize(
+    ("environ", "placement"),
+    [
+        ({}, Placement("none", 0, 1, 0, 1)),
+        (
+            {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+             "OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
+            Placement("mpirun", 3, 4, 1, 2),
+        ),
+        (
+            {"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"},
+            Placement("horovodrun", 1, 2, 1, 2),
+        ),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, Placement("mpirun", 1, 2, 0, 1)),
+    ],
+    ids=["alone", "open mpi", "horovodrun", "mpich"],
+)  # fmt: skip
+def test_a_process_learns_its_rank_from_its_launcher(environ: dict[str, str], placement: Placement) -> None:
+    assert Placement.detect(environ) == placement
+
+
+def test_what_the_user_has_set_for_mpi_stays() -> None:
+    ours = mpi_environment({})
+    assert ours["OMPI_MCA_coll_tuned_allreduce_algorithm"] == "4"
+    theirs = mpi_environment({"OMPI_MCA_coll_tuned_allreduce_algorithm": "3"})
+    assert theirs == {**ours, "OMPI_MCA_coll_tuned_allreduce_algorithm": "3"}
+
+
+def test_both_topologies_get_the_same_launcher_and_flags() -> None:
+    ring = RunConfig(strategy="ring_allreduce", num_workers=3)
+    server = RunConfig(strategy="parameter_server", num_workers=2, num_servers=1)
+    assert launcher_prefix(ring) == launcher_prefix(server)
+
+
+def test_hostfile_and_interface_reach_both_launchers() -> None:
+    on = {"strategy": "ring_allreduce", "num_workers": 2, "hostfile": "hosts", "network_interface": "eth7"}
+    for launcher in ("mpirun", "horovodrun"):
+        argv = launcher_prefix(RunConfig.model_validate({**on, "launcher": launcher}))
+        assert argv[argv.index("--hostfile") + 1] == "hosts"
+        assert "eth7" in argv
+
+
+def test_one_rank_needs_no_launcher(tmp_path: Path) -> None:
+    assert command(RunConfig(), tmp_path)[:4] == [sys.executable, "-m", "bench.cli", "run"]
+
+
+def test_nothing_outlives_a_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker = f"PSRING_DEADLINE_{os.getpid()}"
+    monkeypatch.setenv(marker, "1")
+    outcome = run([sys.executable, "-c", SLEEPER], tmp_path / "log", timeout_s=1)
+    assert outcome.timed_out
+    assert outcome.returncode != 0
+    assert gone(f"{marker}=1")
+
+
+def test_a_run_ends_with_what_it_printed(tmp_path: Path) -> None:
+    outcome = run([sys.executable, "-c", "print('last words'); raise SystemExit(3)"], tmp_path / "log", timeout_s=60)
+    assert (outcome.returncode, outcome.timed_out, outcome.tail) == (3, False, "last words")
+
+
+@pytest.mark.launcher
+@pytest.mark.parametrize("victim", ["parent", "mpirun", "rank"])
+def test_no_rank_outlives_its_parent(victim: str) -> None:
+    marker = f"PSRING_ORPHAN_{victim}_{os.getpid()}"
+    config = "RunConfig(strategy='parameter_server', num_workers=2, num_servers=1, steps=1000000, launcher='mpirun')"
+    program = (
+        "from bench.config import RunConfig; from bench import launch; from pathlib import Path; import tempfile;"
+        f"out = Path(tempfile.mkdtemp()); launch.run(launch.command({config}, out / 'r'), out / 'log', 90)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, marker: "1"})
+    ranks = wait_for_ranks(marker, count=3)
+    launcher = next(p for p in psutil.Process(parent.pid).children() if "mpirun" in p.cmdline()[0])
+    target = {"parent": parent.pid, "mpirun": launcher.pid, "rank": ranks[1].pid}[victim]
+    os.kill(target, signal.SIGKILL)
+    parent.wait(30)
+    assert gone(f"{marker}=1")
+
+
+def wait_for_ranks(marker: str, count: int) -> list[psutil.Process]:
+    """Return the ranks once all are training."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        ranks = [p for p in alive(f"{marker}=1") if "OMPI_COMM_WORLD_RANK" in {e.split("=")[0] for e in environ_of(p)}]
+        if len(ranks) >= count and all(p.cpu_times().user > 2 or p.num_threads() > 3 for p in ranks):
+            return ranks
+        time.sleep(0.2)
+    raise AssertionError(f"only {len(ranks)} ranks came up")

@@ -1,0 +1,208 @@
+"""A report says all that its folder holds, loads nothing, and is the same whenever it is rebuilt."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import answer, records, stats, tables
+from bench.config import BadInput
+from bench.records import LABELS, RunRecord
+from bench.report import flatten, inline_svg, markdown, write_report
+from tests.synthetic import demo_records, make_failure, make_record
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that every tag is closed in order; collects ids and what would be loaded."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.loaded: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        self.loaded += [value for name, value in attrs if name in ("src", "href", "xlink:href") and value]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+
+def write_runs(folder: Path, runs: list[RunRecord]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for run in runs:
+        records.append(folder, run)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_runs(tmp_path_factory.mktemp("study"), demo_records(repeats=2))
+    records.write_json(folder / "environment.json", {"hosts": {"node0": {"cores": 2}}, "commit": None})
+    (folder / "sweep.yaml").write_text("# Held equal: <everything>\ngrid: [{strategy: local}]\n")
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return (folder / "report.html").read_text()
+
+
+def test_html_is_well_formed_and_loads_nothing(page: str) -> None:
+    parsed = Page(page)
+    assert parsed.open == []
+    assert all(target.startswith("#") for target in parsed.loaded)
+    assert not re.search(r"@import|url\((?!#)", page)
+    assert not re.search(r"https?://", re.sub(r'xmlns(:\w+)?="[^"]*"', "", page))
+    assert not parsed.tags & {"script", "link", "img", "iframe"}
+
+
+def test_ids_are_unique_and_every_reference_has_its_target(page: str) -> None:
+    parsed = Page(page)
+    assert len(set(parsed.ids)) == len(parsed.ids)
+    targets = re.findall(r"url\(#([^)]+)\)", page) + [target[1:] for target in parsed.loaded]
+    assert targets
+    assert set(targets) <= set(parsed.ids)
+
+
+def test_every_cell_and_every_reason_is_in_both_reports(folder: Path, page: str) -> None:
+    summary = pd.read_csv(folder / "summary.csv")
+    speeds = [tables.interval(row, "tokens_per_s") for row in summary.to_dict("records")]
+    reasons = [reason for reason in summary["reason"].dropna() if reason]
+    assert len(reasons) == 3
+    text = (folder / "report.md").read_text()
+    for word in {*speeds, *reasons, *summary["status"], *LABELS.values()}:
+        assert html.escape(word, quote=True).replace("&#x27;", "&#39;") in page
+        assert markdown(word) in text
+
+
+def test_every_table_has_a_row_per_cell(folder: Path) -> None:
+    runs = records.frame(records.read(folder))
+    summary = stats.summarize(runs)
+    cells = [part for part in tables.sections(summary, []) for part in part.tables if "batch" in part.head]
+    per_cell = [table for table in cells if table.caption != "Cells without numbers, or with fewer"]
+    assert len(per_cell) == 6
+    assert all(len(table.rows) == len(summary) for table in per_cell)
+    assert all(len(row) == len(table.head) for table in cells for row in table.rows)
+
+
+def test_markdown_shows_every_figure_by_a_file_that_is_there(folder: Path) -> None:
+    images = re.findall(r"!\[[^]]+\]\(([^)]+)\)", (folder / "report.md").read_text())
+    assert len(images) == 4
+    assert all((folder / image).is_file() for image in images)
+
+
+def test_markdown_tables_are_rectangular(folder: Path) -> None:
+    text = (folder / "report.md").read_text()
+    for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+
+def test_environment_and_sweep_are_shown(folder: Path, page: str) -> None:
+    for text in (page, (folder / "report.md").read_text()):
+        assert "hosts.node0.cores" in text
+    assert "# Held equal: &lt;everything&gt;" in page
+
+
+def test_a_report_is_rebuilt_equal(tmp_path: Path) -> None:
+    runs = [make_record(), make_record(strategy="parameter_server", num_workers=2)]
+    contents = []
+    for parent in ("a", "b"):
+        (tmp_path / parent).mkdir()
+        folder = write_runs(tmp_path / parent / "study", runs)
+        contents.append({path.name: path.read_bytes() for path in write_report(folder)})
+    assert contents[0] == contents[1]
+    assert {"runs.csv", "summary.csv", "report.html", "report.md", "throughput.svg"} <= set(contents[0])
+
+
+def test_a_folder_of_failures_still_reports_them(tmp_path: Path) -> None:
+    write_report(write_runs(tmp_path, [make_failure("failed", "killed | by <9>")]))
+    assert "killed | by &lt;9&gt;" in (tmp_path / "report.html").read_text()
+    assert "killed \\| by &lt;9>" in (tmp_path / "report.md").read_text()
+
+
+def test_mixed_environments_are_refused_then_named(tmp_path: Path) -> None:
+    write_runs(tmp_path, [make_record(environment="e0"), make_record(batch_size=4, environment="e1")])
+    with pytest.raises(BadInput, match="2 environments"):
+        write_report(tmp_path)
+    write_report(tmp_path, allow_mixed=True)
+    assert "Mixed environments" in (tmp_path / "report.html").read_text()
+
+
+def answer_to(ring: list[float], server: list[float]) -> answer.Answer:
+    arms = {"ring_allreduce": ring, "parameter_server": server}
+    runs = records.frame([
+        make_record(strategy=strategy, num_workers=2, repeat=repeat, tokens_per_s=speed)
+        for strategy, speeds in arms.items()
+        for repeat, speed in enumerate(speeds)
+    ])  # fmt: skip
+    return answer.answer(runs, stats.summarize(runs))
+
+
+def test_the_answer_names_the_winner_and_how_sure_it_is() -> None:
+    ring = answer_to([200.0] * 5, [100.0] * 5)
+    assert ring.headline == "At equal workers, of 1 setting: ring-allreduce is faster in 1."
+    assert "2.00 (2.00–2.00) times" in ring.lines[0][1]
+    assert not any(note.startswith("Weak evidence") for note in ring.caveats)
+    server = answer_to([100.0, 100.0], [200.0, 200.0])
+    assert "the parameter server is faster, 2.00 (2.00–2.00) times" in server.lines[0][1]
+    spread = answer_to([100.0, 110.0, 120.0], [220.0, 220.0, 220.0]).lines[0][1]
+    assert "the parameter server is faster, 2.00 (1.83–2.20) times" in spread
+    assert any(note.startswith("Weak evidence: as few as 2 launches") for note in server.caveats)
+    assert "a tie" in answer_to([90.0, 110.0], [100.0, 100.0]).lines[0][1]
+    assert "no verdict" in answer_to([200.0], [100.0]).lines[0][1]
+
+
+def test_without_both_topologies_there_is_no_answer() -> None:
+    assert answer_to([1.0], []).headline.startswith("No answer")
+
+
+@given(st.floats(min_value=1e-12, max_value=1e12))
+def test_numbers_keep_three_digits(value: float) -> None:
+    assert float(tables.number(value).replace(",", "")) == pytest.approx(value, rel=0.005)
+
+
+def test_blanks_are_dashes_and_units_fit() -> None:
+    assert tables.number(None) == tables.scaled(float("nan"), tables.BYTES) == tables.BLANK
+    assert [tables.number(x) for x in (12345, 12.345, 0.0012345, 1.0)] == ["12,300", "12.3", "0.00123", "1.00"]
+    assert [tables.scaled(x, tables.BYTES) for x in (0, 1, 999, 1e3, 1.5e7)] == [
+        "0", "1.00 B", "999 B", "1.00 kB", "15.0 MB",
+    ]  # fmt: skip
+    assert tables.scaled(0.0123, tables.SECONDS) == "12.3 ms"
+
+
+def test_an_environment_is_flattened() -> None:
+    nested = json.loads('{"a": {"b": [1, 2], "c": null}, "d": [{"e": 1}]}')
+    assert flatten("", nested) == [("a.b", "1, 2"), ("a.c", tables.BLANK), ("d.0.e", "1")]
+
+
+def test_an_inlined_figure_is_xml_in_the_colours_of_the_page(folder: Path) -> None:
+    text = inline_svg((folder / "figures" / "throughput.svg").read_text(), "throughput")
+    root = ElementTree.fromstring(text)
+    assert root.get("role") == "img"
+    assert root.get("aria-label")
+    assert "currentColor" in text

@@ -1,0 +1,38 @@
+"""The column dictionary is whole: whatever a results folder can hold has its line there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+from bench import records, stats
+from bench.config import GPTShape, RunConfig
+from bench.records import Ledger, RunRecord, StepRecord, Summary
+from tests.synthetic import demo_records
+
+README = Path(__file__).parent.parent / "results" / "README.md"
+
+
+def described() -> set[str]:
+    return set(re.findall(r"^\| `(\w+)` \|.*\|.*\S.*\|$", README.read_text(), flags=re.MULTILINE))
+
+
+def test_every_field_of_every_record_is_described() -> None:
+    models = (RunConfig, GPTShape, Summary, Ledger, RunRecord)
+    names = {name for model in models for name in model.model_fields}
+    names |= {field.name for field in fields(StepRecord)}
+    assert sorted(names - described()) == []
+
+
+def test_every_column_of_the_tables_is_described() -> None:
+    runs = records.frame(demo_records(repeats=1))
+    columns = {*runs.columns, *stats.summarize(runs).columns}
+    assert sorted(columns - described()) == []
+
+
+def test_nothing_is_described_that_is_not_there() -> None:
+    runs = records.frame(demo_records(repeats=1))
+    known = {*runs.columns, *stats.summarize(runs).columns, *RunRecord.model_fields}
+    known |= {field.name for field in fields(StepRecord)}
+    assert sorted(described() - known) == []

@@ -1,0 +1,257 @@
+"""Laws of medians, intervals, speedup and efficiency; no example is pinned to a measured number."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench import records, stats
+from bench.config import BadInput
+from bench.records import RunRecord
+from tests.synthetic import demo_records, make_failure, make_record
+
+rates = st.floats(min_value=1.0, max_value=1e6)
+launches = st.lists(rates, min_size=2, max_size=8)
+
+
+@pytest.fixture(scope="module")
+def demo() -> pd.DataFrame:
+    return records.frame(demo_records())
+
+
+@pytest.fixture(scope="module")
+def demo_summary(demo: pd.DataFrame) -> pd.DataFrame:
+    return stats.summarize(demo)
+
+
+def runs_of(speeds: list[float], **config: Any) -> list[RunRecord]:
+    return [make_record(repeat=i, tokens_per_s=speed, **config) for i, speed in enumerate(speeds)]
+
+
+def summarize(*runs: RunRecord) -> pd.DataFrame:
+    return stats.summarize(records.frame(runs))
+
+
+def only(table: pd.DataFrame, **where: Any) -> pd.Series:
+    rows = table
+    for column, value in where.items():
+        rows = rows[rows[column] == value]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(launches)
+def test_an_interval_contains_its_median_and_stays_within_the_samples(values: list[float]) -> None:
+    value, low, high = stats.median_interval(values)
+    assert min(values) <= low <= value <= high <= max(values)
+
+
+@settings(max_examples=25, deadline=None)
+@given(launches, launches)
+def test_the_interval_of_a_ratio_contains_the_ratio_of_medians(top: list[float], bottom: list[float]) -> None:
+    value, low, high = stats.ratio_interval(top, bottom)
+    assert low <= value <= high
+    assert value == pytest.approx(stats.median_interval(top).value / stats.median_interval(bottom).value)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rates, st.integers(2, 8))
+def test_constant_launches_have_a_point_as_interval(rate: float, n: int) -> None:
+    assert stats.median_interval([rate] * n) == (rate, rate, rate)
+    assert stats.ratio_interval([rate] * n, [rate] * n) == (1, 1, 1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(rates, min_size=2, max_size=8).flatmap(lambda xs: st.tuples(st.just(xs), st.permutations(xs))))
+def test_the_order_of_launches_moves_nothing(both: tuple[list[float], list[float]]) -> None:
+    assert stats.median_interval(both[0]) == stats.median_interval(both[1])
+
+
+def test_a_ratio_is_less_certain_than_its_numerator() -> None:
+    samples = [90.0, 95.0, 100.0, 105.0, 110.0]
+    one, both = stats.ratio_interval(samples, [100.0] * 5), stats.ratio_interval(samples, samples)
+    # Were the arms resampled together, equal samples would always give exactly 1.
+    assert both.high - both.low > one.high - one.low
+
+
+def test_one_launch_has_no_spread() -> None:
+    row = summarize(make_record()).iloc[0]
+    assert row["n"] == 1
+    blank = [name for name in row.index if name.endswith(("_low", "_high"))]
+    assert blank
+    assert row[blank].isna().all()
+
+
+@pytest.mark.parametrize("n", [1, 4, 5, 6])
+def test_few_launches_are_labelled(n: int) -> None:
+    row = summarize(*runs_of([100.0] * n)).iloc[0]
+    assert ("few_launches" in row["labels"].split()) == (n < 5)
+
+
+def test_the_order_of_rows_does_not_matter(demo: pd.DataFrame, demo_summary: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(stats.summarize(demo.iloc[::-1]), demo_summary)
+
+
+def test_every_cell_has_one_row(demo: pd.DataFrame, demo_summary: pd.DataFrame) -> None:
+    assert sorted(demo_summary["cell"]) == sorted(set(demo["cell"]))
+
+
+def test_the_columns_of_the_design_are_there(demo_summary: pd.DataFrame) -> None:
+    design = """strategy consistency num_workers num_servers num_nodes model precision wire_dtype batch_size compute
+        n tokens_per_s tokens_per_s_low tokens_per_s_high step_s step_s_p95 exposed_communication_s overlap_fraction
+        bytes_sent_per_worker_per_step bytes_sent_per_worker_per_step_predicted bytes_sent_per_worker_per_step_wire
+        num_parameters scaling_efficiency scaling_efficiency_per_rank baseline final_loss status labels"""
+    assert set(design.split()) <= set(demo_summary.columns)
+
+
+def test_a_baseline_is_its_own_measure(demo_summary: pd.DataFrame) -> None:
+    local = demo_summary[demo_summary["strategy"] == "local"]
+    assert (local[["speedup", "scaling_efficiency", "scaling_efficiency_per_rank"]] == 1).all(axis=None)
+    assert local[["speedup_low", "scaling_efficiency_high"]].isna().all(axis=None)  # there is no chance in it
+
+
+def test_efficiency_per_rank_is_at_most_per_worker(demo_summary: pd.DataFrame) -> None:
+    known = demo_summary[demo_summary["scaling_efficiency"].notna()]
+    equal = known["scaling_efficiency_per_rank"] == known["scaling_efficiency"]
+    assert (known["scaling_efficiency_per_rank"] <= known["scaling_efficiency"]).all()
+    assert (equal == (known["num_servers"] == 0)).all()
+
+
+def test_efficiency_is_throughput_over_workers_times_the_local_baseline() -> None:
+    server = runs_of([150.0] * 2, strategy="parameter_server", num_workers=2, wire_dtype="fp16")
+    row = only(summarize(*runs_of([100.0] * 2), *server), strategy="parameter_server")
+    assert row["baseline"] == "local"  # wire_dtype is nothing to a lone process
+    assert (row["speedup"], row["scaling_efficiency"], row["scaling_efficiency_per_rank"]) == (1.5, 0.75, 0.5)
+
+
+@pytest.mark.parametrize(
+    "other", [{"precision": "bf16"}, {"batch_size": 4}, {"n_layer": 4}, {"num_threads": 2}, {"clip_norm": 1.0}]
+)
+def test_another_work_is_no_baseline(other: dict[str, Any]) -> None:
+    table = summarize(make_record(**other), make_record(strategy="ring_allreduce", num_workers=2))
+    row = only(table, strategy="ring_allreduce")
+    assert row["baseline"] == ""
+    assert math.isnan(row["scaling_efficiency"])
+
+
+def test_without_local_one_worker_of_the_same_stack_is_the_baseline() -> None:
+    one = make_record(strategy="parameter_server", num_workers=1, tokens_per_s=100.0)
+    two = make_record(strategy="parameter_server", num_workers=2, tokens_per_s=180.0)
+    more = make_record(strategy="parameter_server", num_workers=2, num_servers=2)
+    table = summarize(one, two, more)
+    assert set(table["baseline"]) == {"1 worker of parameter_server", ""}
+    assert only(table, num_workers=2, num_servers=1)["scaling_efficiency"] == pytest.approx(0.9)
+    assert only(table, num_servers=2)["baseline"] == ""  # another number of servers is another stack
+
+
+def test_of_several_baselines_the_likest_counts() -> None:
+    short, long = make_record(steps=10, tokens_per_s=100.0), make_record(steps=20, tokens_per_s=200.0)
+    rings = [make_record(strategy="ring_allreduce", num_workers=2, steps=n, tokens_per_s=400.0) for n in (10, 20)]
+    table = summarize(short, long, *rings)
+    speedups = sorted(table["speedup"])
+    assert speedups == [1.0, 1.0, 2.0, 4.0]  # both local cells are their own baseline
+
+
+def test_a_failed_baseline_is_no_baseline() -> None:
+    table = summarize(make_failure("failed", "no core"), make_record(strategy="ring_allreduce", num_workers=2))
+    assert only(table, strategy="ring_allreduce")["baseline"] == ""
+
+
+def test_a_failed_cell_keeps_its_row_its_reason_and_no_number() -> None:
+    row = only(summarize(make_record(), make_failure("timeout", "no step", batch_size=4)), batch_size=4)
+    assert (row["n"], row["status"], row["reason"]) == (0, "timeout", "no step")
+    assert row[["tokens_per_s", "step_s", "final_loss", "num_nodes", "scaling_efficiency"]].isna().all()
+
+
+def test_a_lost_launch_is_counted_in_the_reason() -> None:
+    row = summarize(make_record(), make_record(repeat=1), make_failure("failed", "killed", repeat=2)).iloc[0]
+    assert (row["n"], row["status"]) == (2, "ok")
+    assert row["reason"] == "1 of 3 launches failed: failed: killed"
+
+
+def test_a_folder_of_failures_is_still_a_table() -> None:
+    table = summarize(make_failure("failed", "killed"), make_failure("unsupported", "never", batch_size=4))
+    assert sorted(table["status"]) == ["failed", "unsupported"]
+
+
+def test_labels_are_those_of_all_launches() -> None:
+    table = summarize(make_record(labels=("loopback",)), make_record(repeat=1, labels=("oversubscribed",)))
+    assert table["labels"].iloc[0].split() == ["few_launches", "loopback", "oversubscribed"]
+
+
+def test_one_leaking_launch_fails_the_gate_of_its_cell() -> None:
+    good, bad = runs_of([1.0, 1.0], strategy="ring_allreduce", num_workers=2)
+    assert bad.summary is not None
+    bad = bad.model_copy(update={"summary": bad.summary.model_copy(update={"equivalence_error": 1.0})})
+    assert summarize(good, bad)["equivalence_error"].iloc[0] == 1.0
+
+
+def test_environments_are_mixed_only_when_asked() -> None:
+    runs = records.frame([make_record(environment="e0"), make_record(repeat=1, environment="e1")])
+    with pytest.raises(BadInput, match=r"2 environments \(e0, e1\).*--allow-mixed"):
+        stats.summarize(runs)
+    assert stats.summarize(runs, allow_mixed=True)["environment"].iloc[0] == "e0 e1"
+
+
+def test_no_run_is_bad_input() -> None:
+    with pytest.raises(BadInput, match="no run"):
+        stats.summarize(records.frame([]))
+
+
+def test_knobs_that_vary_are_columns_in_the_order_of_the_config() -> None:
+    table = summarize(make_record(), make_record(seed=1), make_record(chunk_bytes=4096))
+    extra = [name for name in table.columns if name in ("seed", "chunk_bytes", "learning_rate")]
+    assert extra == ["seed", "chunk_bytes"]
+
+
+def test_rows_are_in_reading_order(demo_summary: pd.DataFrame) -> None:
+    first = demo_summary[(demo_summary["precision"] == "fp32") & (demo_summary["batch_size"] == 4)]
+    assert list(demo_summary["precision"].unique()) == ["fp32", "bf16"]
+    assert list(first["strategy"].unique()) == ["local", "parameter_server", "ring_allreduce", "ddp"]
+    for _, curve in first.groupby("strategy"):
+        assert all(a < b for a, b in pairwise(curve["num_workers"]))
+
+
+def duels(ring: list[float], server: list[float], workers: int = 2) -> pd.DataFrame:
+    runs = [
+        *runs_of(ring, strategy="ring_allreduce", num_workers=workers),
+        *runs_of(server, strategy="parameter_server", num_workers=workers),
+    ]
+    return stats.compare_topologies(records.frame(runs))
+
+
+@pytest.mark.parametrize(
+    ("ring", "server", "verdict"),
+    [
+        ([20.0, 21.0], [10.0, 11.0], "ring_allreduce"),
+        ([10.0, 11.0], [20.0, 21.0], "parameter_server"),
+        ([10.0, 12.0], [11.0, 11.0], "tie"),
+        ([20.0], [10.0, 10.0], "unknown"),
+    ],
+)
+def test_a_verdict_needs_an_interval_without_one(ring: list[float], server: list[float], verdict: str) -> None:
+    assert list(duels(ring, server)["verdict"]) == [verdict]
+
+
+def test_swapping_the_arms_turns_the_ratio() -> None:
+    there, back = (duels(*arms).iloc[0] for arms in ([[20.0] * 5, [10.0] * 5], [[10.0] * 5, [20.0] * 5]))
+    assert there["ratio"] == pytest.approx(1 / back["ratio"])
+
+
+def test_topologies_meet_at_the_largest_common_size_and_on_equal_work_only(demo: pd.DataFrame) -> None:
+    table = stats.compare_topologies(demo)
+    assert len(table) == 2 * 4  # equal workers and equal ranks, for two precisions and two batch sizes
+    assert set(table.loc[table["equal"] == "workers", "size"]) == {4}
+    assert set(table.loc[table["equal"] == "ranks", "size"]) == {2}
+    apart = records.frame([
+        make_record(strategy="ring_allreduce", num_workers=2, batch_size=4),
+        make_record(strategy="parameter_server", num_workers=2, batch_size=8),
+    ])  # fmt: skip
+    assert stats.compare_topologies(apart).empty

@@ -1,0 +1,170 @@
+"""Every strategy in one process without a launcher: the smoke tests. All must train as `local` does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from mpi4py import MPI
+
+from bench import equivalence
+from bench.config import RunConfig
+from bench.data import load
+from bench.equivalence import Weights, snapshot
+from bench.ledger import predict
+from bench.train import build_model, build_optimizer, train
+from bench.worker import make_options
+from strategies import create
+from strategies.base import Options, SingleGroup, Strategy
+from strategies.parameter_server.plan import Roles
+from strategies.parameter_server.server import ParameterServer
+from strategies.parameter_server.worker import ParameterServerWorker
+
+CPU = torch.device("cpu")
+KNOBS: dict[str, dict[str, object]] = {
+    "plain": {},
+    "momentum": {"optimizer": "sgd", "learning_rate": 0.1},
+    "accumulation": {"gradient_accumulation": 2},
+    "clipping": {"clip_norm": 0.5},
+    "both, decay": {"gradient_accumulation": 2, "clip_norm": 0.5, "weight_decay": 0.1, "optimizer": "sgd"},
+    "fp16": {"precision": "fp16"},
+    "bf16": {"precision": "bf16"},
+}
+
+
+def small(**values: object) -> RunConfig:
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size": 4}
+    return RunConfig.model_validate({**shape, "data": "synthetic", "steps": 4, "warmup_steps": 0, **values})
+
+
+def trained(config: RunConfig, strategy: Strategy) -> Weights:
+    model = build_model(config, CPU)
+    module = strategy.prepare(model, build_optimizer(config, model))
+    losses = [step.loss for step in train(config, module, strategy, load(config), CPU)]
+    strategy.close()
+    assert all(torch.isfinite(torch.tensor(losses)))
+    return snapshot(model)
+
+
+def alone(config: RunConfig) -> Weights:
+    return trained(config, create(config.strategy, SingleGroup(), make_options(config)))
+
+
+def served_in_one_process(config: RunConfig) -> tuple[Weights, Strategy, Strategy]:
+    """A worker here and its server on a thread, real MPI messages between them."""
+    comm, roles, options = MPI.COMM_SELF.Dup(), Roles(workers=(0,), servers=(0,)), make_options(config)
+    server = ParameterServer(SingleGroup(), options, comm, roles)
+    worker = ParameterServerWorker(SingleGroup(), options, comm, roles)
+    meta = build_model(config, torch.device("meta"))
+
+    def serve() -> None:
+        server.prepare(meta, build_optimizer(config, meta))
+        server.serve()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    weights = trained(config, worker)
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+    return weights, worker, server
+
+
+def assert_equivalent(config: RunConfig, weights: Weights) -> None:
+    verdict = equivalence.compare(config, weights, *equivalence.reference_weights(config, load(config), CPU))
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize("strategy", ["local", "independent", "ring_allreduce", "ddp"])
+@pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
+def test_one_worker_trains_the_reference_model(strategy: str, knobs: dict[str, object]) -> None:
+    config = small(strategy=strategy, **knobs)
+    assert_equivalent(config, alone(config))
+
+
+@pytest.mark.parametrize("wire_dtype", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
+def test_a_server_and_its_worker_train_the_reference_model(wire_dtype: str, knobs: dict[str, object]) -> None:
+    config = small(strategy="parameter_server", num_servers=1, wire_dtype=wire_dtype, chunk_bytes=4096, **knobs)
+    weights, worker, server = served_in_one_process(config)
+    assert_equivalent(config, weights)
+    for strategy, volume in zip((worker, server), predict(config), strict=True):
+        counted = {name: n / config.total_steps for name, n in vars(strategy.counters).items()}
+        assert counted == vars(volume)
+
+
+@pytest.mark.parametrize("wire_dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("strategy", ["ring_allreduce", "ddp"])
+def test_a_wire_of_one_worker_carries_nothing(strategy: str, wire_dtype: str) -> None:
+    config = small(strategy=strategy, wire_dtype=wire_dtype)
+    assert_equivalent(config, alone(config))
+    assert predict(config)[0].bytes_sent == 0
+
+
+def test_two_runs_through_a_server_are_bitwise_equal() -> None:
+    config = small(strategy="parameter_server", num_servers=1, chunk_bytes=1024)
+    first, second = served_in_one_process(config)[0], served_in_one_process(config)[0]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def broken(break_it: Callable[[Strategy], None]) -> bool:
+    """Whether the gate lets a worker through that trains wrongly."""
+    config = small(optimizer="sgd", learning_rate=0.1)
+    strategy = create("local", SingleGroup(), make_options(config))
+    break_it(strategy)
+    weights = trained(config, strategy)
+    return equivalence.compare(config, weights, *equivalence.reference_weights(config, load(config), CPU)).passed
+
+
+def test_the_gate_stops_a_strategy_that_trains_another_model() -> None:
+    def never_update(strategy: Strategy) -> None:
+        strategy.step = lambda: None  # type: ignore[method-assign]
+
+    def slightly_off(strategy: Strategy) -> None:
+        strategy.scaled = lambda loss: loss * 1.02  # type: ignore[method-assign]
+
+    assert broken(lambda _: None)
+    assert not broken(never_update)
+    assert not broken(slightly_off)
+
+
+def test_a_non_finite_gradient_is_skipped_by_all_and_halves_the_scale() -> None:
+    for make in (fp16_local, fp16_server):
+        config, train_once = make()
+        weights, strategy = train_once(config)
+        initial = snapshot(build_model(config, CPU))
+        assert all(torch.equal(weights[name], initial[name]) for name in initial)
+        assert strategy.scaler.scale == 2.0**15 * 2.0 ** (1 - config.total_steps)
+
+
+def poison(strategy: Strategy) -> None:
+    strategy.scaled = lambda loss: loss * float("inf")  # type: ignore[method-assign]
+
+
+def fp16_local() -> tuple[RunConfig, Callable[[RunConfig], tuple[Weights, Strategy]]]:
+    def run(config: RunConfig) -> tuple[Weights, Strategy]:
+        strategy = create("local", SingleGroup(), Options(loss_scaling=True))
+        poison(strategy)
+        return trained(config, strategy), strategy
+
+    return small(precision="fp16"), run
+
+
+def fp16_server() -> tuple[RunConfig, Callable[[RunConfig], tuple[Weights, Strategy]]]:
+    def run(config: RunConfig) -> tuple[Weights, Strategy]:
+        original = ParameterServerWorker.scaled
+        ParameterServerWorker.scaled = lambda self, loss: loss * float("inf")  # type: ignore[method-assign]
+        try:
+            weights, worker, server = served_in_one_process(config)
+        finally:
+            ParameterServerWorker.scaled = original  # type: ignore[method-assign]
+        assert worker.scaler.scale == server.scaler.scale
+        return weights, worker
+
+    return small(precision="fp16", strategy="parameter_server", num_servers=1), run
+
+
+def test_an_unknown_strategy_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no strategy is called 'ring'"):
+        create("ring", SingleGroup(), Options())
