@@ -91,6 +91,11 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
     report.add_argument("folder", type=Path, metavar="DIR")
     report.add_argument("--allow-mixed", action="store_true", help="join runs of different hosts, versions or commits")
 
+    ranks = commands.add_parser("ranks")  # no help: `psring sweep` starts it, on every rank of a launch
+    ranks.set_defaults(act=_ranks)
+    ranks.add_argument("plan", type=Path)
+    ranks.add_argument("--out", type=Path, required=True)
+
     data = add("data", _data, "prepare tokens for --data")
     data.add_argument("what", choices=["prepare"])
     data.add_argument("text", type=Path, metavar="TEXT", help="any file; its bytes become tokens")
@@ -106,7 +111,7 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
 
 def _run(arguments: argparse.Namespace) -> int:
     from bench.launch import Placement, complete_config
-    from bench.records import check_writable, open_folder
+    from bench.records import PlannedRun, check_writable, open_folder
 
     placement = Placement.detect(os.environ)
     given = {name: getattr(arguments, name) for name in RUN_FLAGS if getattr(arguments, name) is not None}
@@ -118,8 +123,31 @@ def _run(arguments: argparse.Namespace) -> int:
             open_folder(arguments.out)
     from bench import worker
 
-    result = worker.run(config, placement)
-    return worker.finish(result, arguments.out, arguments.save_parameters) if result else 0
+    kept: list[worker.Result] = []
+
+    def keep(result: worker.Result) -> None:
+        if arguments.out:
+            worker.write_folder(arguments.out, result)
+        if arguments.save_parameters:
+            worker.save_parameters(arguments.save_parameters, result)
+        kept.append(result)
+
+    planned = PlannedRun(config=config)
+    worker.run([planned], placement, keep)
+    for result in kept:
+        print(f"{planned.describe()}: {result.record.describe()}", flush=True)
+    return EXIT_FAILED if any(result.record.status != "ok" for result in kept) else 0
+
+
+def _ranks(arguments: argparse.Namespace) -> int:
+    from bench import worker
+    from bench.launch import Placement
+    from bench.records import PlannedRun
+
+    lines = arguments.plan.read_text().splitlines()
+    planned = [PlannedRun.model_validate_json(line) for line in lines]
+    worker.run(planned, Placement.detect(os.environ), lambda result: worker.write_folder(arguments.out, result))
+    return 0
 
 
 def _sweep(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from bench.launch import find_launcher, mpi_environment
 PACKAGES = ("psring", "torch", "mpi4py", "horovod", "numpy", "pandas", "matplotlib", "scipy", "pydantic")
 
 
+@cache
 def collect() -> dict[str, object]:
     """Return what may change a result, as readable as JSON can be; needs no MPI and no GPU."""
     return {

@@ -8,7 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import psutil
 from bench.config import BadInput, RunConfig, make_config
 
 GRACE_S = 5.0
+POLL_S = 0.1
 TAIL_LINES = 40
 
 # (launcher, rank, size, rank on this host, ranks on this host): the first set whose rank is there decides.
@@ -98,12 +100,10 @@ def run_flags(config: RunConfig) -> list[str]:
     return flags
 
 
-def command(config: RunConfig, out: Path) -> list[str]:
-    """Return the argument list that runs this config and leaves its results in `out`."""
-    rank = [sys.executable, "-m", "bench.cli", "run", *run_flags(config), "--out", str(out)]
-    if config.world_size == 1:
-        return rank
-    return [*launcher_prefix(config), *rank]
+def command(config: RunConfig, arguments: Sequence[str]) -> list[str]:
+    """Return the argument list that runs `psring ARGUMENTS` on all ranks of a config."""
+    psring = [sys.executable, "-m", "bench.cli", *arguments]
+    return psring if config.world_size == 1 else [*launcher_prefix(config), *psring]
 
 
 def launcher_prefix(config: RunConfig) -> list[str]:
@@ -149,19 +149,21 @@ class Outcome:
     tail: str
 
 
-def run(argv: Sequence[str], log: Path, timeout_s: float) -> Outcome:
-    """Run a process tree to its end or its deadline; nothing of it is left when this returns or raises."""
+def run(argv: Sequence[str], log: Path, deadline: Callable[[], float]) -> Outcome:
+    """Run a process tree to its end or its deadline; nothing of it is left when this returns or raises.
+
+    `deadline` is asked several times a second for the time.monotonic() at which patience ends.
+    """
     with log.open("wb") as output:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             env={**os.environ, **mpi_environment(os.environ), "PYTHONUNBUFFERED": "1"},
             start_new_session=True, preexec_fn=_terminate_with_parent,
         )  # fmt: skip
-        timed_out = False
         try:
-            process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            timed_out = True
+            while process.poll() is None and time.monotonic() < deadline():
+                time.sleep(POLL_S)
+            timed_out = process.poll() is None
         finally:
             end_tree(process)
     lines = log.read_text(errors="replace").splitlines()

@@ -12,8 +12,9 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -131,6 +132,17 @@ class RunRecord(BaseModel):
     summary: Summary | None = None
     ledger: Ledger | None = None
 
+    def describe(self) -> str:
+        """The run in one line: what, how fast, to which loss, and what a reader must know."""
+        if self.summary is None:
+            return f"{self.status}: {self.reason}"
+        found = self.summary
+        line = f"{found.tokens_per_s:,.0f} tokens/s, loss {found.first_loss:.4f} -> {found.final_loss:.4f}"
+        if found.equivalence_error is not None:
+            line += f", equivalence {found.equivalence_error:.2g} of at most {found.equivalence_bound:.2g}"
+        bad = [] if self.status == "ok" else [f"{self.status}: {self.reason}"]
+        return ", ".join([line, *bad]) + "".join(f" [{label}]" for label in self.labels)
+
     def row(self) -> dict[str, object]:
         """One flat table row; a failed run has blanks where its numbers would be."""
         numbers = {name: None for model in (Summary, Ledger) for name in model.model_fields}
@@ -141,19 +153,42 @@ class RunRecord(BaseModel):
         return {**own, "labels": " ".join(self.labels), **self.config.model_dump(), **shape, **numbers}
 
 
-def failure(
-    config: RunConfig, repeat: int, environment: str, started_at: str, status: Status, reason: str
-) -> RunRecord:
-    """The row of a run that has no numbers."""
-    return RunRecord(
-        run_id=run_id(config, repeat), cell=config.digest(), repeat=repeat, started_at=started_at,
-        status=status, reason=reason, environment=environment, config=config,
-    )  # fmt: skip
+class PlannedRun(BaseModel):
+    """The repeat-th run of a cell: what a launch is asked for, and what its record answers to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: RunConfig
+    repeat: int = 0
+
+    @property
+    def run_id(self) -> str:
+        """The name of its record and of its samples."""
+        return f"{self.config.digest()}-r{self.repeat}"
+
+    def describe(self) -> str:
+        """The run in a few words."""
+        c = self.config
+        servers = f" + {c.num_servers}" if c.num_servers else ""
+        return f"{c.strategy} {c.num_workers}{servers}, {c.precision}, wire {c.wire_dtype}, batch {c.batch_size}"
+
+    def record(self, status: Status, environment: str, **found: Any) -> RunRecord:
+        """Return its record; what is not given stays blank."""
+        values: dict[str, Any] = {"started_at": now(), **found}
+        return RunRecord(
+            run_id=self.run_id,
+            cell=self.config.digest(),
+            repeat=self.repeat,
+            status=status,
+            environment=environment,
+            config=self.config,
+            **values,
+        )
 
 
-def run_id(config: RunConfig, repeat: int) -> str:
-    """The name of the repeat-th launch of a cell."""
-    return f"{config.digest()}-r{repeat}"
+def now() -> str:
+    """The time of day as records state it."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def append(folder: Path, record: RunRecord) -> None:
@@ -195,6 +230,12 @@ def read(folder: Path) -> list[RunRecord]:
             raise BadInput(f"{path}:{number}: not a run record ({problem}); remove the line") from None
         records[record.run_id] = record
     return list(records.values())
+
+
+def size(folder: Path) -> int:
+    """Bytes of runs.jsonl: a cheap way to see whether there is something new."""
+    path = folder / "runs.jsonl"
+    return path.stat().st_size if path.exists() else 0
 
 
 def frame(records: Iterable[RunRecord]) -> pd.DataFrame:

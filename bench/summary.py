@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -33,9 +35,16 @@ def cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def reset_peak_memory() -> None:
+    """Forget the peak so far: it belongs to an earlier run of this process."""
+    with contextlib.suppress(OSError):  # a container may forbid it; the peak is then that of all runs
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_bytes() -> int:
-    """The most resident memory this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most resident memory this process has held since the last reset (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def timing(config: RunConfig, reports: Sequence[RankReport]) -> dict[str, float | None]:

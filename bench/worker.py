@@ -1,34 +1,28 @@
-"""What each rank of a run does: join the group, build, serve or train, gather."""
+"""What each rank of a launch does: join the others, then for each run build, serve or train, gather."""
 
 from __future__ import annotations
 
 import faulthandler
 import os
 import platform
-import sys
-import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
 
-from bench import data, environment, equivalence, records, summary
-from bench.config import AgreedBadInput, BadInput, RunConfig
+from bench import data, environment, equivalence, group, records, summary
+from bench.config import BadInput, RunConfig
 from bench.launch import Placement, die_with_parent, mpi_environment
 from bench.ledger import Volume, make_ledger
 from bench.model import GPT, model_flops_utilization, peak_flops_per_s
-from bench.records import RunRecord, StepRecord, Summary, run_id
+from bench.records import PlannedRun, RunRecord, StepRecord, Summary
 from bench.summary import RankReport
 from bench.train import build_model, build_optimizer, held_out_loss, train
 from strategies import create
-from strategies.base import WIRE_DTYPES, Group, Options, SingleGroup, Strategy
-
-FLUSH_S = 0.2
+from strategies.base import WIRE_DTYPES, Group, Options, Strategy
 
 
 @dataclass(frozen=True)
@@ -40,70 +34,28 @@ class Result:
     weights: equivalence.Weights
 
 
-class MPIGroup:
-    """The ranks of an MPI world."""
+def run(planned: Sequence[PlannedRun], placement: Placement, keep: Callable[[Result], None]) -> None:
+    """Do this rank's part of all runs, one after the other; rank 0 calls `keep` after each. Collective.
 
-    def __init__(self) -> None:
-        from mpi4py import MPI
-
-        self._comm = MPI.COMM_WORLD
-        self.rank = self._comm.rank
-        self.size = self._comm.size
-
-    def gather(self, value: Any) -> list[Any]:
-        """Return every rank's value on rank 0, an empty list elsewhere. Collective."""
-        return self._comm.gather(value) or []
-
-    def broadcast(self, value: Any) -> Any:
-        """Return rank 0's value everywhere. Collective."""
-        return self._comm.bcast(value)
-
-    def barrier(self) -> None:
-        """Return once every rank is here. Collective."""
-        self._comm.Barrier()
-
-
-def run(config: RunConfig, placement: Placement) -> Result | None:
-    """Run this rank's part; return the result on rank 0, None elsewhere. Collective.
-
-    BadInput is raised on every rank alike. Any other exception ends the whole run.
+    Each run has a fresh model and a deadline of its own. BadInput is raised on every rank alike; any other
+    exception ends the whole launch.
     """
-    faulthandler.dump_traceback_later(config.timeout_s, exit=True)
     if placement.launcher != "none":
         die_with_parent()
     os.environ.update(mpi_environment(os.environ))
-    torch.set_num_threads(config.num_threads)
     try:
-        group = make_group(config, placement)
-        _agree(group, config)
-        return _run(config, placement, group)
+        options = make_options(planned[0].config)
+        ranks = group.join([run.config.strategy for run in planned], placement, options)
+        group.agree(ranks, planned)
+        for each in planned:
+            faulthandler.dump_traceback_later(each.config.timeout_s, exit=True)
+            _run(each, placement, ranks, keep)
     except BadInput:
         raise
     except Exception:
-        _end_everyone(placement)
+        group.end_everyone(placement)
     finally:
         faulthandler.cancel_dump_traceback_later()
-
-
-def make_group(config: RunConfig, placement: Placement) -> Group:
-    """Join the ranks that the launcher started. Collective."""
-    if config.strategy == "ring_allreduce":
-        ring = _import_horovod()
-        ring.pin_knobs(make_options(config), over_mpi=placement.launcher == "mpirun")
-        if placement.launcher == "horovodrun":
-            group: Group = ring.HorovodGroup()
-            return group
-    elif placement.launcher == "horovodrun":
-        raise BadInput(f"strategy: horovodrun --gloo starts ring_allreduce only, not {config.strategy}; use mpirun")
-    return MPIGroup() if placement.launcher == "mpirun" else SingleGroup()
-
-
-def _import_horovod() -> Any:
-    try:
-        from strategies import ring_allreduce
-    except ImportError as error:
-        raise BadInput(f"strategy: ring_allreduce needs Horovod ({error}); install it: scripts/setup.sh") from None
-    return ring_allreduce
 
 
 def make_options(config: RunConfig) -> Options:
@@ -121,68 +73,37 @@ def make_options(config: RunConfig) -> Options:
     )
 
 
-def _agree(group: Group, config: RunConfig) -> None:
-    """Refuse to run if the ranks were given different configs. Collective."""
-    _raise_together(group, _first_difference(group.gather(config)))
-
-
-def _first_difference(configs: list[RunConfig]) -> str | None:
-    for rank, config in enumerate(configs):
-        for name in RunConfig.model_fields:
-            ours, theirs = getattr(configs[0], name), getattr(config, name)
-            if ours != theirs:
-                return f"{name}: rank 0 was given {ours!r}, rank {rank} {theirs!r}; start every rank alike"
-    return None
-
-
-def _raise_together(group: Group, problem: str | None) -> None:
-    """Raise rank 0's problem on every rank. Collective."""
-    problem = group.broadcast(problem)
-    if problem:
-        raise AgreedBadInput(problem)
-
-
-def _together(group: Group, act: Callable[[], Any]) -> Any:
-    """Do something that can be refused on some ranks only; raise the first refusal on all. Collective."""
-    value, problem = None, None
-    try:
-        value = act()
-    except BadInput as error:
-        problem = str(error)
-    problems = [f"{text} (rank {rank})" if rank else text for rank, text in enumerate(group.gather(problem)) if text]
-    _raise_together(group, problems[0] if problems else None)
-    return value
+def _run(planned: PlannedRun, placement: Placement, ranks: Group, keep: Callable[[Result], None]) -> None:
+    config, started_at = planned.config, records.now()
+    torch.set_num_threads(config.num_threads)
+    summary.reset_peak_memory()
+    strategy = create(config.strategy, ranks, make_options(config))
+    device = group.together(ranks, lambda: pick_device(config, placement, strategy))
+    corpus = group.together(ranks, lambda: None if strategy.is_server else data.load(config))
+    names = [name for name in ranks.gather(corpus.name if corpus else None) if name]
+    group.raise_together(ranks, _different_data(names))
+    model = build_model(config, device)
+    module = strategy.prepare(model, build_optimizer(config, model))
+    ranks.barrier()
+    cpu_before = summary.cpu_s()
+    steps: list[StepRecord] = []
+    if corpus is None:
+        strategy.serve()
+    else:
+        steps += train(config, module, strategy, corpus, device)
+    cpu_s = summary.cpu_s() - cpu_before
+    strategy.close()
+    reports = ranks.gather(_report(config, strategy, steps, cpu_s))
+    if ranks.rank == 0:
+        assert corpus is not None  # rank 0 always works
+        numbers = _numbers(config, reports, strategy, device)
+        keep(_result(planned, started_at, reports, numbers, model, corpus, device))
+    ranks.barrier()
 
 
 def _different_data(names: list[str]) -> str | None:
     others = [name for name in names if name != names[0]]
     return f"data: the workers read different tokens: {names[0]} and {others[0]}" if others else None
-
-
-def _run(config: RunConfig, placement: Placement, group: Group) -> Result | None:
-    started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    strategy = create(config.strategy, group, make_options(config))
-    device = _together(group, lambda: pick_device(config, placement, strategy))
-    corpus = _together(group, lambda: None if strategy.is_server else data.load(config))
-    names = [name for name in group.gather(corpus.name if corpus else None) if name]
-    _raise_together(group, _different_data(names))
-    model = build_model(config, device)
-    module = strategy.prepare(model, build_optimizer(config, model))
-    group.barrier()
-    cpu_before = summary.cpu_s()
-    if strategy.is_server:
-        strategy.serve()
-        steps = []
-    else:
-        steps = list(train(config, module, strategy, corpus, device))
-    cpu_s = summary.cpu_s() - cpu_before
-    strategy.close()
-    reports = group.gather(_report(config, strategy, steps, cpu_s))
-    result = None
-    if group.rank == 0:
-        result = _result(config, started_at, strategy, reports, model, corpus, device)
-    group.barrier()
-    return result
 
 
 def pick_device(config: RunConfig, placement: Placement, strategy: Strategy) -> torch.device:
@@ -212,35 +133,45 @@ def _report(config: RunConfig, strategy: Strategy, steps: list[StepRecord], cpu_
     )
 
 
-def _result(
-    config: RunConfig, started_at: str, strategy: Strategy, reports: list[RankReport],
-    model: GPT, corpus: data.Corpus, device: torch.device,
-) -> Result:  # fmt: skip
-    """Put rank 0's record together, the equivalence check and the held-out loss included."""
-    steps = [step for report in reports for step in report.steps]
-    weights = equivalence.snapshot(model)
+def _numbers(config: RunConfig, reports: list[RankReport], strategy: Strategy, device: torch.device) -> dict[str, Any]:
     timing = summary.timing(config, reports)
-    numbers = {
-        **timing, **summary.losses(reports), **summary.resources(reports),
+    return {
+        **timing,
+        **summary.losses(reports),
+        **summary.resources(reports),
         "num_nodes": len({report.host for report in reports}),
-        "num_parameters": sum(p.numel() for p in model.parameters()),
-        "held_out_loss": held_out_loss(config, model, corpus, device),
+        "num_parameters": config.gpt.num_parameters,
         "mfu": _mfu(config, timing["tokens_per_s"], device),
         "allreduce_algorithm": strategy.allreduce_algorithm,
-    }  # fmt: skip
-    verdict = None
-    if config.check_equivalence and config.strategy != "independent":
+    }
+
+
+def _result(
+    planned: PlannedRun, started_at: str, reports: list[RankReport], numbers: dict[str, Any],
+    model: GPT, corpus: data.Corpus, device: torch.device,
+) -> Result:  # fmt: skip
+    """Judge the trained model, and put rank 0's record together.
+
+    The gate stands before a cell's first numbers count; its other repeats train the same thing.
+    """
+    config, weights = planned.config, equivalence.snapshot(model)
+    numbers["held_out_loss"] = held_out_loss(config, model, corpus, device)
+    passed = True
+    if config.check_equivalence and planned.repeat == 0 and config.strategy != "independent":
         verdict = equivalence.compare(config, weights, *equivalence.reference_weights(config, corpus, device))
         numbers |= {"equivalence_error": verdict.error, "equivalence_bound": verdict.bound}
-    passed = verdict is None or verdict.passed
+        passed = verdict.passed
+    steps = [step for report in reports for step in report.steps]
     servers = [report.volume for report in reports if report.is_server and report.volume]
-    record = RunRecord(
-        run_id=run_id(config, 0), cell=config.digest(), repeat=0, started_at=started_at,
-        status="ok" if passed else "invalid", reason="" if passed else "trained another model than one process",
-        environment=environment.digest(environment.collect()),
-        labels=summary.labels(config, reports, strategy.allreduce_algorithm),
-        config=config, summary=Summary.model_validate(numbers), ledger=make_ledger(config, steps, servers),
-    )  # fmt: skip
+    record = planned.record(
+        "ok" if passed else "invalid",
+        environment.digest(environment.collect()),
+        started_at=started_at,
+        reason="" if passed else "it trained another model than one process on the concatenated batches",
+        labels=summary.labels(config, reports, numbers["allreduce_algorithm"]),
+        summary=Summary.model_validate(numbers),
+        ledger=make_ledger(config, steps, servers),
+    )
     return Result(record, steps, weights)
 
 
@@ -251,46 +182,16 @@ def _mfu(config: RunConfig, tokens_per_s: float | None, device: torch.device) ->
     return model_flops_utilization(tokens_per_s / config.num_workers, config.gpt, peak)
 
 
-def finish(result: Result, out: Path | None, save_parameters: Path | None) -> int:
-    """Write what was asked for, print one line, and return the exit code (rank 0 only)."""
-    record, config = result.record, result.record.config
-    if save_parameters:
-        torch.save(result.weights, save_parameters)
-    if out:
-        write_folder(out, result)
-    found = record.summary
-    assert found is not None
-    servers = f" + {config.num_servers} servers" if config.num_servers else ""
-    line = (
-        f"{config.strategy}, {config.num_workers} workers{servers}, {config.precision}: "
-        f"{found.tokens_per_s:,.0f} tokens/s, loss {found.first_loss:.4f} -> {found.final_loss:.4f}"
-    )
-    if found.equivalence_error is not None:
-        line += f", equivalence {found.equivalence_error:.2g} of at most {found.equivalence_bound:.2g}"
-    print(" ".join([line, *(f"[{label}]" for label in record.labels)]), flush=True)
-    if record.status != "ok":
-        print(f"psring: {record.status}: {record.reason}", file=sys.stderr, flush=True)
-    return 0 if record.status == "ok" else 1
-
-
 def write_folder(out: Path, result: Result) -> None:
-    """Write a results folder that holds this one run."""
-    values = result.record.config.model_dump(mode="json", exclude_defaults=True)
-    records.write_whole(out / "sweep.yaml", yaml.safe_dump({"grid": [values]}, sort_keys=False))
-    records.write_json(out / "environment.json", environment.collect())
+    """Add one run to a results folder."""
+    if not (out / "environment.json").exists():
+        values = result.record.config.model_dump(mode="json", exclude_defaults=True)
+        records.write_whole(out / "sweep.yaml", yaml.safe_dump({"grid": [values]}, sort_keys=False))
+        records.write_json(out / "environment.json", environment.collect())
     records.write_steps(out, result.record.run_id, result.steps)
     records.append(out, result.record)
 
 
-def _end_everyone(placement: Placement) -> NoReturn:
-    """Say which rank failed and why, then end the whole run: nobody waits for a rank that is gone."""
-    traceback.print_exc()
-    kind, error = sys.exc_info()[:2]
-    name = kind.__name__ if kind else "error"
-    print(f"psring: rank {placement.rank} on {platform.node()} failed: {name}: {error}", file=sys.stderr, flush=True)
-    if placement.launcher == "mpirun":
-        from mpi4py import MPI
-
-        time.sleep(FLUSH_S)  # let the line above leave first
-        MPI.COMM_WORLD.Abort(1)
-    os._exit(1)
+def save_parameters(path: Path, result: Result) -> None:
+    """Write the final weights as a plain state dict."""
+    torch.save(result.weights, path)

@@ -15,7 +15,8 @@ from strategies.base import Group, Options, WorkerOptimizer, identify_allreduce,
 class HorovodGroup:
     """The ranks of a run that `horovodrun --gloo` started, where there is no MPI to ask."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: Options) -> None:
+        _pin_knobs(options)
         hvd.init()
         self.rank: int = hvd.rank()
         self.size: int = hvd.size()
@@ -45,7 +46,10 @@ class RingAllreduce(WorkerOptimizer):
         super().__init__(group, options)
         if options.wire_dtype == torch.bfloat16:
             raise ValueError("Horovod's PyTorch binding has no bf16 reduction")
-        hvd.init()
+        if not isinstance(group, HorovodGroup):
+            _pin_knobs(options)
+            os.environ["HOROVOD_CONTROLLER"] = os.environ["HOROVOD_CPU_OPERATIONS"] = "mpi"
+            hvd.init()
         self._payload_elements = 0
         self._sums_scaled_fp16 = options.loss_scaling and options.wire_dtype == torch.float16
 
@@ -95,14 +99,12 @@ class RingAllreduce(WorkerOptimizer):
             self._optimizer.step()
 
     def close(self) -> None:
-        """Leave Horovod's ring once everybody is done. Collective."""
+        """Wait for the others; Horovod stays initialised, for it cannot be twice. Collective."""
         hvd.barrier()
 
 
-def pin_knobs(options: Options, over_mpi: bool) -> None:
-    """Set Horovod's environment before hvd.init(): what it would otherwise tune, guess or inherit."""
+def _pin_knobs(options: Options) -> None:
+    """Set what hvd.init() would otherwise tune, guess or inherit."""
     os.environ["HOROVOD_FUSION_THRESHOLD"] = str(options.fusion_threshold_bytes)
     os.environ["HOROVOD_CYCLE_TIME"] = str(options.cycle_time_s * 1000)
     os.environ["HOROVOD_AUTOTUNE"] = "0"
-    if over_mpi:
-        os.environ["HOROVOD_CONTROLLER"] = os.environ["HOROVOD_CPU_OPERATIONS"] = "mpi"

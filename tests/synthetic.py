@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench.config import RunConfig, cross_product
-from bench.records import Ledger, RunRecord, Status, Summary, failure, run_id
+from bench.records import Ledger, PlannedRun, RunRecord, Status, Summary
 
 RATES = {"local": 1.0, "parameter_server": 0.7, "ring_allreduce": 0.85, "ddp": 0.9}
 STARTED = "2025-01-01T00:00:00+00:00"
@@ -24,18 +24,22 @@ def make_record(
     if config_overrides.get("strategy") == "parameter_server":
         config_overrides.setdefault("num_servers", 1)
     config = RunConfig(**config_overrides)
-    return RunRecord(
-        run_id=run_id(config, repeat), cell=config.digest(), repeat=repeat, started_at=STARTED, status="ok",
-        environment=environment, labels=list(labels), config=config,
-        summary=make_summary(config, tokens_per_s, final_loss), ledger=make_ledger(config),
-    )  # fmt: skip
+    return PlannedRun(config=config, repeat=repeat).record(
+        "ok",
+        environment,
+        started_at=STARTED,
+        labels=list(labels),
+        summary=make_summary(config, tokens_per_s, final_loss),
+        ledger=make_ledger(config),
+    )
 
 
 def make_failure(
     status: Status, reason: str, *, repeat: int = 0, environment: str = "e0", **config_overrides: Any
 ) -> RunRecord:
     """A run that came to nothing."""
-    return failure(RunConfig(**config_overrides), repeat, environment, STARTED, status, reason)
+    planned = PlannedRun(config=RunConfig(**config_overrides), repeat=repeat)
+    return planned.record(status, environment, started_at=STARTED, reason=reason)
 
 
 def make_summary(config: RunConfig, tokens_per_s: float, final_loss: float) -> Summary:

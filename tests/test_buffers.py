@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +25,7 @@ def test_balanced_ranges_partition_and_differ_by_one(begin: int, length: int, pa
     ranges = balanced_ranges(begin, begin + length, parts)
     assert ranges[0][0] == begin
     assert ranges[-1][1] == begin + length
-    assert all(left[1] == right[0] for left, right in zip(ranges, ranges[1:], strict=False))
+    assert all(left[1] == right[0] for left, right in itertools.pairwise(ranges))
     sizes = [end - first for first, end in ranges]
     assert max(sizes) - min(sizes) <= 1
 

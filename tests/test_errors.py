@@ -132,7 +132,7 @@ def test_a_launcher_that_is_not_there_is_a_failed_row(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(launch.sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BadInput, match="mpirun is not on PATH; run scripts/setup.sh"):
+    with pytest.raises(BadInput, match=r"mpirun is not on PATH; run scripts/setup\.sh"):
         launch.find_launcher("mpirun")
 
 

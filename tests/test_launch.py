@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,8 @@ from bench.config import RunConfig
 from bench.launch import Placement, command, launcher_prefix, mpi_environment, run
 from tests.test_errors import environ_of
 
-SLEEPER = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
+NAP = "import time; time.sleep(60)"
+SLEEPER = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {NAP!r}]); {NAP}"
 
 
 def alive(marker: str) -> list[psutil.Process]:
@@ -28,6 +30,11 @@ def gone(marker: str, within_s: float = 10) -> bool:
     while alive(marker) and time.monotonic() < deadline:
         time.sleep(0.05)
     return not alive(marker)
+
+
+def in_seconds(seconds: float) -> Callable[[], float]:
+    at = time.monotonic() + seconds
+    return lambda: at
 
 
 @pytest.mark.parametrize(
@@ -72,21 +79,21 @@ def test_hostfile_and_interface_reach_both_launchers() -> None:
         assert "eth7" in argv
 
 
-def test_one_rank_needs_no_launcher(tmp_path: Path) -> None:
-    assert command(RunConfig(), tmp_path)[:4] == [sys.executable, "-m", "bench.cli", "run"]
+def test_one_rank_needs_no_launcher() -> None:
+    assert command(RunConfig(), ["run"]) == [sys.executable, "-m", "bench.cli", "run"]
 
 
 def test_nothing_outlives_a_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marker = f"PSRING_DEADLINE_{os.getpid()}"
     monkeypatch.setenv(marker, "1")
-    outcome = run([sys.executable, "-c", SLEEPER], tmp_path / "log", timeout_s=1)
+    outcome = run([sys.executable, "-c", SLEEPER], tmp_path / "log", in_seconds(1))
     assert outcome.timed_out
     assert outcome.returncode != 0
     assert gone(f"{marker}=1")
 
 
 def test_a_run_ends_with_what_it_printed(tmp_path: Path) -> None:
-    outcome = run([sys.executable, "-c", "print('last words'); raise SystemExit(3)"], tmp_path / "log", timeout_s=60)
+    outcome = run([sys.executable, "-c", "print('last words'); raise SystemExit(3)"], tmp_path / "log", in_seconds(60))
     assert (outcome.returncode, outcome.timed_out, outcome.tail) == (3, False, "last words")
 
 
@@ -97,7 +104,8 @@ def test_no_rank_outlives_its_parent(victim: str) -> None:
     config = "RunConfig(strategy='parameter_server', num_workers=2, num_servers=1, steps=1000000, launcher='mpirun')"
     program = (
         "from bench.config import RunConfig; from bench import launch; from pathlib import Path; import tempfile;"
-        f"out = Path(tempfile.mkdtemp()); launch.run(launch.command({config}, out / 'r'), out / 'log', 90)"
+        f"config = {config}; argv = launch.command(config, ['run', *launch.run_flags(config)]);"
+        "launch.run(argv, Path(tempfile.mkdtemp(), 'log'), lambda: float('inf'))"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, marker: "1"})
     ranks = wait_for_ranks(marker, count=3)

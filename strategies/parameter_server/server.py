@@ -198,6 +198,10 @@ class ParameterServer(Strategy):
         for request in [*receives, *sends]:
             request.Free()
 
+    def close(self) -> None:
+        """Give the communicator back. Collective."""
+        self._comm.Free()
+
     def synchronize(self) -> None:
         """Servers have no gradient of their own."""
         raise RuntimeError("a server calls serve()")

@@ -161,3 +161,4 @@ class ParameterServerWorker(Strategy):
         wait_all(waiting)
         for request in [*self._pushes, *self._pulls, self._norm_request]:
             request.Free()
+        self._comm.Free()

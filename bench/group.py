@@ -1,0 +1,111 @@
+"""How the ranks of a launch find each other, agree, and end together."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from bench.config import AgreedBadInput, BadInput, RunConfig
+from bench.launch import Placement
+from bench.records import PlannedRun
+from strategies.base import Group, Options, SingleGroup
+
+FLUSH_S = 0.2
+Value = TypeVar("Value")
+
+
+class MPIGroup:
+    """The ranks of an MPI world."""
+
+    def __init__(self) -> None:
+        from mpi4py import MPI
+
+        self._comm = MPI.COMM_WORLD
+        self.rank = self._comm.rank
+        self.size = self._comm.size
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value in rank order on rank 0, an empty list elsewhere. Collective."""
+        return self._comm.gather(value) or []
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value everywhere. Collective."""
+        return self._comm.bcast(value)
+
+    def barrier(self) -> None:
+        """Return once every rank is here. Collective."""
+        self._comm.Barrier()
+
+
+def join(strategies: Sequence[str], placement: Placement, options: Options) -> Group:
+    """Join the ranks that the launcher started. Collective."""
+    if placement.launcher == "horovodrun":
+        others = [name for name in strategies if name != "ring_allreduce"]
+        if others:
+            raise BadInput(f"strategy: horovodrun starts ring_allreduce only, not {others[0]}; use mpirun")
+        group: Group = _import_horovod().HorovodGroup(options)
+        return group
+    if "ring_allreduce" in strategies:
+        _import_horovod()
+    return MPIGroup() if placement.launcher == "mpirun" else SingleGroup()
+
+
+def _import_horovod() -> Any:
+    try:
+        from strategies import ring_allreduce
+    except ImportError as error:
+        raise BadInput(f"strategy: ring_allreduce needs Horovod ({error}); install it: scripts/setup.sh") from None
+    return ring_allreduce
+
+
+def agree(group: Group, planned: Sequence[PlannedRun]) -> None:
+    """Refuse to run if the ranks were given different configs. Collective."""
+    raise_together(group, _first_difference(group.gather([run.config for run in planned])))
+
+
+def _first_difference(configs: list[list[RunConfig]]) -> str | None:
+    for rank, theirs in enumerate(configs):
+        for ours, other in zip(configs[0], theirs, strict=True):
+            for name in RunConfig.model_fields:
+                one, two = getattr(ours, name), getattr(other, name)
+                if one != two:
+                    return f"{name}: rank 0 was given {one!r}, rank {rank} {two!r}; start every rank alike"
+    return None
+
+
+def raise_together(group: Group, problem: str | None) -> None:
+    """Raise rank 0's problem on every rank. Collective."""
+    problem = group.broadcast(problem)
+    if problem:
+        raise AgreedBadInput(problem)
+
+
+def together(group: Group, act: Callable[[], Value]) -> Value:
+    """Do what some ranks may refuse; if any does, raise its refusal on all. Collective."""
+    value, problem = None, None
+    try:
+        value = act()
+    except BadInput as error:
+        problem = str(error)
+    problems = [f"{text} (rank {rank})" if rank else text for rank, text in enumerate(group.gather(problem)) if text]
+    raise_together(group, problems[0] if problems else None)
+    return value  # type: ignore[return-value]  # set, or raised
+
+
+def end_everyone(placement: Placement) -> NoReturn:
+    """Say which rank failed and why, then end the whole launch: nobody waits for a rank that is gone."""
+    traceback.print_exc()
+    kind, error = sys.exc_info()[:2]
+    name = kind.__name__ if kind else "error"
+    print(f"psring: rank {placement.rank} on {platform.node()} failed: {name}: {error}", file=sys.stderr, flush=True)
+    if placement.launcher == "mpirun":
+        from mpi4py import MPI
+
+        time.sleep(FLUSH_S)  # let the line above leave first
+        MPI.COMM_WORLD.Abort(1)
+    os._exit(1)
