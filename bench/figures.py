@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -39,6 +40,7 @@ PHASES = {
     "exposed_communication_s": "#cc79a7", "optimizer_s": "#f0e442",
 }  # fmt: skip
 LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
+NOTE_WIDTH = 52  # letters that fit above a panel beside long tick labels
 IDEAL = "ideal: workers × baseline"
 MARKERS = "osD^vPX*"
 KINDS = ("svg", "png", "pdf")
@@ -240,7 +242,7 @@ def _grid(ok: pd.DataFrame, sides: dict[str, Draw], x: str, height: float = 3.0)
     for number, ((precision, batch_size), rows, side) in enumerate(panels, start=1):
         axes = figure.add_subplot(lines, columns, number)
         sides[side](axes, rows)
-        _dress(axes, f"{precision}, {batch_size} sequences per worker", shown_labels(rows))
+        _dress(axes, f"{precision}, {batch_size} sequences per worker", fill(shown_labels(rows), NOTE_WIDTH))
         axes.set_xlabel(x)
         axes.set_ylabel(side)
         if x == "workers":
@@ -250,7 +252,7 @@ def _grid(ok: pd.DataFrame, sides: dict[str, Draw], x: str, height: float = 3.0)
 
 
 def _dress(axes: Axes, title: str, labels: str) -> None:
-    axes.set_title(title, loc="left", fontsize=9.5, fontweight="bold", color=INK, pad=17 if labels else 6)
+    axes.set_title(title, loc="left", fontsize=9.5, fontweight="bold", color=INK, pad=6 + 10 * len(labels.splitlines()))
     if labels:
         axes.text(0, 1.02, labels, transform=axes.transAxes, fontsize=7.5, style="italic", color=INK)
     axes.set_facecolor(PAPER)

@@ -20,8 +20,8 @@ NORM_BYTES = 8  # one float64: the global gradient norm, or a server's share of 
 class Volume:
     """Bytes and messages of one rank in one step; messages are None where a library decides them."""
 
-    bytes_sent: float
-    bytes_received: float
+    bytes_sent: float | None
+    bytes_received: float | None
     messages_sent: float | None
     messages_received: float | None
 
@@ -97,9 +97,10 @@ def padding_bytes(config: RunConfig) -> int:
     return 2 * (config.num_workers - 1) * DTYPE_BYTES[config.wire_dtype] * tensors
 
 
-def agrees(config: RunConfig, ledger: Ledger) -> bool:
-    """Whether counted equals predicted: exactly for push and pull, within padding for a ring."""
+def agrees(config: RunConfig, ledger: Ledger) -> bool | None:
+    """Whether counted equals predicted: exactly for push and pull, within padding for a ring; None: not counted."""
     values = ledger.model_dump()
+    compared = None
     for name, counted in values.items():
         predicted = values.get(f"{name}_predicted")
         if counted is None or predicted is None:
@@ -107,4 +108,5 @@ def agrees(config: RunConfig, ledger: Ledger) -> bool:
         rounding = 1e-12 * predicted  # of the means, which are floats
         if abs(counted - predicted) > padding_bytes(config) + rounding:
             return False
-    return True
+        compared = True
+    return compared

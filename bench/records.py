@@ -30,8 +30,6 @@ LABELS: dict[str, str] = {
     "loopback": "all ranks on one machine: messages cross memory, not a network",
     "not_ring": "the allreduce that ran was not a ring",
     "few_launches": "fewer than 5 launches: the interval is the range of very few samples",
-    "emulated": "computation or links were emulated",
-    "extrapolated": "computed by the model beyond what was measured",
 }
 
 
@@ -50,8 +48,8 @@ class StepRecord:
     exposed_communication_s: float
     optimizer_s: float
     communication_s: float
-    bytes_sent: int
-    bytes_received: int
+    bytes_sent: int | None
+    bytes_received: int | None
     messages_sent: int | None
     messages_received: int | None
 

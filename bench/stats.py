@@ -108,6 +108,7 @@ def summarize(runs: pd.DataFrame, *, allow_mixed: bool = False) -> pd.DataFrame:
     """
     if runs.empty:
         raise BadInput("runs.jsonl: no run in it yet; run `psring sweep` first")
+    runs = judged(runs)
     if not allow_mixed:
         _refuse_mixture(runs)
     baselines = _baselines(runs)
@@ -125,6 +126,20 @@ def summarize(runs: pd.DataFrame, *, allow_mixed: bool = False) -> pd.DataFrame:
     table = pd.DataFrame(rows).astype(dict.fromkeys(WHOLE, "Int64"))
     order = [*(name for name in GPTShape.model_fields if name in extra), *SORTED_BY, "cell"]
     return table.sort_values(order, key=_rank, ignore_index=True)
+
+
+def judged(runs: pd.DataFrame) -> pd.DataFrame:
+    """Take a cell's other runs out with one that failed the equivalence gate.
+
+    The gate stands in a cell's first run only; the others trained the same wrong thing unchecked.
+    """
+    caught = runs.loc[runs["equivalence_error"] > runs["equivalence_bound"], ["cell", "reason"]]
+    reasons = caught.drop_duplicates("cell").set_index("cell")["reason"]
+    leaked = runs["cell"].isin(reasons.index) & (runs["status"] == "ok")
+    runs = runs.copy()
+    runs.loc[leaked, "reason"] = runs.loc[leaked, "cell"].map(reasons)
+    runs.loc[leaked, "status"] = "invalid"
+    return runs
 
 
 def _rank(column: pd.Series) -> pd.Series:
@@ -268,6 +283,7 @@ def compare_topologies(runs: pd.DataFrame) -> pd.DataFrame:
     One row per work (precision, batch_size, wire_dtype, …) and kind of equality, at the largest size that
     both ran; of several cells of one topology the fastest. `ratio` is ring ÷ server in tokens_per_s.
     """
+    runs = judged(runs)
     finished, samples = _finished(runs), throughputs(runs)
     finished["world_size"] = finished["num_workers"] + finished["num_servers"]
     finished["tokens_per_s"] = [float(np.median(samples[str(cell)])) for cell in finished.index]

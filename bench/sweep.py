@@ -63,7 +63,11 @@ def describe_plan(launches: list[list[PlannedRun]]) -> list[str]:
         for run in planned:
             worker, _ = ledger.predict(run.config)
             reason = run.config.unsupported()
-            note = f"unsupported: {reason}" if reason else f"{worker.bytes_sent / 1e6:.3g} MB sent per worker and step"
+            note = (
+                f"unsupported: {reason}"
+                if reason
+                else f"{(worker.bytes_sent or 0) / 1e6:.3g} MB sent per worker and step"
+            )
             lines.append(f"  {run.run_id}  {run.describe()}: {note}")
     runs = [run for planned in launches for run in planned]
     cells = len({run.config.digest() for run in runs})

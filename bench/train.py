@@ -35,8 +35,8 @@ def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimize
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager[object]:

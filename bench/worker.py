@@ -127,7 +127,7 @@ def _report(config: RunConfig, strategy: Strategy, steps: list[StepRecord], cpu_
         cores=frozenset(os.sched_getaffinity(0)),
         is_server=strategy.is_server,
         steps=steps,
-        volume=Volume(**per_step),  # type: ignore[arg-type]  # bytes are always counted
+        volume=Volume(**per_step),
         cpu_s=cpu_s,
         peak_memory_bytes=summary.peak_memory_bytes(),
     )
@@ -156,18 +156,20 @@ def _result(
     """
     config, weights = planned.config, equivalence.snapshot(model)
     numbers["held_out_loss"] = held_out_loss(config, model, corpus, device)
-    passed = True
+    reason = ""
     if config.check_equivalence and planned.repeat == 0 and config.strategy != "independent":
         verdict = equivalence.compare(config, weights, *equivalence.reference_weights(config, corpus, device))
         numbers |= {"equivalence_error": verdict.error, "equivalence_bound": verdict.bound}
-        passed = verdict.passed
+        if not verdict.passed:
+            off = f"equivalence error {verdict.error:.2g}, bound {verdict.bound:.2g}"
+            reason = f"it trained another model than one process on the concatenated batches ({off})"
     steps = [step for report in reports for step in report.steps]
     servers = [report.volume for report in reports if report.is_server and report.volume]
     record = planned.record(
-        "ok" if passed else "invalid",
+        "invalid" if reason else "ok",
         environment.digest(environment.collect()),
         started_at=started_at,
-        reason="" if passed else "it trained another model than one process on the concatenated batches",
+        reason=reason,
         labels=summary.labels(config, reports, numbers["allreduce_algorithm"]),
         summary=Summary.model_validate(numbers),
         ledger=make_ledger(config, steps, servers),

@@ -74,20 +74,25 @@ class Options:
 class CommunicationCounters:
     """What this rank has sent and received since its strategy was created.
 
-    `messages_*` stay None where the library decides how many messages carry the bytes.
+    None is unknown: messages where the library decides how many carry the bytes, bytes too where it did not
+    run the algorithm whose bytes are known.
     """
 
-    bytes_sent: int = 0
-    bytes_received: int = 0
+    bytes_sent: int | None = 0
+    bytes_received: int | None = 0
     messages_sent: int | None = 0
     messages_received: int | None = 0
 
     def add(
-        self, sent: int = 0, received: int = 0, messages_sent: int | None = 0, messages_received: int | None = 0
+        self,
+        sent: int | None = 0,
+        received: int | None = 0,
+        messages_sent: int | None = 0,
+        messages_received: int | None = 0,
     ) -> None:
         """Count bytes and messages that have just moved; None: unknown from now on."""
-        self.bytes_sent += sent
-        self.bytes_received += received
+        self.bytes_sent = _plus(self.bytes_sent, sent)
+        self.bytes_received = _plus(self.bytes_received, received)
         self.messages_sent = _plus(self.messages_sent, messages_sent)
         self.messages_received = _plus(self.messages_received, messages_received)
 
@@ -250,6 +255,14 @@ class WorkerOptimizer(Strategy):
 
     def _apply(self) -> None:
         self._optimizer.step()
+
+    def _count_ring(self, num_elements: int) -> None:
+        """Count what a ring-allreduce of this many elements sends; how many messages, only the library knows."""
+        if self.allreduce_algorithm == "not_ring":
+            self.counters.add(None, None, None, None)
+            return
+        sent, received = ring_bytes(num_elements, self.options.wire_dtype.itemsize, self.group.rank, self.group.size)
+        self.counters.add(sent, received, None, None)
 
 
 def ring_bytes(num_elements: int, element_bytes: int, rank: int, size: int) -> tuple[int, int]:

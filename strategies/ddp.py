@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed import GradBucket, Store, TCPStore  # type: ignore[attr-defined]  # re-exports from C++
 from torch.nn.parallel import DistributedDataParallel
 
-from strategies.base import Group, Options, WorkerOptimizer, identify_allreduce, ring_bytes
+from strategies.base import Group, Options, WorkerOptimizer, identify_allreduce
 
 
 class DDP(WorkerOptimizer):
@@ -52,8 +52,7 @@ class DDP(WorkerOptimizer):
         """Average one bucket in the wire dtype."""
         buffer = bucket.buffer()
         wire = buffer.to(self.options.wire_dtype).div_(self.group.size)
-        sent, received = ring_bytes(wire.numel(), wire.element_size(), self.group.rank, self.group.size)
-        self.counters.add(sent, received, messages_sent=None, messages_received=None)
+        self._count_ring(wire.numel())
         work: Any = dist.all_reduce(wire, async_op=True)
 
         def finish(future: torch.futures.Future[list[Tensor]]) -> Tensor:

@@ -9,7 +9,7 @@ import horovod.torch as hvd
 import torch
 from torch import Tensor, nn
 
-from strategies.base import Group, Options, WorkerOptimizer, identify_allreduce, ring_bytes
+from strategies.base import Group, Options, WorkerOptimizer, identify_allreduce
 
 
 class HorovodGroup:
@@ -88,10 +88,7 @@ class RingAllreduce(WorkerOptimizer):
         """Wait for every allreduce of this step."""
         self._optimizer.synchronize()  # type: ignore[attr-defined]  # Horovod's wrapper adds it
         self._communication_ended()
-        element_bytes = self.options.wire_dtype.itemsize
-        sent, received = ring_bytes(self._payload_elements, element_bytes, self.group.rank, self.group.size)
-        # How many messages carry them is Horovod's fusion to decide, and it does not tell.
-        self.counters.add(sent, received, messages_sent=None, messages_received=None)
+        self._count_ring(self._payload_elements)
         self._payload_elements = 0
 
     def _apply(self) -> None:

@@ -190,7 +190,10 @@ def test_one_leaking_launch_fails_the_gate_of_its_cell() -> None:
     good, bad = runs_of([1.0, 1.0], strategy="ring_allreduce", num_workers=2)
     assert bad.summary is not None
     bad = bad.model_copy(update={"summary": bad.summary.model_copy(update={"equivalence_error": 1.0})})
-    assert summarize(good, bad)["equivalence_error"].iloc[0] == 1.0
+    row = summarize(good, bad).iloc[0]
+    assert row["status"] == "invalid"  # its other launch trained the same wrong thing
+    assert row["n"] == 0
+    assert stats.compare_topologies(records.frame([good, bad])).empty
 
 
 def test_environments_are_mixed_only_when_asked() -> None:

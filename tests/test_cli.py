@@ -1,0 +1,86 @@
+"""The command line: every knob is a flag, every command is documented, and the main job works end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bench.cli import RUN_FLAGS, build_parser
+from bench.config import RunConfig
+from bench.records import LABELS
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def test_every_knob_is_a_flag_of_run_with_its_docstring_as_help() -> None:
+    _, flags = build_parser()
+    assert set(RUN_FLAGS.values()) <= set(flags["run"])
+    assert {f"--{name.replace('_', '-')}" for name in RunConfig.model_fields if name != "num_workers"} <= set(
+        flags["run"]
+    )
+
+
+@pytest.mark.parametrize("command", [name for name in build_parser()[1] if name != "ranks"])
+def test_every_command_is_documented(command: str) -> None:
+    assert f"psring {command}" in (REPOSITORY / "README.md").read_text()
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_every_label_is_explained_to_users(label: str) -> None:
+    assert f"`{label}`" in (REPOSITORY / "README.md").read_text()
+
+
+def test_help_names_every_strategy(psring: Callable[..., object]) -> None:
+    ended = psring("run", "--help")
+    assert ended.returncode == 0
+    for strategy in ("local", "independent", "parameter_server", "ring_allreduce", "ddp"):
+        assert strategy in ended.stdout
+
+
+@pytest.mark.launcher
+def test_from_a_sweep_file_to_a_report(psring: Callable[..., object], tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(
+        "defaults: {n_layer: 1, n_head: 2, n_embd: 16, block_size: 16, batch_size: 2, steps: 3, warmup_steps: 1,\n"
+        "           check_equivalence: true}\n"
+        "grid:\n"
+        "  - {strategy: local}\n"
+        "  - {strategy: parameter_server, num_workers: [1, 2], num_servers: 1}\n"
+        "  - {strategy: ring_allreduce, num_workers: 2, wire_dtype: [fp32, bf16]}\n"
+        "  - {strategy: ring_allreduce, num_workers: 2, launcher: horovodrun}\n"
+        "repeats: 2\n"
+    )
+    out = tmp_path / "out"
+    planned = psring("sweep", tmp_path / "sweep.yaml", "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert "6 cells, 11 runs, 10 launches" in planned.stdout  # the unsupported cell is planned once
+    ended = psring("sweep", tmp_path / "sweep.yaml", "--out", out)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert psring("report", out).returncode == 0
+    summary = pd.read_csv(out / "summary.csv")
+    assert sorted(summary["status"]) == ["ok"] * 5 + ["unsupported"]
+    ok = summary[summary["status"] == "ok"]
+    assert (ok["n"] == 2).all()
+    assert ok["ledger_agrees"].astype(bool).all()
+    assert (ok["equivalence_error"] <= ok["equivalence_bound"]).all()
+    assert ok[ok["num_workers"] == 2]["final_loss"].nunique() == 1 or ok["final_loss"].std() < 1e-3
+    for name in ("runs.csv", "report.html", "report.md", "environment.json", "sweep.yaml"):
+        assert (out / name).stat().st_size > 0
+
+
+def test_prepared_text_is_trained_on(psring: Callable[..., object], tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(Path(__file__).read_bytes() * 3)
+    ended = psring("data", "prepare", tmp_path / "text", "--out", tmp_path / "text.bin")
+    assert ended.returncode == 0, ended.stderr
+    ended = psring("run", "--data", tmp_path / "text.bin", "--steps", 2, "--block-size", 32)
+    assert ended.returncode == 0, ended.stderr
+    assert "tokens/s" in ended.stdout
+
+
+@pytest.mark.launcher
+def test_doctor_finds_this_machine_able(psring: Callable[..., object]) -> None:
+    ended = psring("doctor")
+    assert ended.returncode == 0, ended.stdout
+    assert "MISSING" not in ended.stdout

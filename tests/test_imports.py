@@ -1,0 +1,88 @@
+"""Who may import whom: read from the sources, so that no import hides in a function."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+MODULES = {
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path
+    for folder in ("bench", "strategies")
+    for path in (REPOSITORY / folder).rglob("*.py")
+}
+WITHOUT_TORCH = [
+    "config", "records", "stats", "figures", "report", "answer", "tables", "sweep", "launch", "ledger",
+    "environment", "doctor",
+]  # fmt: skip
+MAY_IMPORT = {
+    "bench.config": set(),
+    "bench.launch": {"bench.config"},
+    "bench.records": {"bench.config"},
+    "bench.ledger": {"bench.config", "bench.records"},
+    "bench.environment": {"bench.config", "bench.launch"},
+    "bench.stats": {"bench.records", "bench.config"},
+    "bench.figures": {"bench.stats", "bench.config"},
+    "bench.train": {"bench.clock", "bench.config", "bench.data", "bench.model", "bench.records", "strategies.base"},
+}
+HOMES = {
+    "mpi4py": {"bench.group", "strategies.parameter_server"},
+    "horovod": {"strategies.ring_allreduce"},
+    "matplotlib": {"bench.figures"},
+}
+
+
+def imports(name: str) -> set[str]:
+    """Every module that the source names in an import, those for type checkers left out."""
+    tree = ast.parse(MODULES[name].read_text())
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def own(name: str) -> set[str]:
+    """The modules of this project among them."""
+    return {found for found in imports(name) if found in MODULES} - {"bench", "strategies"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("strategies")])
+def test_strategies_know_nothing_of_the_harness(name: str) -> None:
+    assert not any(found.split(".")[0] == "bench" for found in imports(name))
+
+
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_a_room_imports_only_its_neighbours(name: str) -> None:
+    assert own(name) <= MAY_IMPORT[name]
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_tables_and_launchers_need_neither_torch_nor_mpi(name: str) -> None:
+    reached, todo = set(), [f"bench.{name}"]
+    while todo:
+        module = todo.pop()
+        if module not in reached:
+            reached.add(module)
+            todo += own(module)
+    heavy = {found.split(".")[0] for module in reached for found in imports(module)} & {"torch", "mpi4py", "horovod"}
+    assert not heavy
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_a_library_has_one_home(library: str) -> None:
+    users = {name for name in MODULES if any(found.split(".")[0] == library for found in imports(name))}
+    strangers = {name for name in users if not any(name.startswith(home) for home in HOMES[library])}
+    assert users
+    assert not strangers
+
+
+def test_no_module_shadows_a_library() -> None:
+    assert not {name.split(".")[-1] for name in MODULES} & {"horovod", "torch", "mpi4py", "statistics"}

@@ -1,0 +1,182 @@
+"""Laws of a sweep: every planned run becomes a row, whatever happens, and a second call runs what is missing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from rich.console import Console
+
+from bench import records, sweep
+from bench.config import BadInput, Sweep, read_sweep
+from bench.launch import Outcome
+from bench.records import PlannedRun, RunRecord
+from tests.conftest import PSRING
+from tests.test_launch import gone
+
+TINY = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "batch_size": 2, "data": "synthetic", "num_threads": 1}
+SHORT = {"steps": 2, "warmup_steps": 1, "eval_batches": 0}
+QUIET = Console(quiet=True)
+
+
+def make_sweep(grid: list[dict[str, object]], repeats: int = 1, **defaults: object) -> Sweep:
+    return Sweep.model_validate({"defaults": {**TINY, **SHORT, **defaults}, "grid": grid, "repeats": repeats})
+
+
+def statuses(done: list[RunRecord]) -> Counter[str]:
+    return Counter(record.status for record in done)
+
+
+def test_a_plan_holds_every_run_once_repeats_outermost() -> None:
+    demo = read_sweep(Path(sweep.__file__).parent / "sweeps/demo.yaml")
+    launches = sweep.plan(demo, "demo")
+    runs = [run for planned in launches for run in planned]
+    assert len({run.run_id for run in runs}) == len(runs) == demo.repeats * len(demo.runs("demo"))
+    assert [run.repeat for run in runs] == sorted(run.repeat for run in runs)
+    assert launches == sweep.plan(demo, "demo")  # the order is stored in a seed
+
+
+def test_runs_of_one_launch_fit_on_the_same_ranks_and_horovod_has_its_own() -> None:
+    demo = read_sweep(Path(sweep.__file__).parent / "sweeps/demo.yaml")
+    launches = sweep.plan(demo, "demo")
+    for planned in launches:
+        assert len({run.config.world_size for run in planned}) == 1
+        assert len({run.config.strategy == "ring_allreduce" for run in planned}) == 1
+    assert len(launches) == demo.repeats * 5  # not one per run
+
+
+def test_a_second_call_runs_only_what_is_missing(tmp_path: Path) -> None:
+    one = make_sweep([{"strategy": "local", "batch_size": [1, 2]}])
+    two = make_sweep([{"strategy": "local", "batch_size": [1, 2, 3]}], repeats=2)
+    assert statuses(sweep.run_sweep(one, "one", tmp_path, QUIET)) == {"ok": 2}
+    before = (tmp_path / "runs.jsonl").read_text()
+    more = sweep.run_sweep(two, "two", tmp_path, QUIET)
+    assert statuses(more) == {"ok": 4}
+    assert (tmp_path / "runs.jsonl").read_text().startswith(before)
+    assert sweep.run_sweep(two, "two", tmp_path, QUIET) == []
+    assert len(records.read(tmp_path)) == 6
+    assert sorted(path.stem for path in (tmp_path / "steps").iterdir()) == sorted(
+        record.run_id for record in records.read(tmp_path)
+    )
+
+
+def test_a_half_written_last_line_costs_one_run(tmp_path: Path) -> None:
+    plan = make_sweep([{"strategy": "local", "batch_size": [1, 2]}])
+    sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+    file = tmp_path / "runs.jsonl"
+    file.write_text(file.read_text()[:-100])
+    assert statuses(sweep.run_sweep(plan, "plan", tmp_path, QUIET)) == {"ok": 1}
+    assert len(records.read(tmp_path)) == 2
+
+
+def test_a_cell_that_fails_is_a_row_and_the_others_run_on(tmp_path: Path) -> None:
+    missing = {"strategy": "local", "data": "missing.bin"}
+    plan = make_sweep([{"strategy": "local", "batch_size": [1, 2]}, missing])
+    done = sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+    assert statuses(done) == {"ok": 2, "failed": 1}
+    (failed,) = (record for record in done if record.status == "failed")
+    assert "there is no file missing.bin" in failed.reason
+    assert failed.summary is None
+    again = sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+    assert [record.run_id for record in again] == [failed.run_id]
+
+
+def test_what_no_library_can_do_is_an_unsupported_row(tmp_path: Path) -> None:
+    plan = make_sweep([{"strategy": "ring_allreduce", "num_workers": 2, "wire_dtype": "bf16"}], repeats=3)
+    (record,) = sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+    assert record.status == "unsupported"
+    assert "bf16" in record.reason
+
+
+def test_a_run_past_its_deadline_is_a_timeout_row(tmp_path: Path) -> None:
+    slow = {"strategy": "local", "steps": 10**6, "timeout_s": 3}
+    done = sweep.run_sweep(make_sweep([{"strategy": "local"}, slow]), "plan", tmp_path, QUIET)
+    assert statuses(done) == {"ok": 1, "timeout": 1}
+
+
+def test_two_sweeps_never_write_one_folder(tmp_path: Path) -> None:
+    plan = make_sweep([{"strategy": "local"}])
+    with FileLock(tmp_path / ".lock"), pytest.raises(BadInput, match="another sweep is writing there"):
+        sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+
+
+def test_results_of_another_environment_are_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_sweep([{"strategy": "local"}])
+    sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+    here = sweep.environment.collect()
+    monkeypatch.setattr(sweep.environment, "collect", lambda: {**here, "commit": "another"})
+    before = (tmp_path / "environment.json").read_text()
+    with pytest.raises(BadInput, match="another commit, host or library version"):
+        sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+    assert (tmp_path / "environment.json").read_text() == before
+
+
+@pytest.mark.launcher
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_sweep_that_is_stopped_leaves_nobody_and_resumes(tmp_path: Path, sign: signal.Signals) -> None:
+    marker = f"PSRING_SWEEP_{sign}_{os.getpid()}"
+    steps = 150
+    grid = f"{{strategy: [parameter_server], num_servers: 1, num_workers: 1, batch_size: [1, 2, 3, 4], steps: {steps}}}"
+    defaults = {**TINY, **SHORT}
+    (tmp_path / "sweep.yaml").write_text(f"{{defaults: {defaults}, grid: [{grid}]}}".replace("'", ""))
+    argv = [*PSRING, "sweep", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        argv, env={**os.environ, marker: "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while records.size(tmp_path / "out") == 0 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(sign)
+    code = process.wait(30)
+    assert code == (-signal.SIGKILL if sign == signal.SIGKILL else 130)
+    assert gone(f"{marker}=1")
+    kept = {record.run_id for record in records.read(tmp_path / "out")}
+    assert kept
+    ended = subprocess.run([*argv], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    final = records.read(tmp_path / "out")
+    assert len(final) == 4
+    assert kept <= {record.run_id for record in final}
+    lines = (tmp_path / "out/runs.jsonl").read_text().splitlines()
+    assert len(lines) == 4  # nothing lost, nothing twice
+
+
+def test_what_a_killed_sweep_had_not_yet_taken_is_rescued(tmp_path: Path) -> None:
+    plan = make_sweep([{"strategy": "local", "batch_size": [1, 2]}])
+    sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+    lines = (tmp_path / "runs.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "runs.jsonl").write_text(lines[0])
+    (tmp_path / ".running/result").mkdir(parents=True)
+    (tmp_path / ".running/result/runs.jsonl").write_text(lines[1])
+    assert sweep.run_sweep(plan, "plan", tmp_path, QUIET) == []
+    assert len(records.read(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [
+        (Outcome(1, False, "psring: rank 1 on n1 failed: MemoryError: "), "out_of_memory"),
+        (Outcome(1, False, "torch.OutOfMemoryError: CUDA out of memory"), "out_of_memory"),
+        (Outcome(-15, True, ""), "timeout"),
+        (Outcome(1, False, "Timeout (0:00:03)!\nThread 0x1"), "timeout"),
+        (Outcome(137, False, "psring: rank 0 on n0 failed: ValueError: x\nnoise"), "failed"),
+    ],
+)
+def test_every_end_has_its_name(outcome: Outcome, status: str) -> None:
+    assert sweep.diagnose(outcome)[0] == status
+
+
+def test_the_reason_is_the_line_of_the_rank_that_failed() -> None:
+    tail = "Traceback\npsring: rank 2 on n1 failed: ValueError: no\n-----\nmpirun noise"
+    assert "rank 2 on n1 failed: ValueError: no" in sweep.diagnose(Outcome(1, False, tail))[1]
+
+
+def test_a_run_id_names_the_config_and_the_repeat_not_the_place() -> None:
+    (config,) = make_sweep([{"strategy": "local"}]).runs("x")
+    assert PlannedRun(config=config, repeat=2).run_id == f"{config.digest()}-r2"
