@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,15 @@ class Verdict:
     def passed(self) -> bool:
         """Whether the run trained the reference's model."""
         return self.error <= self.bound
+
+    def complaint(self, different_workers: int) -> str:
+        """Say in one line what is wrong with the trained model, nothing if nothing is."""
+        if different_workers > 1:
+            return f"the workers ended with {different_workers} different models"
+        if self.passed:
+            return ""
+        off = f"equivalence error {self.error:.2g}, bound {self.bound:.2g}"
+        return f"it trained another model than one process on the concatenated batches ({off})"
 
 
 def reference_config(config: RunConfig) -> RunConfig:
@@ -76,6 +86,14 @@ def reference_weights(config: RunConfig, corpus: Corpus, device: torch.device) -
 def snapshot(model: torch.nn.Module) -> Weights:
     """Copy a model's parameters to the CPU."""
     return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
+
+
+def checksum(weights: Weights) -> int:
+    """CRC-32 of all weights' bytes: equal on two workers only if every bit is."""
+    crc = 0
+    for tensor in weights.values():
+        crc = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data, crc)
+    return crc
 
 
 def compare(config: RunConfig, weights: Weights, initial: Weights, reference: Weights) -> Verdict:

@@ -133,7 +133,8 @@ def judged(runs: pd.DataFrame) -> pd.DataFrame:
 
     The gate stands in a cell's first run only; the others trained the same wrong thing unchecked.
     """
-    caught = runs.loc[runs["equivalence_error"] > runs["equivalence_bound"], ["cell", "reason"]]
+    failed = (runs["status"] == "invalid") | (runs["equivalence_error"] > runs["equivalence_bound"])
+    caught = runs.loc[failed, ["cell", "reason"]]
     reasons = caught.drop_duplicates("cell").set_index("cell")["reason"]
     leaked = runs["cell"].isin(reasons.index) & (runs["status"] == "ok")
     runs = runs.copy()

@@ -27,6 +27,7 @@ class RankReport:
     volume: Volume | None = None
     cpu_s: float = 0.0
     peak_memory_bytes: int = 0
+    checksum: int | None = None  # of the final weights
 
 
 def cpu_s() -> float:

@@ -77,6 +77,8 @@ def describe_plan(launches: list[list[PlannedRun]]) -> list[str]:
 def run_sweep(sweep: Sweep, where: str, out: Path, console: Console) -> list[RunRecord]:
     """Run what is missing in `out` and return the records of this call, failures included."""
     launches = plan(sweep, where)
+    for name in {run.config.launcher for planned in launches for run in planned if run.config.world_size > 1}:
+        launch.find_launcher(name)  # found out before anything is written
     done: list[RunRecord] = []
     with _folder(out, sweep) as here, _progress(console) as progress:
         finished = {record.run_id for record in _existing(out) if record.status in ("ok", "unsupported")}

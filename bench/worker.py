@@ -93,7 +93,9 @@ def _run(planned: PlannedRun, placement: Placement, ranks: Group, keep: Callable
         steps += train(config, module, strategy, corpus, device)
     cpu_s = summary.cpu_s() - cpu_before
     strategy.close()
-    reports = ranks.gather(_report(config, strategy, steps, cpu_s))
+    gated = config.check_equivalence and planned.repeat == 0 and config.strategy != "independent"
+    checksum = equivalence.checksum(equivalence.snapshot(model)) if gated and corpus else None
+    reports = ranks.gather(_report(config, strategy, steps, cpu_s, checksum))
     if ranks.rank == 0:
         assert corpus is not None  # rank 0 always works
         numbers = _numbers(config, reports, strategy, device)
@@ -119,7 +121,9 @@ def pick_device(config: RunConfig, placement: Placement, strategy: Strategy) -> 
     return device
 
 
-def _report(config: RunConfig, strategy: Strategy, steps: list[StepRecord], cpu_s: float) -> RankReport:
+def _report(
+    config: RunConfig, strategy: Strategy, steps: list[StepRecord], cpu_s: float, checksum: int | None
+) -> RankReport:
     counters = strategy.counters
     per_step = {name: None if n is None else n / config.total_steps for name, n in vars(counters).items()}
     return RankReport(
@@ -130,6 +134,7 @@ def _report(config: RunConfig, strategy: Strategy, steps: list[StepRecord], cpu_
         volume=Volume(**per_step),
         cpu_s=cpu_s,
         peak_memory_bytes=summary.peak_memory_bytes(),
+        checksum=checksum,
     )
 
 
@@ -157,12 +162,11 @@ def _result(
     config, weights = planned.config, equivalence.snapshot(model)
     numbers["held_out_loss"] = held_out_loss(config, model, corpus, device)
     reason = ""
-    if config.check_equivalence and planned.repeat == 0 and config.strategy != "independent":
+    checksums = {report.checksum for report in reports if not report.is_server}
+    if checksums != {None}:
         verdict = equivalence.compare(config, weights, *equivalence.reference_weights(config, corpus, device))
         numbers |= {"equivalence_error": verdict.error, "equivalence_bound": verdict.bound}
-        if not verdict.passed:
-            off = f"equivalence error {verdict.error:.2g}, bound {verdict.bound:.2g}"
-            reason = f"it trained another model than one process on the concatenated batches ({off})"
+        reason = verdict.complaint(len(checksums))
     steps = [step for report in reports for step in report.steps]
     servers = [report.volume for report in reports if report.is_server and report.volume]
     record = planned.record(

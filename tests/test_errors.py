@@ -10,8 +10,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from rich.console import Console
 
+from bench import launch
+from bench.config import BadInput, Sweep
 from bench.launch import find_launcher
+from bench.sweep import run_sweep
 from tests.conftest import PSRING, run_command
 
 
@@ -126,14 +130,15 @@ def test_horovodrun_cannot_start_the_server_topology(horovodrun: Callable[..., o
     assert "horovodrun cannot start parameter_server; use launcher: mpirun" in only_line(ended.stdout + ended.stderr)
 
 
-def test_a_launcher_that_is_not_there_is_a_failed_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bench import launch
-    from bench.config import BadInput
-
+def test_a_launcher_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch.sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BadInput, match=r"mpirun is not on PATH; run scripts/setup\.sh"):
         launch.find_launcher("mpirun")
+    plan = Sweep.model_validate({"grid": [{"strategy": "ddp", "num_workers": 2}]})
+    with pytest.raises(BadInput, match="mpirun is not on PATH"):
+        run_sweep(plan, "plan", tmp_path / "out", Console(quiet=True))
+    assert not (tmp_path / "out").exists()
 
 
 def test_horovod_that_is_not_there_is_named(psring: Callable[..., object], tmp_path: Path) -> None:

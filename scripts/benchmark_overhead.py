@@ -1,0 +1,154 @@
+"""What psring's own code costs: its loop and its GPT against the plainest code that does the same.
+
+    mpirun -n 2 --oversubscribe --bind-to none python scripts/benchmark_overhead.py [--steps 300] [--model gpt-micro]
+
+Three pairs, each interleaved step by step in one run, so that drift of the machine hits both sides alike:
+our training step against a plain PyTorch loop over the same module; our ring_allreduce against a bare
+Horovod loop; our GPT against nn.TransformerEncoderLayer. Rank 0 alone runs the first and the third.
+Printed: the ratio of median step times with a 95 % bootstrap interval over steps. Order within a pair
+alternates. An interval over steps of one launch is too narrow where steps depend on each other: run it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from bench.launch import mpi_environment
+
+os.environ.update(mpi_environment(os.environ))
+
+import horovod.torch as hvd
+import torch
+import torch.nn.functional as F
+from mpi4py import MPI
+from torch import nn
+
+from bench.config import GPTShape, RunConfig
+from bench.data import Corpus, load
+from bench.group import MPIGroup
+from bench.stats import ratio_interval
+from bench.train import build_model, build_optimizer, train
+from bench.worker import make_options
+from strategies import create
+from strategies.base import Group, SingleGroup
+
+CPU = torch.device("cpu")
+WARMUP = 20
+Step = Callable[[], object]
+
+
+def ours(config: RunConfig, group: Group, corpus: Corpus) -> Step:
+    """One step of psring's loop per call."""
+    model = build_model(config, CPU)
+    strategy = create(config.strategy, group, make_options(config))
+    module = strategy.prepare(model, build_optimizer(config, model))
+    steps = train(config, module, strategy, corpus, CPU)
+    return lambda: next(steps)
+
+
+def plain(config: RunConfig, model: nn.Module, corpus: Corpus, worker: int = 0, ring: bool = False) -> Step:
+    """One step of the loop that a tutorial would write."""
+    optimizer = build_optimizer(config, model)
+    if ring:
+        hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+        optimizer = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
+
+    def steps() -> Iterator[float]:
+        for step in range(config.total_steps):
+            tokens, targets = corpus.batch(config, worker, step)
+            loss = model(tokens, targets)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            yield loss.item()
+
+    return partial(next, steps())
+
+
+class PlainGPT(nn.Module):
+    """The same architecture from PyTorch's own parts."""
+
+    def __init__(self, shape: GPTShape) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(shape.vocab_size, shape.n_embd)
+        self.wpe = nn.Embedding(shape.block_size, shape.n_embd)
+        layer = nn.TransformerEncoderLayer(
+            shape.n_embd, shape.n_head, 4 * shape.n_embd, dropout=0.0, norm_first=True, batch_first=True,
+            activation=partial(F.gelu, approximate="tanh"),
+        )  # fmt: skip
+        norm = nn.LayerNorm(shape.n_embd)
+        self.blocks = nn.TransformerEncoder(layer, shape.n_layer, norm=norm, enable_nested_tensor=False)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(shape.block_size))
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))
+        x = self.blocks(x, mask=self.mask, is_causal=True)
+        return F.cross_entropy(F.linear(x, self.wte.weight).flatten(0, 1), targets.flatten())
+
+
+def interleave(one: Step, other: Step, steps: int, barrier: Callable[[], None]) -> tuple[list[float], list[float]]:
+    """Time both by turns, the first of each pair changing, warm-up left out."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(WARMUP + steps):
+        for side in (0, 1) if number % 2 else (1, 0):
+            barrier()
+            began = time.perf_counter()
+            (one, other)[side]()
+            if number >= WARMUP:
+                times[side].append(time.perf_counter() - began)
+    return times
+
+
+def show(what: str, times: tuple[list[float], list[float]], target: float) -> None:
+    """Print one pair's ratio beside what it may be at most."""
+    found = ratio_interval(*times)
+    median = sorted(times[1])[len(times[1]) // 2] * 1e3
+    verdict = "met" if found.value <= target else "MISSED"
+    print(
+        f"{what:58} {found.value:.4f} ({found.low:.4f}-{found.high:.4f}) of {median:.1f} ms, "
+        f"n={len(times[0])}, at most {target}: {verdict}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--model", default="gpt-micro")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    group = MPIGroup()
+    common = {"model": arguments.model, "block_size": 64, "steps": arguments.steps, "warmup_steps": WARMUP}
+    if group.rank == 0:
+        config = RunConfig.model_validate(common)
+        corpus = load(config)
+        pair = ours(config, SingleGroup(), corpus), plain(config, build_model(config, CPU), corpus)
+        times = interleave(*pair, arguments.steps, lambda: None)
+        show("local training step / plain PyTorch loop", times, 1.03)
+        models = build_model(config, CPU), PlainGPT(config.gpt)
+        sizes = [sum(p.numel() for p in model.parameters()) for model in models]
+        assert sizes[0] == sizes[1], f"not the same architecture: {sizes}"
+        pair = plain(config, models[0], corpus), plain(config, models[1], corpus)
+        times = interleave(*pair, arguments.steps, lambda: None)
+        show("GPT / nn.TransformerEncoderLayer, equal size", times, 1.0)
+    group.barrier()
+    config = RunConfig.model_validate({**common, "strategy": "ring_allreduce", "num_workers": group.size})
+    corpus = load(config)
+    first = ours(config, group, corpus)
+    pair = first, plain(config, build_model(config, CPU), corpus, group.rank, ring=True)
+    times = interleave(*pair, arguments.steps, group.barrier)
+    slowest = [MPI.COMM_WORLD.allreduce(side, op=_elementwise_max) for side in times]
+    if group.rank == 0:
+        show(f"ring_allreduce, {group.size} workers / bare Horovod loop", (slowest[0], slowest[1]), 1.03)
+
+
+def _elementwise_max(ours: list[float], theirs: list[float]) -> list[float]:
+    return [max(pair) for pair in zip(ours, theirs, strict=True)]
+
+
+if __name__ == "__main__":
+    main()
