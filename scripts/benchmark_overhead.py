@@ -5,8 +5,8 @@
 Three pairs, each interleaved step by step in one run, so that drift of the machine hits both sides alike:
 our training step against a plain PyTorch loop over the same module; our ring_allreduce against a bare
 Horovod loop; our GPT against nn.TransformerEncoderLayer. Rank 0 alone runs the first and the third.
-Printed: the ratio of median step times with a 95 % bootstrap interval over steps. Order within a pair
-alternates. An interval over steps of one launch is too narrow where steps depend on each other: run it again.
+Printed: the median over pairs of the ratio of their step times, and its 95 % bootstrap interval. Order within
+a pair alternates. An interval over steps of one launch is too narrow where steps depend on each other: run it again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import nn
 from bench.config import GPTShape, RunConfig
 from bench.data import Corpus, load
 from bench.group import MPIGroup
-from bench.stats import ratio_interval
+from bench.stats import median_interval
 from bench.train import build_model, build_optimizer, train
 from bench.worker import make_options
 from strategies import create
@@ -105,7 +105,7 @@ def interleave(one: Step, other: Step, steps: int, barrier: Callable[[], None]) 
 
 def show(what: str, times: tuple[list[float], list[float]], target: float) -> None:
     """Print one pair's ratio beside what it may be at most."""
-    found = ratio_interval(*times)
+    found = median_interval(one / other for one, other in zip(*times, strict=True))
     median = sorted(times[1])[len(times[1]) // 2] * 1e3
     verdict = "met" if found.value <= target else "MISSED"
     print(
