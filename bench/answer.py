@@ -138,8 +138,7 @@ def facts(runs: pd.DataFrame, summary: pd.DataFrame) -> str:
     ok = int((summary["status"] == "ok").sum())
     models = ", ".join(sorted(summary["model"].unique()))
     when = f"started between {min(runs['started_at'])} and {max(runs['started_at'])}"
-    launches = plural(len(runs), "launch", "es")
-    return f"{models}: {launches} of {plural(len(summary), 'cell')}, {ok} of them ok; {when}."
+    return f"{models}: {plural(len(runs), 'run')} of {plural(len(summary), 'cell')}, {ok} of them ok; {when}."
 
 
 def method() -> list[str]:

@@ -62,7 +62,6 @@ def mpi_environment(environ: Mapping[str, str]) -> dict[str, str]:
         "OMPI_MCA_coll_tuned_allreduce_algorithm": "4",  # ring
         "OMPI_MCA_coll_han_priority": "0",  # Open MPI 5 would put its hierarchical collectives first
         "OMPI_MCA_mpi_yield_when_idle": "1",
-        "OMPI_MCA_btl_vader_backing_directory": "/tmp",
     }
     if list(Path(sys.prefix, "lib").glob("libmpi.so*")):
         settings["OPAL_PREFIX"] = sys.prefix  # an MPI inside the .venv does not know where that is
