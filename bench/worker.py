@@ -43,6 +43,7 @@ def run(planned: Sequence[PlannedRun], placement: Placement, keep: Callable[[Res
     if placement.launcher != "none":
         die_with_parent()
     os.environ.update(mpi_environment(os.environ))
+    faulthandler.dump_traceback_later(planned[0].config.timeout_s, exit=True)
     try:
         options = make_options(planned[0].config)
         ranks = group.join([run.config.strategy for run in planned], placement, options)
@@ -74,6 +75,7 @@ def make_options(config: RunConfig) -> Options:
 
 
 def _run(planned: PlannedRun, placement: Placement, ranks: Group, keep: Callable[[Result], None]) -> None:
+    """Build, train or serve, gather, judge: one run from end to end. Collective."""
     config, started_at = planned.config, records.now()
     torch.set_num_threads(config.num_threads)
     summary.reset_peak_memory()

@@ -22,6 +22,15 @@ def test_a_ring_conserves_bytes(num_elements: int, element_bytes: int, size: int
         assert abs(sent - 2 * (size - 1) / size * num_elements * element_bytes) <= 2 * element_bytes
 
 
+@given(st.integers(0, 1000), st.integers(1, 9))
+def test_a_ring_counts_what_its_schedule_sends(num_elements: int, size: int) -> None:
+    blocks = [num_elements // size + (b < num_elements % size) for b in range(size)]
+    for rank in range(size):
+        reduce_scatter = [blocks[(rank - hop) % size] for hop in range(size - 1)]
+        allgather = [blocks[(rank + 1 - hop) % size] for hop in range(size - 1)]
+        assert ring_bytes(num_elements, 1, rank, size)[0] == sum(reduce_scatter) + sum(allgather)
+
+
 def simulate(size: int, algorithm: str, rank: int = 0) -> str:
     """Identify an allreduce whose order of summation is known; one thread per rank."""
     vectors: list[Tensor | None] = [None] * size

@@ -108,9 +108,9 @@ def test_two_runs_through_a_server_are_bitwise_equal() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def broken(break_it: Callable[[Strategy], None]) -> bool:
-    """Whether the gate lets a worker through that trains wrongly."""
-    config = small(optimizer="sgd", learning_rate=0.1)
+def passes(break_it: Callable[[Strategy], None], **knobs: object) -> bool:
+    """Whether the gate lets a worker through whose strategy was tampered with."""
+    config = small(optimizer="sgd", learning_rate=0.1, **knobs)
     strategy = create("local", SingleGroup(), make_options(config))
     break_it(strategy)
     weights = trained(config, strategy)
@@ -121,12 +121,17 @@ def test_the_gate_stops_a_strategy_that_trains_another_model() -> None:
     def never_update(strategy: Strategy) -> None:
         strategy.step = lambda: None  # type: ignore[method-assign]
 
-    def slightly_off(strategy: Strategy) -> None:
-        strategy.scaled = lambda loss: loss * 1.02  # type: ignore[method-assign]
+    def off_by(share: float) -> Callable[[Strategy], None]:
+        def tamper(strategy: Strategy) -> None:
+            honest = strategy.scaled
+            strategy.scaled = lambda loss: honest(loss) * (1 + share)  # type: ignore[method-assign]
 
-    assert broken(lambda _: None)
-    assert not broken(never_update)
-    assert not broken(slightly_off)
+        return tamper
+
+    for precision, share in (("fp32", 0.02), ("fp16", 0.02), ("bf16", 0.1)):
+        assert passes(lambda _: None, precision=precision)
+        assert not passes(never_update, precision=precision)
+        assert not passes(off_by(share), precision=precision)
 
 
 def test_a_non_finite_gradient_is_skipped_by_all_and_halves_the_scale() -> None:
