@@ -101,6 +101,20 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
     data.add_argument("text", type=Path, metavar="TEXT", help="any file; its bytes become tokens")
     data.add_argument("--out", type=Path, required=True, metavar="FILE.bin")
 
+    cluster = add("cluster", _cluster, "nodes and shaped links inside this machine (network namespaces; needs root)")
+    cluster.add_argument("--name", default="psring", help="which cluster; several may be up at once [psring]")
+    actions = cluster.add_subparsers(dest="action", required=True, metavar="ACTION")
+    up = actions.add_parser("up", help="bring it up")
+    up.add_argument("--num-nodes", type=int, required=True, metavar="N")
+    up.add_argument("--link", required=True, metavar="RATE", help="200mbit, or per node: n0=1gbit,*=50mbit")
+    actions.add_parser("down", help="end what runs on it and remove it")
+    actions.add_parser("status", help="list the clusters that are up, and what their links carried")
+    execute = actions.add_parser("exec", help="run a command on a node: exec NODE -- COMMAND")
+    execute.add_argument("node", metavar="NODE")
+    execute.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
+    agent = actions.add_parser("agent", help="stands in for ssh: mpirun --mca plm_rsh_agent 'psring cluster agent'")
+    agent.add_argument("words", nargs=argparse.REMAINDER)
+
     add("doctor", _doctor, "what this machine can run, what is missing, and what mends it")
     flags = {
         name: [flag for action in command._actions for flag in action.option_strings]
@@ -182,6 +196,30 @@ def _data(arguments: argparse.Namespace) -> int:
     from bench.data import prepare
 
     print(f"{arguments.out}: {prepare(arguments.text, arguments.out)} tokens")
+    return 0
+
+
+def _cluster(arguments: argparse.Namespace) -> int:
+    from bench.emulate import cluster, node
+
+    if arguments.action == "up":
+        made = cluster.make(arguments.name, arguments.num_nodes, arguments.link)
+        cluster.up(made)
+        print(f"{made.name}: {made.nodes[0]} to {made.nodes[-1]} are up; psring cluster exec n0 -- COMMAND")
+    elif arguments.action == "down":
+        cluster.down(arguments.name)
+    elif arguments.action == "status":
+        for found in cluster.status():
+            for name, rate in zip(found.nodes, found.rates, strict=True):
+                sent, received = cluster.counters(found, name)
+                print(f"{found.name} {name} {rate / 1e6:g} mbit sent_bytes={sent} received_bytes={received}")
+    elif arguments.action == "exec":
+        words = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
+        if not words:
+            raise BadInput("cluster exec: no command; write psring cluster exec n0 -- COMMAND")
+        node.execute(cluster.find(arguments.name), arguments.node, words)
+    else:
+        node.remote_shell(arguments.words)
     return 0
 
 

@@ -65,11 +65,13 @@ def _count_chunks(config: RunConfig) -> int:
     return sum(-(-shard // most) for shard in shards)
 
 
-def make_ledger(config: RunConfig, steps: Sequence[StepRecord], servers: Sequence[Volume]) -> Ledger:
-    """Put the prediction beside the mean of what measured steps and servers counted."""
+def make_ledger(
+    config: RunConfig, steps: Sequence[StepRecord], servers: Sequence[Volume], wire: float | None
+) -> Ledger:
+    """Put the prediction beside the mean of what measured steps and servers counted, and what the kernel did."""
     worker, server = predict(config)
     measured = [step for step in steps if not step.warmup]
-    values: dict[str, float | bool | None] = {}
+    values: dict[str, float | bool | None] = {"bytes_sent_per_worker_per_step_wire": wire}
     for name in ("bytes_sent", "bytes_received", "messages_sent", "messages_received"):
         values[f"{name}_per_worker_per_step"] = _mean([getattr(step, name) for step in measured])
         values[f"{name}_per_worker_per_step_predicted"] = getattr(worker, name)

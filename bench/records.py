@@ -28,6 +28,7 @@ Status = Literal["ok", "failed", "timeout", "out_of_memory", "unsupported", "inv
 LABELS: dict[str, str] = {
     "oversubscribed": "more ranks than CPU cores on a node: they wait for each other's core, not for the network",
     "loopback": "all ranks on one machine: messages cross memory, not a network",
+    "emulated": "the nodes are network namespaces of one machine, their links shaped; they share its cores",
     "not_ring": "the allreduce that ran was not a ring",
     "few_launches": "fewer than 5 launches: the interval is the range of very few samples",
 }

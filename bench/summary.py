@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,12 +29,24 @@ class RankReport:
     cpu_s: float = 0.0
     peak_memory_bytes: int = 0
     checksum: int | None = None  # of the final weights
+    wire_bytes_sent: int | None = None  # by the kernel, in all steps
+    emulated: bool = False
 
 
 def cpu_s() -> float:
     """CPU seconds that this process has used, all threads, user and system."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
+
+
+def on_emulated_node() -> bool:
+    """Whether this process runs on a node of `psring cluster`."""
+    return "PSRING_CLUSTER" in os.environ
+
+
+def link_bytes_sent() -> int | None:
+    """Bytes that the kernel has counted out of this emulated node's one link, headers included; None elsewhere."""
+    return int(Path("/sys/class/net/eth0/statistics/tx_bytes").read_text()) if on_emulated_node() else None
 
 
 def reset_peak_memory() -> None:
@@ -90,12 +103,22 @@ def resources(reports: Sequence[RankReport]) -> dict[str, float | None]:
     return columns
 
 
+def wire_per_worker(config: RunConfig, reports: Sequence[RankReport]) -> float | None:
+    """Bytes that the mean worker's link sent in one step, by the kernel's count; None where nobody counted."""
+    sent = [report.wire_bytes_sent for report in reports if not report.is_server]
+    known = [nbytes for nbytes in sent if nbytes is not None]
+    return float(np.mean(known)) / config.total_steps if known and len(known) == len(sent) else None
+
+
 def labels(config: RunConfig, reports: Sequence[RankReport], allreduce_algorithm: str | None) -> list[str]:
     """Return what a reader of this run must know."""
     hosts = {report.host for report in reports}
+    emulated = any(report.emulated for report in reports)
+    machines = [reports] if emulated else [[r for r in reports if r.host == host] for host in hosts]
     found = {
-        "oversubscribed": any(_crowded(config, [r for r in reports if r.host == host]) for host in hosts),
+        "oversubscribed": any(_crowded(config, ranks) for ranks in machines),
         "loopback": config.world_size > 1 and len(hosts) == 1 and config.strategy != "independent",
+        "emulated": emulated,
         "not_ring": allreduce_algorithm == "not_ring",
     }
     return [label for label, applies in found.items() if applies]

@@ -87,7 +87,7 @@ def _run(planned: PlannedRun, placement: Placement, ranks: Group, keep: Callable
     model = build_model(config, device)
     module = strategy.prepare(model, build_optimizer(config, model))
     ranks.barrier()
-    cpu_before = summary.cpu_s()
+    cpu_before, wire_before = summary.cpu_s(), summary.link_bytes_sent()
     steps: list[StepRecord] = []
     if corpus is None:
         strategy.serve()
@@ -95,9 +95,12 @@ def _run(planned: PlannedRun, placement: Placement, ranks: Group, keep: Callable
         steps += train(config, module, strategy, corpus, device)
     cpu_s = summary.cpu_s() - cpu_before
     strategy.close()
+    ranks.barrier()
+    wire_after = summary.link_bytes_sent()
+    wire = wire_after - wire_before if wire_after is not None and wire_before is not None else None
     gated = config.check_equivalence and planned.repeat == 0 and config.strategy != "independent"
     checksum = equivalence.checksum(equivalence.snapshot(model)) if gated and corpus else None
-    reports = ranks.gather(_report(config, strategy, steps, cpu_s, checksum))
+    reports = ranks.gather(_report(config, strategy, steps, cpu_s, checksum, wire))
     if ranks.rank == 0:
         assert corpus is not None  # rank 0 always works
         numbers = _numbers(config, reports, strategy, device)
@@ -124,7 +127,7 @@ def pick_device(config: RunConfig, placement: Placement, strategy: Strategy) -> 
 
 
 def _report(
-    config: RunConfig, strategy: Strategy, steps: list[StepRecord], cpu_s: float, checksum: int | None
+    config: RunConfig, strategy: Strategy, steps: list[StepRecord], cpu_s: float, checksum: int | None, wire: int | None
 ) -> RankReport:
     counters = strategy.counters
     per_step = {name: None if n is None else n / config.total_steps for name, n in vars(counters).items()}
@@ -137,6 +140,8 @@ def _report(
         cpu_s=cpu_s,
         peak_memory_bytes=summary.peak_memory_bytes(),
         checksum=checksum,
+        wire_bytes_sent=wire,
+        emulated=summary.on_emulated_node(),
     )
 
 
@@ -178,7 +183,7 @@ def _result(
         reason=reason,
         labels=summary.labels(config, reports, numbers["allreduce_algorithm"]),
         summary=Summary.model_validate(numbers),
-        ledger=make_ledger(config, steps, servers),
+        ledger=make_ledger(config, steps, servers, summary.wire_per_worker(config, reports)),
     )
     return Result(record, steps, weights)
 

@@ -1,0 +1,180 @@
+"""Laws of the emulated cluster: names, rates, isolation, and that nothing of it is left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import records
+from bench.config import BadInput
+from bench.emulate import cluster
+from bench.emulate.cluster import NAMESPACES, Cluster
+from bench.launch import find_launcher
+from tests.conftest import PSRING, run_command
+
+
+def can_make_namespaces() -> bool:
+    """Whether this user may, and this kernel has what a link needs."""
+    probe = cluster.make("probe", 1, "100mbit")
+    try:
+        cluster.up(probe)
+    except (BadInput, OSError):
+        return False
+    cluster.down("probe")
+    return True
+
+
+needs_namespaces = pytest.mark.skipif(
+    os.geteuid() != 0 or not can_make_namespaces(), reason="making network namespaces needs root and tbf"
+)
+
+
+@pytest.fixture
+def lab() -> Iterator[Cluster]:
+    """Three nodes, up for one test."""
+    made = cluster.make(f"t{os.getpid()}", 3, "n0=400mbit,*=200mbit")
+    cluster.up(made)
+    yield made
+    cluster.down(made.name)
+    assert left_over(made.name) == []
+
+
+def left_over(name: str) -> list[str]:
+    return [path.name for path in NAMESPACES.glob(f"psring-{name}-*")]
+
+
+def on(lab: Cluster, node: str, *command: str) -> list[str]:
+    return [*PSRING, "cluster", "--name", lab.name, "exec", node, "--", *command]
+
+
+@given(st.integers(1, 9999), st.sampled_from(["kbit", "mbit", "gbit"]))
+def test_a_rate_is_read_as_bits_per_second(number: int, unit: str) -> None:
+    assert cluster.parse_rate(f"{number}{unit}") == number * cluster.UNITS[unit]
+
+
+def test_rates_can_differ_per_node() -> None:
+    assert cluster.parse_links("n1=1gbit,*=50mbit", 3) == (50_000_000, 1_000_000_000, 50_000_000)
+    assert cluster.parse_links("200mbit", 2) == (200_000_000, 200_000_000)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (("lab", 4, "0mbit"), "no rate above zero"),
+        (("lab", 4, "fast"), "write 200mbit"),
+        (("lab", 4, "n9=1gbit,*=1mbit"), "no node 'n9'"),
+        (("lab", 4, "n0=1gbit"), "no rate for n1"),
+        (("lab", 300, "1mbit"), "300 is not from 1 to"),
+        (("lab", 0, "1mbit"), "0 is not from 1 to"),
+        (("../lab", 2, "1mbit"), "small letters and digits"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused_in_one_line(values: tuple[str, int, str], said: str) -> None:
+    with pytest.raises(BadInput) as refusal:
+        cluster.make(*values)
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_without_permission_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_may", lambda: False)
+    with pytest.raises(BadInput, match="needs root"):
+        cluster.up(cluster.make("denied", 2, "1mbit"))
+    assert left_over("denied") == []
+
+
+@needs_namespaces
+def test_a_node_has_its_own_name_and_knows_the_others(lab: Cluster) -> None:
+    program = "import socket; print(socket.gethostname(), socket.gethostbyname('n2'))"
+    ended = run_command(on(lab, "n1", sys.executable, "-c", program))
+    assert ended.stdout.split() == ["n1", lab.address("n2")], ended.stderr
+
+
+@needs_namespaces
+def test_two_clusters_do_not_see_each_other(lab: Cluster) -> None:
+    other = cluster.make(f"u{os.getpid()}", 2, "100mbit")
+    cluster.up(other)
+    try:
+        assert {found.name for found in cluster.status()} >= {lab.name, other.name}
+        cluster.down(other.name)
+        assert len(left_over(lab.name)) == 4
+    finally:
+        cluster.down(other.name)
+
+
+@needs_namespaces
+def test_a_second_up_is_refused_and_harms_nothing(lab: Cluster) -> None:
+    with pytest.raises(BadInput, match="is up already"):
+        cluster.up(lab)
+    assert cluster.find(lab.name) == lab
+    assert len(left_over(lab.name)) == 4
+
+
+@needs_namespaces
+def test_down_ends_what_still_runs(lab: Cluster) -> None:
+    sleeper = subprocess.Popen(on(lab, "n1", "sleep", "60"))
+    inodes = {(NAMESPACES / lab.namespace("n1")).stat().st_ino}
+    deadline = time.monotonic() + 20
+    while not cluster.processes(inodes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert cluster.processes(inodes)
+    cluster.down(lab.name)
+    assert sleeper.wait(10) == -9
+    assert left_over(lab.name) == []
+    with pytest.raises(BadInput, match="is not up"):
+        cluster.find(lab.name)
+
+
+@needs_namespaces
+def test_up_cleans_what_a_killed_up_has_left(lab: Cluster) -> None:
+    (cluster.STATE / f"{lab.name}.json").unlink()  # as if killed before it was done
+    cluster.up(lab)
+    assert cluster.find(lab.name) == lab
+
+
+@needs_namespaces
+@pytest.mark.launcher
+@pytest.mark.parametrize(
+    "flags", [["--strategy", "ring_allreduce"], ["--strategy", "parameter_server", "--num-servers", "1"]]
+)
+def test_the_kernel_counts_what_we_counted(lab: Cluster, tmp_path: Path, flags: list[str]) -> None:
+    network = f"{cluster.NETWORK}.0/24"
+    agent = " ".join([*PSRING, "cluster", "agent"])
+    mca = {"plm_rsh_agent": agent, "plm_rsh_no_tree_spawn": "1", "pml": "ob1", "btl": "tcp,self"}
+    mca |= {"oob_tcp_if_include": network, "btl_tcp_if_include": network}
+    options = [word for name, value in mca.items() for word in ("--mca", name, value)]
+    prefix = [find_launcher("mpirun"), "-n", "3", "-H", "n0,n1,n2", "--bind-to", "none", *options]
+    short = ["--model", "gpt-micro", "--block-size", "32", "--batch-size", "1", "--steps", "6", "--warmup-steps", "0"]
+    run = [*PSRING, "run", *flags, *short, "--check-equivalence", "--out", str(tmp_path / "out")]
+    ended = run_command(on(lab, "n0", *prefix, *run))
+    assert ended.returncode == 0, ended.stderr
+    (record,) = records.read(tmp_path / "out")
+    assert record.summary is not None
+    assert record.ledger is not None
+    assert record.summary.num_nodes == 3
+    assert "emulated" in record.labels
+    assert "loopback" not in record.labels
+    wire, counted = record.ledger.bytes_sent_per_worker_per_step_wire, record.ledger.bytes_sent_per_worker_per_step
+    assert wire is not None
+    assert counted is not None
+    assert 0.99 <= wire / counted <= 1.06
+
+
+def test_bad_actions_are_refused_in_one_line(psring: Callable[..., object]) -> None:
+    for arguments, said in (
+        (["exec", "n0", "--", "true"], "is not up"),
+        (["exec", "n0"], "no command"),
+        (["up", "--num-nodes", "2", "--link", "0mbit"], "no rate above zero"),
+    ):
+        ended = psring("cluster", "--name", "nowhere", *arguments)
+        assert ended.returncode == 2, ended.stderr
+        assert said in ended.stderr
+        assert len(ended.stderr.splitlines()) == 1
