@@ -70,18 +70,7 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
         command.set_defaults(act=act)
         return command
 
-    run = add("run", _run, "one run; under mpirun or horovodrun, every rank calls this")
-    for name, flag in RUN_FLAGS.items():
-        field = RunConfig.model_fields[name]
-        default = "" if field.default is None else f" [{field.default}]"
-        text = (field.description or "").replace("%", "%%") + default
-        if isinstance(field.default, bool):
-            run.add_argument(flag, action="store_true", default=None, help=text)
-        else:
-            run.add_argument(flag, metavar="VALUE", help=text)
-    run.add_argument("--out", type=Path, metavar="DIR", help="new folder for the record and the raw samples")
-    run.add_argument("--save-parameters", type=Path, metavar="FILE", help="write rank 0's final weights (torch.save)")
-
+    _add_run_flags(add("run", _run, "one run; under mpirun or horovodrun, every rank calls this"))
     sweep = add("sweep", _sweep, "the whole grid of a sweep file; resumes what is missing")
     sweep.add_argument("file", type=Path, metavar="SWEEP.yaml")
     sweep.add_argument("--out", type=Path, metavar="DIR", help="results folder, new or to be resumed")
@@ -101,7 +90,31 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
     data.add_argument("text", type=Path, metavar="TEXT", help="any file; its bytes become tokens")
     data.add_argument("--out", type=Path, required=True, metavar="FILE.bin")
 
-    cluster = add("cluster", _cluster, "nodes and shaped links inside this machine (network namespaces; needs root)")
+    text = "nodes and shaped links inside this machine (network namespaces; needs root)"
+    _add_cluster_actions(add("cluster", _cluster, text))
+    add("doctor", _doctor, "what this machine can run, what is missing, and what mends it")
+    flags = {
+        name: [flag for action in command._actions for flag in action.option_strings]
+        for name, command in commands.choices.items()
+    }
+    return parser, flags
+
+
+def _add_run_flags(run: argparse.ArgumentParser) -> None:
+    """Every knob of RunConfig, its docstring as help."""
+    for name, flag in RUN_FLAGS.items():
+        field = RunConfig.model_fields[name]
+        default = "" if field.default is None else f" [{field.default}]"
+        text = (field.description or "").replace("%", "%%") + default
+        if isinstance(field.default, bool):
+            run.add_argument(flag, action="store_true", default=None, help=text)
+        else:
+            run.add_argument(flag, metavar="VALUE", help=text)
+    run.add_argument("--out", type=Path, metavar="DIR", help="new folder for the record and the raw samples")
+    run.add_argument("--save-parameters", type=Path, metavar="FILE", help="write rank 0's final weights (torch.save)")
+
+
+def _add_cluster_actions(cluster: argparse.ArgumentParser) -> None:
     cluster.add_argument("--name", default="psring", help="which cluster; several may be up at once [psring]")
     actions = cluster.add_subparsers(dest="action", required=True, metavar="ACTION")
     up = actions.add_parser("up", help="bring it up")
@@ -114,13 +127,6 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
     execute.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
     agent = actions.add_parser("agent", help="stands in for ssh: mpirun --mca plm_rsh_agent 'psring cluster agent'")
     agent.add_argument("words", nargs=argparse.REMAINDER)
-
-    add("doctor", _doctor, "what this machine can run, what is missing, and what mends it")
-    flags = {
-        name: [flag for action in command._actions for flag in action.option_strings]
-        for name, command in commands.choices.items()
-    }
-    return parser, flags
 
 
 def _run(arguments: argparse.Namespace) -> int:
