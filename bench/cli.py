@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn, get_args, get_origin
 
 from bench.config import AgreedBadInput, BadInput, RunConfig, nearest, read_sweep
 
@@ -109,7 +109,8 @@ def _add_run_flags(run: argparse.ArgumentParser) -> None:
         if isinstance(field.default, bool):
             run.add_argument(flag, action="store_true", default=None, help=text)
         else:
-            run.add_argument(flag, metavar="VALUE", help=text)
+            choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+            run.add_argument(flag, metavar="|".join(choices) or "VALUE", help=text)
     run.add_argument("--out", type=Path, metavar="DIR", help="new folder for the record and the raw samples")
     run.add_argument("--save-parameters", type=Path, metavar="FILE", help="write rank 0's final weights (torch.save)")
 

@@ -80,10 +80,10 @@ def complete_config(given: Mapping[str, object], placement: Placement) -> RunCon
             f"start at least {num_servers + 1}: mpirun -n {num_servers + 1} psring run ..."
         )
     values = {"launcher": placement.launcher, **given, "num_workers": placement.world_size - num_servers}
-    config = make_config(values, "psring run")
+    config = make_config(values, "run")
     reason = config.unsupported()
     if reason:
-        raise BadInput(f"psring run: {reason}")
+        raise BadInput(f"run: {reason}")
     return config
 
 
