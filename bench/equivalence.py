@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.config import RunConfig
+from bench.config import GATE_STEPS, RunConfig
 from bench.data import Corpus
 from bench.train import build_model, build_optimizer, train
 from strategies.base import Options, SingleGroup
@@ -44,6 +44,11 @@ class Verdict:
         return f"it trained another model than one process on the concatenated batches ({off})"
 
 
+def gate_steps(config: RunConfig) -> int:
+    """After how many steps the weights are compared."""
+    return min(config.total_steps, GATE_STEPS)
+
+
 def reference_config(config: RunConfig) -> RunConfig:
     """One worker that sees the workers' batches as one, in one pass.
 
@@ -60,6 +65,8 @@ def reference_config(config: RunConfig) -> RunConfig:
             "batch_size": config.global_batch_size,
             "gradient_accumulation": passes,
             "wire_dtype": "fp32",
+            "warmup_steps": 0,
+            "steps": gate_steps(config),
         }
     )
 
@@ -107,7 +114,7 @@ def compare(config: RunConfig, weights: Weights, initial: Weights, reference: We
     apart = {name: weights[name] - reference[name] for name in reference}
     if config.optimizer == "adamw":
         keys = [_take_key_bias(difference) for name, difference in apart.items() if name.endswith("qkv.bias")]
-        if float(torch.cat(keys).abs().max()) > 2 * config.learning_rate * config.total_steps:
+        if float(torch.cat(keys).abs().max()) > 2 * config.learning_rate * gate_steps(config):
             return Verdict(float("inf"), 0.0)
     size = _norm(reference)
     update = _norm({name: reference[name] - initial[name] for name in reference}) / size
@@ -130,7 +137,7 @@ def bound(config: RunConfig, update: float) -> float:
     """
     u = max(UNIT_ROUNDOFF[config.wire_dtype], UNIT_ROUNDOFF[config.precision])
     if u == UNIT_ROUNDOFF["fp32"]:
-        return min(FP32_BOUND, update / 100 + u * config.total_steps)
+        return min(FP32_BOUND, update / 100 + u * gate_steps(config))
     of_update = 2 * math.sqrt(4 * u) if config.optimizer == "adamw" else 16 * u
     served = config.strategy == "parameter_server" and config.wire_dtype != "fp32"
     return of_update * update + (UNIT_ROUNDOFF[config.wire_dtype] if served else 0.0)

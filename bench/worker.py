@@ -88,23 +88,27 @@ def _run(planned: PlannedRun, placement: Placement, ranks: Group, keep: Callable
     module = strategy.prepare(model, build_optimizer(config, model))
     ranks.barrier()
     cpu_before, wire_before = summary.cpu_s(), summary.link_bytes_sent()
+    gated = config.check_equivalence and planned.repeat == 0 and config.strategy != "independent"
     steps: list[StepRecord] = []
+    at_gate: equivalence.Weights = {}
     if corpus is None:
         strategy.serve()
     else:
-        steps += train(config, module, strategy, corpus, device)
+        for step in train(config, module, strategy, corpus, device):
+            steps.append(step)
+            if gated and len(steps) == equivalence.gate_steps(config):
+                at_gate = equivalence.snapshot(model)
     cpu_s = summary.cpu_s() - cpu_before
     strategy.close()
     ranks.barrier()
     wire_after = summary.link_bytes_sent()
     wire = wire_after - wire_before if wire_after is not None and wire_before is not None else None
-    gated = config.check_equivalence and planned.repeat == 0 and config.strategy != "independent"
     checksum = equivalence.checksum(equivalence.snapshot(model)) if gated and corpus else None
     reports = ranks.gather(_report(config, strategy, steps, cpu_s, checksum, wire))
     if ranks.rank == 0:
         assert corpus is not None  # rank 0 always works
         numbers = _numbers(config, reports, strategy, device)
-        keep(_result(planned, started_at, reports, numbers, model, corpus, device))
+        keep(_result(planned, started_at, reports, numbers, model, at_gate, corpus, device))
     ranks.barrier()
 
 
@@ -160,18 +164,18 @@ def _numbers(config: RunConfig, reports: list[RankReport], strategy: Strategy, d
 
 def _result(
     planned: PlannedRun, started_at: str, reports: list[RankReport], numbers: dict[str, Any],
-    model: GPT, corpus: data.Corpus, device: torch.device,
+    model: GPT, at_gate: equivalence.Weights, corpus: data.Corpus, device: torch.device,
 ) -> Result:  # fmt: skip
     """Judge the trained model, and put rank 0's record together.
 
     The gate stands before a cell's first numbers count; its other repeats train the same thing.
     """
-    config, weights = planned.config, equivalence.snapshot(model)
+    config = planned.config
     numbers["held_out_loss"] = held_out_loss(config, model, corpus, device)
     reason = ""
     checksums = {report.checksum for report in reports if not report.is_server}
     if checksums != {None}:
-        verdict = equivalence.compare(config, weights, *equivalence.reference_weights(config, corpus, device))
+        verdict = equivalence.compare(config, at_gate, *equivalence.reference_weights(config, corpus, device))
         numbers |= {"equivalence_error": verdict.error, "equivalence_bound": verdict.bound}
         reason = verdict.complaint(len(checksums))
     steps = [step for report in reports for step in report.steps]
@@ -185,7 +189,7 @@ def _result(
         summary=Summary.model_validate(numbers),
         ledger=make_ledger(config, steps, servers, summary.wire_per_worker(config, reports)),
     )
-    return Result(record, steps, weights)
+    return Result(record, steps, equivalence.snapshot(model))
 
 
 def _mfu(config: RunConfig, tokens_per_s: float | None, device: torch.device) -> float | None:
