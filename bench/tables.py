@@ -243,7 +243,8 @@ RESOURCE_COLUMNS: Columns = {
 CROSS = "Tokens per second with the 95 % interval. Where a precision has no hardware support it costs time."
 LOSS = (
     "Equal strategies end at equal loss. The gate trains one process on the concatenated batches and "
-    f"compares the weights after {GATE_STEPS} steps: the error is their relative L2 distance, the bound what the wire allows."
+    f"compares the weights after {GATE_STEPS} steps: the error is their relative L2 distance, the bound what the "
+    "wire allows."
 )
 LOSS_COLUMNS: Columns = {
     **plain(
