@@ -25,6 +25,8 @@ COMMUNICATING: tuple[str, ...] = ("parameter_server", "ring_allreduce", "ddp")
 
 # Training is chaotic: runs that differ by rounding drift apart faster and faster. The equivalence gate stands early.
 GATE_STEPS = 10
+# Names the emulated cluster on whose nodes a process and its children run.
+CLUSTER_VARIABLE = "PSRING_CLUSTER"
 
 
 class BadInput(Exception):

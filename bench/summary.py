@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.clock import PHASES
-from bench.config import RunConfig
+from bench.config import CLUSTER_VARIABLE, RunConfig
 from bench.ledger import Volume
 from bench.records import StepRecord
 
@@ -41,7 +41,7 @@ def cpu_s() -> float:
 
 def on_emulated_node() -> bool:
     """Whether this process runs on a node of `psring cluster`."""
-    return "PSRING_CLUSTER" in os.environ
+    return CLUSTER_VARIABLE in os.environ
 
 
 def link_bytes_sent() -> int | None:

@@ -9,10 +9,9 @@ from typing import NoReturn
 
 from pyroute2 import netns
 
-from bench.config import BadInput
+from bench.config import CLUSTER_VARIABLE, BadInput
 from bench.emulate.cluster import Cluster, find, hosts_file
 
-CLUSTER_VARIABLE = "PSRING_CLUSTER"
 _CLONE_NEWNS, _CLONE_NEWUTS = 0x00020000, 0x04000000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -16,7 +16,6 @@ from strategies.buffers import FlatLayout, balanced_ranges, chunk_ranges
 # the smallest MPI_TAG_UB that the standard allows.
 NORM_TAG = 32767
 CLOSE_TAG = 32766
-NORM_BYTES = 8
 # A waiting rank sleeps: a spinning one would take its core from a rank that computes.
 NAP_S = 50e-6
 
