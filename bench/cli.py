@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NoReturn, get_args, get_origin
 
-from bench.config import AgreedBadInput, BadInput, RunConfig, nearest, read_sweep
+from bench.config import CLUSTER_VARIABLE, AgreedBadInput, BadInput, RunConfig, nearest, read_sweep
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 OTHERS_WAIT_S = 3.0
@@ -116,17 +116,27 @@ def _add_run_flags(run: argparse.ArgumentParser) -> None:
 
 
 def _add_cluster_actions(cluster: argparse.ArgumentParser) -> None:
-    cluster.add_argument("--name", default="psring", help="which cluster; several may be up at once [psring]")
     actions = cluster.add_subparsers(dest="action", required=True, metavar="ACTION")
-    up = actions.add_parser("up", help="bring it up")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        action.add_argument("--name", default="psring", help="which cluster; several may be up at once [psring]")
+        return action
+
+    up = add("up", "bring it up")
     up.add_argument("--num-nodes", type=int, required=True, metavar="N")
     up.add_argument("--link", required=True, metavar="RATE", help="200mbit, or per node: n0=1gbit,*=50mbit")
-    actions.add_parser("down", help="end what runs on it and remove it")
+    up.add_argument("--num-servers", type=int, default=0, metavar="S", help="last nodes that server=RATE means [0]")
+    up.add_argument("--delay", metavar="TIME", help="one way, on every link: 2ms (needs the kernel's netem)")
+    up.add_argument("--congestion-control", default="reno", metavar="reno|cubic", help="of the nodes' TCP [reno]")
+    add("down", "end what runs on it and remove it")
     actions.add_parser("status", help="list the clusters that are up, and what their links carried")
-    execute = actions.add_parser("exec", help="run a command on a node: exec NODE -- COMMAND")
+    execute = add("exec", "run a command on a node: exec NODE -- COMMAND")
     execute.add_argument("node", metavar="NODE")
     execute.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
-    agent = actions.add_parser("agent", help="stands in for ssh: mpirun --mca plm_rsh_agent 'psring cluster agent'")
+    shell = actions.add_parser("shell", help="a shell in which you may make clusters without root; they end with it")
+    shell.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
+    agent = actions.add_parser("agent", help="stands in for ssh on the nodes")
     agent.add_argument("words", nargs=argparse.REMAINDER)
 
 
@@ -136,7 +146,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     placement = Placement.detect(os.environ)
     given = {name: getattr(arguments, name) for name in RUN_FLAGS if getattr(arguments, name) is not None}
-    config = complete_config(given, placement)
+    config = complete_config(given, placement, _links_here())
     if placement.rank == 0:
         if arguments.save_parameters:
             check_writable(arguments.save_parameters)
@@ -158,6 +168,17 @@ def _run(arguments: argparse.Namespace) -> int:
     for result in kept:
         print(f"{planned.describe()}: {result.record.describe()}", flush=True)
     return EXIT_FAILED if any(result.record.status != "ok" for result in kept) else 0
+
+
+def _links_here() -> dict[str, object] | None:
+    """The knobs of the emulated node this process runs on, if it does."""
+    name = os.environ.get(CLUSTER_VARIABLE)
+    if name is None:
+        return None
+    from bench.emulate.cluster import find
+
+    nodes = find(name)
+    return {"link": nodes.link, "delay": nodes.delay, "congestion_control": nodes.congestion_control}
 
 
 def _ranks(arguments: argparse.Namespace) -> int:
@@ -207,26 +228,28 @@ def _data(arguments: argparse.Namespace) -> int:
 
 
 def _cluster(arguments: argparse.Namespace) -> int:
-    from bench.emulate import cluster, node
+    from bench.emulate import cluster, layout, node, sandbox
 
+    words = getattr(arguments, "words", [])
+    words = words[1:] if words[:1] == ["--"] else words
     if arguments.action == "up":
-        made = cluster.make(arguments.name, arguments.num_nodes, arguments.link)
+        keys = ("name", "num_nodes", "link", "num_servers", "delay", "congestion_control")
+        made = layout.make(**{key: getattr(arguments, key) for key in keys})
         cluster.up(made)
         print(f"{made.name}: {made.nodes[0]} to {made.nodes[-1]} are up; psring cluster exec n0 -- COMMAND")
     elif arguments.action == "down":
         cluster.down(arguments.name)
     elif arguments.action == "status":
-        for found in cluster.status():
-            for name, rate in zip(found.nodes, found.rates, strict=True):
-                sent, received = cluster.counters(found, name)
-                print(f"{found.name} {name} {rate / 1e6:g} mbit sent_bytes={sent} received_bytes={received}")
+        print("\n".join(cluster.describe()))
     elif arguments.action == "exec":
-        words = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
         if not words:
             raise BadInput("cluster exec: no command; write psring cluster exec n0 -- COMMAND")
         node.execute(cluster.find(arguments.name), arguments.node, words)
+    elif arguments.action == "shell":
+        sandbox.enter()
+        node.replace(words or [os.environ.get("SHELL", "/bin/sh")], os.environ)
     else:
-        node.remote_shell(arguments.words)
+        node.remote_shell(words)
     return 0
 
 

@@ -100,6 +100,13 @@ class RunConfig(BaseModel):
     """Host file handed to the launcher; none: this machine only."""
     network_interface: str | None = None
     """Interface (eth0) or network (10.0.0.0/24, mpirun only) that carries the traffic; none: the launcher's choice."""
+    link: str | None = None
+    """Rate of each emulated node's link, both directions: 200mbit, or per node n0=1gbit,server=500mbit,*=50mbit;
+    none: no emulated cluster. One rank per node; under `psring cluster exec` it is found out."""
+    delay: str | None = None
+    """One-way delay of each emulated link (2ms; needs the kernel's netem); none: the machine's own."""
+    congestion_control: Literal["reno", "cubic"] = "reno"
+    """Congestion control of the emulated nodes' TCP."""
 
     model: Literal["gpt-nano", "gpt-micro", "gpt-mini", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = "gpt-nano"
     """Preset GPT; the next five fields override its dimensions one by one."""
@@ -185,6 +192,10 @@ class RunConfig(BaseModel):
             raise ValueError(f"n_embd: {self.gpt.n_embd} does not divide into n_head: {self.gpt.n_head} heads")
         if self.launcher == "none" and self.world_size > 1:
             raise ValueError(f"launcher: {self.world_size} ranks need one; use launcher: mpirun")
+        if self.link is None and (self.delay or self.congestion_control != "reno"):
+            raise ValueError("delay and congestion_control belong to emulated nodes; give a link (link: 200mbit)")
+        if self.link and (self.hostfile or self.network_interface):
+            raise ValueError("link: emulated nodes have their own hosts; leave hostfile and network_interface out")
         if self.launcher == "horovodrun" and self.strategy in ("parameter_server", "ddp"):
             raise ValueError(f"launcher: horovodrun cannot start {self.strategy}; use launcher: mpirun")
         return self
@@ -263,6 +274,17 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+class EmulatedCluster(BaseModel):
+    """What a sweep's cells run on, unless a cell says otherwise (`link: null` is this machine itself)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_nodes: int = Field(ge=1)
+    link: str
+    delay: str | None = None
+    congestion_control: Literal["reno", "cubic"] = "reno"
+
+
 class Sweep(BaseModel):
     """A sweep file: blocks of lists whose cross products are the cells."""
 
@@ -272,20 +294,32 @@ class Sweep(BaseModel):
     grid: list[dict[str, Any]] = Field(min_length=1)
     exclude: list[dict[str, Any]] = []
     repeats: int = Field(1, ge=1)
+    cluster: EmulatedCluster | None = None
 
     def runs(self, where: str) -> list[RunConfig]:
         """The cells in file order, each once; BadInput names the block that is wrong."""
         cells: dict[str, RunConfig] = {}
         for number, block in enumerate(self.grid, start=1):
             for values in cross_product(block):
-                merged = {**self.defaults, **values}
+                merged = self._on_cluster({**self.defaults, **values})
                 if any(_matches(rule, merged) for rule in self.exclude):
                     continue
                 config = make_config(merged, f"{where}: grid block {number}")
+                if self.cluster and config.link and config.world_size > self.cluster.num_nodes:
+                    raise BadInput(
+                        f"{where}: grid block {number}: {config.world_size} ranks need as many nodes; "
+                        f"cluster has num_nodes: {self.cluster.num_nodes}"
+                    )
                 cells.setdefault(config.digest(), config)
         if not cells:
             raise BadInput(f"{where}: exclude leaves no cell; remove a rule")
         return list(cells.values())
+
+    def _on_cluster(self, values: dict[str, Any]) -> dict[str, Any]:
+        """A cell's values with the cluster's links, where the cell does not have its own."""
+        if self.cluster is None or values.get("link", "") is None:
+            return values
+        return {**self.cluster.model_dump(exclude={"num_nodes"}), **values}
 
 
 def cross_product(block: Mapping[str, Any]) -> list[dict[str, Any]]:

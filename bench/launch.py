@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from bench.config import BadInput, RunConfig, make_config
+from bench.emulate.layout import INTERFACE, Cluster, host_file
 
 GRACE_S = 5.0
 POLL_S = 0.1
@@ -70,8 +71,15 @@ def mpi_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: environ.get(name, value) for name, value in settings.items()}
 
 
-def complete_config(given: Mapping[str, object], placement: Placement) -> RunConfig:
-    """Return a command line's config with what only the launcher knows; BadInput if they do not fit."""
+def complete_config(
+    given: Mapping[str, object], placement: Placement, links: Mapping[str, object] | None = None
+) -> RunConfig:
+    """Return a command line's config with what only the launcher, and the emulated node it runs on, know.
+
+    BadInput if they do not fit.
+    """
+    if links is None and "link" in given:
+        raise BadInput("link: this is no emulated node; psring cluster up, then psring cluster exec n0 -- mpirun ...")
     given_servers = str(given.get("num_servers", 0))
     num_servers = int(given_servers) if given_servers.isdigit() else 0  # RunConfig says what is wrong with others
     if num_servers >= placement.world_size:
@@ -79,7 +87,12 @@ def complete_config(given: Mapping[str, object], placement: Placement) -> RunCon
             f"num_servers: {num_servers} of {placement.world_size} ranks leave no worker; "
             f"start at least {num_servers + 1}: mpirun -n {num_servers + 1} psring run ..."
         )
-    values = {"launcher": placement.launcher, **given, "num_workers": placement.world_size - num_servers}
+    values = {
+        "launcher": placement.launcher,
+        **given,
+        **(links or {}),
+        "num_workers": placement.world_size - num_servers,
+    }
     config = make_config(values, "run")
     reason = config.unsupported()
     if reason:
@@ -99,10 +112,20 @@ def run_flags(config: RunConfig) -> list[str]:
     return flags
 
 
-def command(config: RunConfig, arguments: Sequence[str]) -> list[str]:
-    """Return the argument list that runs `psring ARGUMENTS` on all ranks of a config."""
-    psring = [sys.executable, "-m", "bench.cli", *arguments]
-    return psring if config.world_size == 1 else [*launcher_prefix(config), *psring]
+def command(config: RunConfig, arguments: Sequence[str], nodes: Cluster | None = None) -> list[str]:
+    """Return the argument list that runs `psring ARGUMENTS` on all ranks of a config, on these nodes if given.
+
+    To the launcher an emulated cluster is a host file and an interface, as a real one is.
+    """
+    psring = [sys.executable, "-m", "bench.cli"]
+    prefix: list[str] = []
+    if nodes is not None:
+        prefix = [*psring, "cluster", "exec", "--name", nodes.name, nodes.nodes[0], "--"]
+        hosts = {"link": None, "hostfile": str(host_file(nodes.name)), "network_interface": INTERFACE}
+        config = config.model_copy(update=hosts)
+    if config.world_size > 1:
+        prefix += launcher_prefix(config)
+    return [*prefix, *psring, *arguments]
 
 
 def launcher_prefix(config: RunConfig) -> list[str]:

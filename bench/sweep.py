@@ -18,6 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench import environment, launch, ledger, records
 from bench.config import BadInput, RunConfig, Sweep
+from bench.emulate import cluster, layout, sandbox
+from bench.emulate.layout import Cluster
 from bench.records import PlannedRun, RunRecord, Status
 
 ORDER_SEED = 20
@@ -52,14 +54,25 @@ def _world(config: RunConfig) -> tuple[object, ...]:
     """
     ring = config.strategy == "ring_allreduce" and (config.fusion_threshold_bytes, config.cycle_time_s)
     launcher = config.launcher if config.world_size > 1 else "none"
-    return (launcher, config.world_size, config.hostfile, config.network_interface, ring)
+    network = (config.hostfile, config.network_interface, config.link, config.delay, config.congestion_control)
+    return (launcher, config.world_size, config.num_servers if config.link else 0, *network, ring)
+
+
+def emulated(config: RunConfig) -> Cluster | None:
+    """The cluster that a config asks for, one node per rank; BadInput if there can be none like it."""
+    if config.link is None:
+        return None
+    links = (config.link, config.num_servers, config.delay, config.congestion_control)
+    return layout.make("sweep", config.world_size, *links)
 
 
 def describe_plan(launches: list[list[PlannedRun]]) -> list[str]:
     """Return what `--dry-run` prints: each launch's runs, and the bytes one worker will send in a step."""
     lines = []
     for number, planned in enumerate(launches, start=1):
-        lines.append(f"launch {number}: {planned[0].config.world_size} ranks")
+        config = planned[0].config
+        where = f" on emulated nodes, {config.link}" if emulated(config) else ""
+        lines.append(f"launch {number}: {config.world_size} ranks{where}")
         for run in planned:
             worker, _ = ledger.predict(run.config)
             reason = run.config.unsupported()
@@ -79,6 +92,8 @@ def run_sweep(sweep: Sweep, where: str, out: Path, console: Console) -> list[Run
     launches = plan(sweep, where)
     for name in {run.config.launcher for planned in launches for run in planned if run.config.world_size > 1}:
         launch.find_launcher(name)  # found out before anything is written
+    if [nodes for planned in launches if (nodes := emulated(planned[0].config))]:
+        sandbox.enter()
     done: list[RunRecord] = []
     with _folder(out, sweep) as here, _progress(console) as progress:
         finished = {record.run_id for record in _existing(out) if record.status in ("ok", "unsupported")}
@@ -159,12 +174,14 @@ def _launch(
         patience = max((run.config.timeout_s for run in waiting.values()), default=0) + LAUNCH_GRACE_S
         return progressed_at + patience
 
+    arguments = ["ranks", str(scratch / "plan"), "--out", str(scratch / "result")]
+    nodes = emulated(planned[0].config)
     try:
-        arguments = ["ranks", str(scratch / "plan"), "--out", str(scratch / "result")]
-        argv = launch.command(planned[0].config, arguments)
+        with cluster.running(nodes) if nodes else contextlib.nullcontext():
+            argv = launch.command(planned[0].config, arguments, nodes)
+            outcome = launch.run(argv, scratch / "log", look)
     except BadInput as error:
         return "failed", str(error)
-    outcome = launch.run(argv, scratch / "log", look)
     look()
     return diagnose(outcome)
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,15 +16,16 @@ from hypothesis import strategies as st
 
 from bench import records
 from bench.config import BadInput
-from bench.emulate import cluster
-from bench.emulate.cluster import NAMESPACES, Cluster
+from bench.emulate import cluster, layout
+from bench.emulate.cluster import NAMESPACES
+from bench.emulate.layout import Cluster
 from bench.launch import find_launcher
 from tests.conftest import PSRING, run_command
 
 
 def can_make_namespaces() -> bool:
     """Whether this user may, and this kernel has what a link needs."""
-    probe = cluster.make("probe", 1, "100mbit")
+    probe = layout.make("probe", 1, "100mbit")
     try:
         cluster.up(probe)
     except (BadInput, OSError):
@@ -40,7 +42,7 @@ needs_namespaces = pytest.mark.skipif(
 @pytest.fixture
 def lab() -> Iterator[Cluster]:
     """Three nodes, up for one test."""
-    made = cluster.make(f"t{os.getpid()}", 3, "n0=400mbit,*=200mbit")
+    made = layout.make(f"t{os.getpid()}", 3, "n0=400mbit,*=200mbit")
     cluster.up(made)
     yield made
     cluster.down(made.name)
@@ -52,17 +54,17 @@ def left_over(name: str) -> list[str]:
 
 
 def on(lab: Cluster, node: str, *command: str) -> list[str]:
-    return [*PSRING, "cluster", "--name", lab.name, "exec", node, "--", *command]
+    return [*PSRING, "cluster", "exec", "--name", lab.name, node, "--", *command]
 
 
 @given(st.integers(1, 9999), st.sampled_from(["kbit", "mbit", "gbit"]))
 def test_a_rate_is_read_as_bits_per_second(number: int, unit: str) -> None:
-    assert cluster.parse_rate(f"{number}{unit}") == number * cluster.UNITS[unit]
+    assert layout.parse_rate(f"{number}{unit}") == number * layout.UNITS[unit]
 
 
 def test_rates_can_differ_per_node() -> None:
-    assert cluster.parse_links("n1=1gbit,*=50mbit", 3) == (50_000_000, 1_000_000_000, 50_000_000)
-    assert cluster.parse_links("200mbit", 2) == (200_000_000, 200_000_000)
+    assert layout.parse_links("n1=1gbit,*=50mbit", 3) == (50_000_000, 1_000_000_000, 50_000_000)
+    assert layout.parse_links("200mbit", 2) == (200_000_000, 200_000_000)
 
 
 @pytest.mark.parametrize(
@@ -72,22 +74,24 @@ def test_rates_can_differ_per_node() -> None:
         (("lab", 4, "fast"), "write 200mbit"),
         (("lab", 4, "n9=1gbit,*=1mbit"), "no node 'n9'"),
         (("lab", 4, "n0=1gbit"), "no rate for n1"),
+        (("lab", 4, "1mbit", 0, "soon"), "write 500us, 2ms or 1s"),
+        (("lab", 4, "1mbit", 0, None, "vegas"), "neither reno nor cubic"),
         (("lab", 300, "1mbit"), "300 is not from 1 to"),
         (("lab", 0, "1mbit"), "0 is not from 1 to"),
         (("../lab", 2, "1mbit"), "small letters and digits"),
     ],
 )
-def test_a_cluster_that_cannot_be_is_refused_in_one_line(values: tuple[str, int, str], said: str) -> None:
+def test_a_cluster_that_cannot_be_is_refused_in_one_line(values: tuple[Any, ...], said: str) -> None:
     with pytest.raises(BadInput) as refusal:
-        cluster.make(*values)
+        layout.make(*values)
     assert said in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
 def test_without_permission_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_may", lambda: False)
+    monkeypatch.setattr(cluster, "may", lambda: False)
     with pytest.raises(BadInput, match="needs root"):
-        cluster.up(cluster.make("denied", 2, "1mbit"))
+        cluster.up(layout.make("denied", 2, "1mbit"))
     assert left_over("denied") == []
 
 
@@ -100,10 +104,10 @@ def test_a_node_has_its_own_name_and_knows_the_others(lab: Cluster) -> None:
 
 @needs_namespaces
 def test_two_clusters_do_not_see_each_other(lab: Cluster) -> None:
-    other = cluster.make(f"u{os.getpid()}", 2, "100mbit")
+    other = layout.make(f"u{os.getpid()}", 2, "100mbit")
     cluster.up(other)
     try:
-        assert {found.name for found in cluster.status()} >= {lab.name, other.name}
+        assert {line.split()[0] for line in cluster.describe()} >= {lab.name, other.name}
         cluster.down(other.name)
         assert len(left_over(lab.name)) == 4
     finally:
@@ -146,12 +150,7 @@ def test_up_cleans_what_a_killed_up_has_left(lab: Cluster) -> None:
     "flags", [["--strategy", "ring_allreduce"], ["--strategy", "parameter_server", "--num-servers", "1"]]
 )
 def test_the_kernel_counts_what_we_counted(lab: Cluster, tmp_path: Path, flags: list[str]) -> None:
-    network = f"{cluster.NETWORK}.0/24"
-    agent = " ".join([*PSRING, "cluster", "agent"])
-    mca = {"plm_rsh_agent": agent, "plm_rsh_no_tree_spawn": "1", "pml": "ob1", "btl": "tcp,self"}
-    mca |= {"oob_tcp_if_include": network, "btl_tcp_if_include": network}
-    options = [word for name, value in mca.items() for word in ("--mca", name, value)]
-    prefix = [find_launcher("mpirun"), "-n", "3", "-H", "n0,n1,n2", "--bind-to", "none", *options]
+    prefix = [find_launcher("mpirun"), "-n", "3", "-H", "n0,n1,n2", "--bind-to", "none"]
     short = ["--model", "gpt-micro", "--block-size", "32", "--batch-size", "1", "--steps", "6", "--warmup-steps", "0"]
     run = [*PSRING, "run", *flags, *short, "--check-equivalence", "--out", str(tmp_path / "out")]
     ended = run_command(on(lab, "n0", *prefix, *run))
@@ -170,11 +169,11 @@ def test_the_kernel_counts_what_we_counted(lab: Cluster, tmp_path: Path, flags: 
 
 def test_bad_actions_are_refused_in_one_line(psring: Callable[..., object]) -> None:
     for arguments, said in (
-        (["exec", "n0", "--", "true"], "is not up"),
+        (["exec", "--name", "nowhere", "n0", "--", "true"], "is not up"),
         (["exec", "n0"], "no command"),
         (["up", "--num-nodes", "2", "--link", "0mbit"], "no rate above zero"),
     ):
-        ended = psring("cluster", "--name", "nowhere", *arguments)
+        ended = psring("cluster", *arguments)
         assert ended.returncode == 2, ended.stderr
         assert said in ended.stderr
         assert len(ended.stderr.splitlines()) == 1

@@ -19,7 +19,10 @@ WITHOUT_TORCH = [
 ]  # fmt: skip
 MAY_IMPORT = {
     "bench.config": set(),
-    "bench.launch": {"bench.config"},
+    "bench.launch": {"bench.config", "bench.emulate.layout"},
+    "bench.emulate.layout": {"bench.config"},
+    "bench.emulate.nap": set(),
+    "bench.emulate.cluster": {"bench.config", "bench.emulate", "bench.emulate.layout", "bench.emulate.nap"},
     "bench.records": {"bench.config"},
     "bench.ledger": {"bench.config", "bench.records"},
     "bench.environment": {"bench.config", "bench.launch"},

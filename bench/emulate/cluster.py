@@ -8,97 +8,43 @@ process that brought a cluster up, its names say what is left of it: `down` remo
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
-import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
-from pyroute2 import NetNS, netns
+from pyroute2 import IPRoute, NetNS, netns
+from pyroute2.netlink.exceptions import NetlinkError
 
 from bench.config import BadInput
+from bench.emulate import nap
+from bench.emulate.layout import INTERFACE, STATE, Cluster, host_file
 
-STATE = Path("/run/psring")
 NAMESPACES = Path("/run/netns")
-INTERFACE = "eth0"
-NETWORK = "10.77.0"
-MOST_NODES = 250
 # A bucket of 128 kB is the smallest that lets TCP reach the rate; queues of 100 ms drop nothing.
 BURST_BYTES = 128 * 1024
 QUEUE = "100ms"
-UNITS = {"kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 END_S = 5.0
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A cluster's name and the rate of each node's link, bits per second in each direction."""
-
-    name: str
-    rates: tuple[int, ...]
-
-    @property
-    def nodes(self) -> list[str]:
-        """Host names, n0 first."""
-        return [f"n{i}" for i in range(len(self.rates))]
-
-    def address(self, node: str) -> str:
-        """A node's IPv4 address."""
-        return f"{NETWORK}.{self.nodes.index(node) + 1}"
-
-    def namespace(self, node: str) -> str:
-        """The network namespace of a node, or of the switch (sw)."""
-        return f"psring-{self.name}-{node}"
-
-    def hosts(self) -> str:
-        """What /etc/hosts says on every node."""
-        lines = [f"{self.address(node)} {node}" for node in self.nodes]
-        return "\n".join(["127.0.0.1 localhost", *lines, ""])
-
-
-def parse_rate(text: str) -> int:
-    """'200mbit' -> 200000000 bits per second; BadInput for anything else, and for zero."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)", text.strip())
-    rate = int(float(found[1]) * UNITS[found[2]]) if found else 0
-    if rate < 1000:
-        raise BadInput(f"--link: {text!r} is no rate above zero; write 200mbit, 1gbit or 500kbit")
-    return rate
-
-
-def parse_links(text: str, num_nodes: int) -> tuple[int, ...]:
-    """'200mbit', or 'n0=1gbit,*=50mbit' -> the rate of each node's link."""
-    if "=" not in text:
-        return (parse_rate(text),) * num_nodes
-    given = dict(part.partition("=")[::2] for part in text.split(","))
-    nodes = [f"n{i}" for i in range(num_nodes)]
-    unknown = [node for node in given if node not in (*nodes, "*")]
-    if unknown:
-        raise BadInput(f"--link: there is no node {unknown[0]!r}; nodes are {nodes[0]} to {nodes[-1]}, * is all others")
-    missing = [node for node in nodes if node not in given and "*" not in given]
-    if missing:
-        raise BadInput(f"--link: no rate for {missing[0]}; add *=RATE for all others")
-    return tuple(parse_rate(given.get(node, given.get("*", ""))) for node in nodes)
-
-
-def make(name: str, num_nodes: int, link: str) -> Cluster:
-    """Describe a cluster; BadInput if there can be none like it."""
-    if not re.fullmatch(r"[a-z0-9]{1,20}", name):
-        raise BadInput(f"--name: {name!r} is not 1 to 20 small letters and digits")
-    if not 1 <= num_nodes <= MOST_NODES:
-        raise BadInput(f"--num-nodes: {num_nodes} is not from 1 to {MOST_NODES}")
-    return Cluster(name, parse_links(link, num_nodes))
+ACT_S = 60.0
+_CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
 
 
 def up(cluster: Cluster) -> None:
-    """Bring a cluster up; BadInput if it is up already or this user may not."""
-    if not _may():
-        raise BadInput("cluster: making network namespaces needs root (CAP_SYS_ADMIN, CAP_NET_ADMIN); use sudo")
+    """Bring a cluster up; BadInput if it is up already, this user may not, or this kernel cannot."""
+    if not may():
+        raise BadInput(
+            "cluster: making network namespaces needs root; use sudo, or psring cluster shell, where you are root"
+        )
+    nap.build()
     with _locked(cluster.name):
         if _state_file(cluster.name).exists():
             raise BadInput(f"cluster: {cluster.name!r} is up already; psring cluster down --name {cluster.name}")
@@ -109,7 +55,33 @@ def up(cluster: Cluster) -> None:
             _remove(cluster.name)
             raise
         hosts_file(cluster.name).write_text(cluster.hosts())
+        host_file(cluster.name).write_text(cluster.hostfile())
         _state_file(cluster.name).write_text(json.dumps(asdict(cluster)))
+
+
+@contextlib.contextmanager
+def running(cluster: Cluster) -> Iterator[None]:
+    """Have a cluster up for as long as a block runs, however it ends.
+
+    In processes of their own, because pyroute2 forks: its children must not hold this process's signal handlers.
+    """
+    links = ["--num-nodes", str(len(cluster.nodes)), "--link", cluster.link]
+    links += ["--num-servers", str(cluster.num_servers)]
+    delay = ["--delay", cluster.delay] if cluster.delay else []
+    try:
+        _psring("up", "--name", cluster.name, *links, *delay, "--congestion-control", cluster.congestion_control)
+        yield
+    finally:
+        _psring("down", "--name", cluster.name)
+
+
+def _psring(*arguments: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "bench.cli", "cluster", *arguments],
+        capture_output=True, text=True, timeout=ACT_S, check=False, start_new_session=True,
+    )  # fmt: skip
+    if ended.returncode != 0:
+        raise BadInput((ended.stderr.splitlines() or ["cluster: no reason given"])[-1].removeprefix("psring: "))
 
 
 def _build(cluster: Cluster) -> None:
@@ -121,6 +93,7 @@ def _build(cluster: Cluster) -> None:
         ports.link("set", index=bridge, state="up")
         for node, rate in zip(cluster.nodes, cluster.rates, strict=True):
             netns.create(cluster.namespace(node))
+            _set_congestion_control(cluster, node)
             with NetNS(cluster.namespace(node)) as inside:
                 port = f"p-{node}"
                 peer = {"ifname": port, "net_ns_fd": switch}
@@ -129,7 +102,7 @@ def _build(cluster: Cluster) -> None:
                 inside.addr("add", index=card, address=cluster.address(node), prefixlen=24)
                 for index in (_index(inside, "lo"), card):
                     inside.link("set", index=index, state="up")
-                _shape(inside, card, rate)
+                _shape(inside, card, rate, cluster.delay_s())
             ports.link("set", index=_index(ports, port), master=bridge, state="up")
             _shape(ports, _index(ports, port), rate)
 
@@ -139,14 +112,45 @@ def _index(namespace: Any, ifname: str) -> int:
     return int(index)
 
 
-def _shape(namespace: Any, index: int, rate: int) -> None:
-    """Hold what leaves an interface to a rate (tc-tbf)."""
-    namespace.tc("add", "tbf", index=index, handle="1:", rate=f"{rate // 1000}kbit", burst=BURST_BYTES, latency=QUEUE)
+def _shape(namespace: Any, index: int, rate: int, delay_s: float = 0.0) -> None:
+    """Hold what leaves an interface to a rate (tc-tbf), and hold it back for a while (tc-netem)."""
+    above = {}
+    if delay_s:
+        try:
+            namespace.tc("add", "netem", index=index, handle="2:", delay=round(delay_s * 1e6), limit=100_000)
+        except NetlinkError as error:
+            if error.code not in (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            raise BadInput("delay: this kernel has no netem (sch_netem); leave the delay out") from None
+        above = {"parent": "2:1"}
+    namespace.tc(
+        "add", "tbf", index=index, handle="1:", rate=f"{rate // 1000}kbit", burst=BURST_BYTES, latency=QUEUE, **above
+    )
+
+
+def raise_loopback() -> None:
+    """Bring this process's own `lo` up: in a new network namespace it is down."""
+    with IPRoute() as here:
+        here.link("set", index=_index(here, "lo"), state="up")
+
+
+def _set_congestion_control(cluster: Cluster, node: str) -> None:
+    """Give a node's TCP the cluster's congestion control; BadInput if this kernel keeps it for itself."""
+    netns.pushns(cluster.namespace(node))
+    try:
+        Path("/proc/sys/net/ipv4/tcp_congestion_control").write_text(cluster.congestion_control)
+    except OSError:
+        raise BadInput(
+            f"congestion_control: this kernel does not allow {cluster.congestion_control} in a namespace; use reno, "
+            "or add it to the host's net.ipv4.tcp_allowed_congestion_control"
+        ) from None
+    finally:
+        netns.popns()
 
 
 def down(name: str) -> None:
     """End every process in a cluster and remove its namespaces; nothing to do if there is none."""
-    if not _may():
+    if not may():
         raise BadInput("cluster: removing network namespaces needs root; use sudo")
     with _locked(name):
         _remove(name)
@@ -154,10 +158,11 @@ def down(name: str) -> None:
 
 def _remove(name: str) -> None:
     left = list(NAMESPACES.glob(f"psring-{name}-*")) if NAMESPACES.exists() else []
-    end_processes({path.stat().st_ino for path in left})
+    here = Path("/proc/self/ns/net").stat().st_ino
+    end_processes({path.stat().st_ino for path in left} - {here})
     for path in left:
         netns.remove(path.name)
-    for file in (_state_file(name), hosts_file(name)):
+    for file in (_state_file(name), hosts_file(name), host_file(name)):
         file.unlink(missing_ok=True)
 
 
@@ -188,14 +193,26 @@ def find(name: str) -> Cluster:
     """Return a cluster that is up; BadInput if it is not."""
     try:
         state = json.loads(_state_file(name).read_text())
+        return Cluster(**{**state, "rates": tuple(state["rates"])})
     except FileNotFoundError:
         raise BadInput(f"cluster: {name!r} is not up; psring cluster up --name {name}") from None
-    return Cluster(state["name"], tuple(state["rates"]))
+    except TypeError:
+        raise BadInput(f"cluster: {name!r} is another version's; psring cluster down --name {name}") from None
 
 
-def status() -> list[Cluster]:
-    """All clusters that are up on this machine."""
-    return [find(path.stem) for path in sorted(STATE.glob("*.json"))]
+def describe() -> list[str]:
+    """A line per node of all clusters that are up on this machine: its rate, and what its link has carried."""
+    lines = []
+    for path in sorted(STATE.glob("*.json")):
+        try:
+            found = find(path.stem)
+        except BadInput as error:
+            lines.append(str(error))
+            continue
+        for node, rate in zip(found.nodes, found.rates, strict=True):
+            sent, received = counters(found, node)
+            lines.append(f"{found.name} {node} {rate / 1e6:g} mbit sent_bytes={sent} received_bytes={received}")
+    return lines or ["no cluster is up"]
 
 
 def counters(cluster: Cluster, node: str) -> tuple[int, int]:
@@ -215,8 +232,11 @@ def hosts_file(name: str) -> Path:
     return STATE / f"{name}.hosts"
 
 
-def _may() -> bool:
-    return os.geteuid() == 0
+def may() -> bool:
+    """Whether this process may make namespaces and links: it has CAP_SYS_ADMIN and CAP_NET_ADMIN (capabilities(7))."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff"))
+    return all(effective >> capability & 1 for capability in (_CAP_SYS_ADMIN, _CAP_NET_ADMIN))
 
 
 @contextlib.contextmanager

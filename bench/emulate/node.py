@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from pyroute2 import netns
 
 from bench.config import CLUSTER_VARIABLE, BadInput
-from bench.emulate.cluster import Cluster, find, hosts_file
+from bench.emulate import nap
+from bench.emulate.cluster import find, hosts_file
+from bench.emulate.layout import Cluster
 
+_BIN = Path(__file__).with_name("bin")
 _CLONE_NEWNS, _CLONE_NEWUTS = 0x00020000, 0x04000000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -22,20 +27,32 @@ def execute(cluster: Cluster, node: str, command: Sequence[str]) -> NoReturn:
     if node not in cluster.nodes:
         raise BadInput(f"cluster: there is no node {node!r}; nodes are n0 to {cluster.nodes[-1]}")
     enter(cluster, node)
+    replace(command, environment(cluster, os.environ))
+
+
+def replace(command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
+    """Replace this process by a command; BadInput if there is none."""
     try:
-        os.execvpe(command[0], list(command), {**os.environ, CLUSTER_VARIABLE: cluster.name})
+        os.execvpe(command[0], list(command), dict(environ))
     except OSError as error:
         raise BadInput(f"cluster: cannot run {command[0]}: {error.strerror}") from None
+
+
+def environment(cluster: Cluster, environ: Mapping[str, str]) -> dict[str, str]:
+    """What a process on a node has: the cluster's name, an ssh that reaches its nodes, naps while it waits."""
+    path = os.pathsep.join([str(_BIN), environ.get("PATH", os.defpath)])
+    own = {CLUSTER_VARIABLE: cluster.name, "PSRING_PYTHON": sys.executable, "PATH": path}
+    return {**environ, **own, **nap.environment(environ)}
 
 
 def enter(cluster: Cluster, node: str) -> None:
     """Move this process onto a node. Its mounts and its host name are its own from now on."""
     netns.setns(cluster.namespace(node))
-    _check(_libc.unshare(_CLONE_NEWUTS | _CLONE_NEWNS), "unshare")
+    unshare(_CLONE_NEWUTS | _CLONE_NEWNS)
     _check(_libc.sethostname(node.encode(), len(node)), "sethostname")
-    _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
-    _mount("sysfs", "/sys", "sysfs", 0)  # shows the node's own interfaces
-    _mount(str(hosts_file(cluster.name)), "/etc/hosts", None, _MS_BIND)
+    keep_mounts_private()
+    mount("sysfs", "/sys", "sysfs")  # shows the node's own interfaces
+    mount(str(hosts_file(cluster.name)), "/etc/hosts", None, _MS_BIND)
 
 
 def remote_shell(arguments: Sequence[str]) -> NoReturn:
@@ -57,7 +74,18 @@ def remote_shell(arguments: Sequence[str]) -> NoReturn:
     execute(cluster, host, ["/bin/sh", "-c", " ".join(words)])
 
 
-def _mount(source: str | None, target: str, kind: str | None, flags: int) -> None:
+def unshare(namespaces: int) -> None:
+    """Leave namespaces for new ones (unshare(2)); OSError if the kernel refuses."""
+    _check(_libc.unshare(namespaces), "unshare")
+
+
+def keep_mounts_private() -> None:
+    """Let nobody outside this mount namespace see what is mounted in it."""
+    mount(None, "/", None, _MS_REC | _MS_PRIVATE)
+
+
+def mount(source: str | None, target: str, kind: str | None, flags: int = 0) -> None:
+    """Mount (mount(2)); OSError if the kernel refuses."""
     encoded = [None if text is None else text.encode() for text in (source, target, kind)]
     _check(_libc.mount(*encoded, ctypes.c_ulong(flags), None), f"mount {target}")
 

@@ -1,0 +1,124 @@
+"""What an emulated cluster is: its nodes, their addresses and the rates of their links. Plain values."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.config import BadInput
+
+STATE = Path("/run/psring")
+NETWORK = "10.77.0"
+INTERFACE = "eth0"
+MOST_NODES = 250
+UNITS = {"kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
+DELAY_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+# Of a link's rate, what TCP can carry as payload: 1448 bytes in an Ethernet frame of 1514.
+PAYLOAD_SHARE = 1448 / 1514
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster's name, its links (rates in bits per second in each direction), and their text as given."""
+
+    name: str
+    rates: tuple[int, ...]
+    link: str
+    num_servers: int = 0
+    delay: str | None = None
+    congestion_control: str = "reno"
+
+    @property
+    def nodes(self) -> list[str]:
+        """Host names, n0 first."""
+        return [f"n{i}" for i in range(len(self.rates))]
+
+    def address(self, node: str) -> str:
+        """A node's IPv4 address."""
+        return f"{NETWORK}.{self.nodes.index(node) + 1}"
+
+    def namespace(self, node: str) -> str:
+        """The network namespace of a node, or of the switch (sw)."""
+        return f"psring-{self.name}-{node}"
+
+    def hosts(self) -> str:
+        """What /etc/hosts says on every node."""
+        lines = [f"{self.address(node)} {node}" for node in self.nodes]
+        return "\n".join(["127.0.0.1 localhost", *lines, ""])
+
+    def hostfile(self) -> str:
+        """The launcher's host file: one rank per node."""
+        return "".join(f"{node} slots=1\n" for node in self.nodes)
+
+    def goodput(self, node: str) -> float:
+        """Payload bytes per second that TCP can carry on a node's link, each direction."""
+        return self.rates[self.nodes.index(node)] / 8 * PAYLOAD_SHARE
+
+    def delay_s(self) -> float:
+        """One-way delay of each link, seconds."""
+        return parse_delay(self.delay) if self.delay else 0.0
+
+
+def make(
+    name: str, num_nodes: int, link: str, num_servers: int = 0,
+    delay: str | None = None, congestion_control: str = "reno",
+) -> Cluster:  # fmt: skip
+    """Describe a cluster whose last `num_servers` nodes are servers'; BadInput if there can be none like it."""
+    if not re.fullmatch(r"[a-z0-9]{1,20}", name):
+        raise BadInput(f"--name: {name!r} is not 1 to 20 small letters and digits")
+    if not 1 <= num_nodes <= MOST_NODES:
+        raise BadInput(f"--num-nodes: {num_nodes} is not from 1 to {MOST_NODES}")
+    if congestion_control not in ("reno", "cubic"):
+        raise BadInput(f"--congestion-control: {congestion_control!r} is neither reno nor cubic")
+    rates = parse_links(link, num_nodes, num_servers)
+    made = Cluster(name, rates, link, num_servers, delay, congestion_control)
+    made.delay_s()  # or BadInput
+    return made
+
+
+def parse_rate(text: str) -> int:
+    """'200mbit' -> 200000000 bits per second; BadInput for anything else, and for zero."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)", text.strip())
+    rate = int(float(found[1]) * UNITS[found[2]]) if found else 0
+    if rate < 1000:
+        raise BadInput(f"link: {text!r} is no rate above zero; write 200mbit, 1gbit or 500kbit")
+    return rate
+
+
+def parse_delay(text: str) -> float:
+    """'2ms' -> 0.002 seconds; BadInput for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", text.strip())
+    if not found:
+        raise BadInput(f"delay: {text!r} is no time; write 500us, 2ms or 1s")
+    return float(found[1]) * DELAY_UNITS[found[2]]
+
+
+def parse_links(text: str, num_nodes: int, num_servers: int = 0) -> tuple[int, ...]:
+    """'200mbit', or 'n0=1gbit,server=500mbit,*=50mbit' -> the rate of each node's link.
+
+    A node's own name goes before `server` (the last `num_servers` nodes), and that before `*` (all others).
+    """
+    if "=" not in text:
+        return (parse_rate(text),) * num_nodes
+    given = dict(part.strip().partition("=")[::2] for part in text.split(","))
+    nodes = [f"n{i}" for i in range(num_nodes)]
+    servers = nodes[num_nodes - num_servers :]
+    unknown = [name for name in given if name not in (*nodes, "server", "*")]
+    if unknown:
+        raise BadInput(
+            f"link: there is no node {unknown[0]!r}; nodes are {nodes[0]} to {nodes[-1]}, server, and * for all others"
+        )
+    rates = []
+    for node in nodes:
+        names = [node, "server", "*"] if node in servers else [node, "*"]
+        rate = next((given[name] for name in names if name in given), None)
+        if rate is None:
+            raise BadInput(f"link: no rate for {node}; add *=RATE for all others")
+        rates.append(parse_rate(rate))
+    return tuple(rates)
+
+
+def host_file(name: str) -> Path:
+    """The host file that mpirun and horovodrun get: one rank per node."""
+    return STATE / f"{name}.nodes"
