@@ -136,6 +136,9 @@ def _add_cluster_actions(cluster: argparse.ArgumentParser) -> None:
     execute.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
     shell = actions.add_parser("shell", help="a shell in which you may make clusters without root; they end with it")
     shell.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
+    check = actions.add_parser("check", help="prove which sizes and rates this machine can emulate (about a minute)")
+    check.add_argument("--num-nodes", default="2,4,8,16", metavar="N,N", help="sizes to try [2,4,8,16]")
+    check.add_argument("--link", default="100mbit,200mbit,500mbit,1gbit,2gbit", metavar="RATE,RATE")
     agent = actions.add_parser("agent", help="stands in for ssh on the nodes")
     agent.add_argument("words", nargs=argparse.REMAINDER)
 
@@ -175,7 +178,7 @@ def _links_here() -> dict[str, object] | None:
     name = os.environ.get(CLUSTER_VARIABLE)
     if name is None:
         return None
-    from bench.emulate.cluster import find
+    from bench.emulate.layout import find
 
     nodes = find(name)
     return {"link": nodes.link, "delay": nodes.delay, "congestion_control": nodes.congestion_control}
@@ -244,7 +247,12 @@ def _cluster(arguments: argparse.Namespace) -> int:
     elif arguments.action == "exec":
         if not words:
             raise BadInput("cluster exec: no command; write psring cluster exec n0 -- COMMAND")
-        node.execute(cluster.find(arguments.name), arguments.node, words)
+        node.execute(layout.find(arguments.name), arguments.node, words)
+    elif arguments.action == "check":
+        from bench.emulate import check
+
+        sandbox.enter()
+        check.show(check.read_sizes(arguments.num_nodes), arguments.link.split(","))
     elif arguments.action == "shell":
         sandbox.enter()
         node.replace(words or [os.environ.get("SHELL", "/bin/sh")], os.environ)

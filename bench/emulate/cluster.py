@@ -27,12 +27,19 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from bench.config import BadInput
 from bench.emulate import nap
-from bench.emulate.layout import INTERFACE, STATE, Cluster, host_file
+from bench.emulate.layout import (
+    BURST_BYTES,
+    INTERFACE,
+    NAMESPACES,
+    STATE,
+    Cluster,
+    find,
+    host_file,
+    hosts_file,
+    state_file,
+)
 
-NAMESPACES = Path("/run/netns")
-# A bucket of 128 kB is the smallest that lets TCP reach the rate; queues of 100 ms drop nothing.
-BURST_BYTES = 128 * 1024
-QUEUE = "100ms"
+QUEUE = "100ms"  # shorter ones drop packets
 END_S = 5.0
 ACT_S = 60.0
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
@@ -46,7 +53,7 @@ def up(cluster: Cluster) -> None:
         )
     nap.build()
     with _locked(cluster.name):
-        if _state_file(cluster.name).exists():
+        if state_file(cluster.name).exists():
             raise BadInput(f"cluster: {cluster.name!r} is up already; psring cluster down --name {cluster.name}")
         _remove(cluster.name)  # what a killed `up` has left
         try:
@@ -56,7 +63,7 @@ def up(cluster: Cluster) -> None:
             raise
         hosts_file(cluster.name).write_text(cluster.hosts())
         host_file(cluster.name).write_text(cluster.hostfile())
-        _state_file(cluster.name).write_text(json.dumps(asdict(cluster)))
+        state_file(cluster.name).write_text(json.dumps(asdict(cluster)))
 
 
 @contextlib.contextmanager
@@ -162,7 +169,7 @@ def _remove(name: str) -> None:
     end_processes({path.stat().st_ino for path in left} - {here})
     for path in left:
         netns.remove(path.name)
-    for file in (_state_file(name), hosts_file(name), host_file(name)):
+    for file in (state_file(name), hosts_file(name), host_file(name)):
         file.unlink(missing_ok=True)
 
 
@@ -189,17 +196,6 @@ def processes(namespaces: set[int]) -> list[int]:
     return found
 
 
-def find(name: str) -> Cluster:
-    """Return a cluster that is up; BadInput if it is not."""
-    try:
-        state = json.loads(_state_file(name).read_text())
-        return Cluster(**{**state, "rates": tuple(state["rates"])})
-    except FileNotFoundError:
-        raise BadInput(f"cluster: {name!r} is not up; psring cluster up --name {name}") from None
-    except TypeError:
-        raise BadInput(f"cluster: {name!r} is another version's; psring cluster down --name {name}") from None
-
-
 def describe() -> list[str]:
     """A line per node of all clusters that are up on this machine: its rate, and what its link has carried."""
     lines = []
@@ -221,15 +217,6 @@ def counters(cluster: Cluster, node: str) -> tuple[int, int]:
         (link,) = inside.get_links(_index(inside, INTERFACE))
         stats = link.get_attr("IFLA_STATS64")
     return int(stats["tx_bytes"]), int(stats["rx_bytes"])
-
-
-def _state_file(name: str) -> Path:
-    return STATE / f"{name}.json"
-
-
-def hosts_file(name: str) -> Path:
-    """What every node of a cluster has as /etc/hosts."""
-    return STATE / f"{name}.hosts"
 
 
 def may() -> bool:

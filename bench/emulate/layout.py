@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,14 @@ from pathlib import Path
 from bench.config import BadInput
 
 STATE = Path("/run/psring")
+NAMESPACES = Path("/run/netns")
 NETWORK = "10.77.0"
 INTERFACE = "eth0"
 MOST_NODES = 250
 UNITS = {"kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
 DELAY_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+# A bucket of 128 kB is the smallest that lets TCP reach the rate.
+BURST_BYTES = 128 * 1024
 # Of a link's rate, what TCP can carry as payload: 1448 bytes in an Ethernet frame of 1514.
 PAYLOAD_SHARE = 1448 / 1514
 
@@ -117,6 +121,27 @@ def parse_links(text: str, num_nodes: int, num_servers: int = 0) -> tuple[int, .
             raise BadInput(f"link: no rate for {node}; add *=RATE for all others")
         rates.append(parse_rate(rate))
     return tuple(rates)
+
+
+def find(name: str) -> Cluster:
+    """Return a cluster that is up; BadInput if it is not."""
+    try:
+        state = json.loads(state_file(name).read_text())
+        return Cluster(**{**state, "rates": tuple(state["rates"])})
+    except FileNotFoundError:
+        raise BadInput(f"cluster: {name!r} is not up; psring cluster up --name {name}") from None
+    except TypeError:
+        raise BadInput(f"cluster: {name!r} is another version's; psring cluster down --name {name}") from None
+
+
+def state_file(name: str) -> Path:
+    """Where a cluster that is up is described."""
+    return STATE / f"{name}.json"
+
+
+def hosts_file(name: str) -> Path:
+    """What every node of a cluster has as /etc/hosts."""
+    return STATE / f"{name}.hosts"
 
 
 def host_file(name: str) -> Path:

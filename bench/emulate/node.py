@@ -9,15 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from pyroute2 import netns
-
 from bench.config import CLUSTER_VARIABLE, BadInput
 from bench.emulate import nap
-from bench.emulate.cluster import find, hosts_file
-from bench.emulate.layout import Cluster
+from bench.emulate.layout import NAMESPACES, Cluster, find, hosts_file
 
 _BIN = Path(__file__).with_name("bin")
-_CLONE_NEWNS, _CLONE_NEWUTS = 0x00020000, 0x04000000
+_CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWNET = 0x00020000, 0x04000000, 0x40000000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 4096, 16384, 1 << 18
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,7 +44,8 @@ def environment(cluster: Cluster, environ: Mapping[str, str]) -> dict[str, str]:
 
 def enter(cluster: Cluster, node: str) -> None:
     """Move this process onto a node. Its mounts and its host name are its own from now on."""
-    netns.setns(cluster.namespace(node))
+    with (NAMESPACES / cluster.namespace(node)).open() as network:
+        _check(_libc.setns(network.fileno(), _CLONE_NEWNET), "setns")
     unshare(_CLONE_NEWUTS | _CLONE_NEWNS)
     _check(_libc.sethostname(node.encode(), len(node)), "sethostname")
     keep_mounts_private()
