@@ -70,7 +70,11 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
         command.set_defaults(act=act)
         return command
 
-    _add_run_flags(add("run", _run, "one run; under mpirun or horovodrun, every rank calls this"))
+    run = add("run", _run, "one run; under mpirun or horovodrun, every rank calls this")
+    _add_knobs(run)
+    run.add_argument("--out", type=Path, metavar="DIR", help="new folder for the record and the raw samples")
+    run.add_argument("--save-parameters", type=Path, metavar="FILE", help="write rank 0's final weights (torch.save)")
+
     sweep = add("sweep", _sweep, "the whole grid of a sweep file; resumes what is missing")
     sweep.add_argument("file", type=Path, metavar="SWEEP.yaml")
     sweep.add_argument("--out", type=Path, metavar="DIR", help="results folder, new or to be resumed")
@@ -79,6 +83,12 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
     report = add("report", _report, "tables, figures, report.html and report.md of a results folder")
     report.add_argument("folder", type=Path, metavar="DIR")
     report.add_argument("--allow-mixed", action="store_true", help="join runs of different hosts, versions or commits")
+
+    calibrate = add(
+        "calibrate", _calibrate, "time every layer of one worker, for --compute emulated --compute-from FILE"
+    )
+    _add_knobs(calibrate)
+    calibrate.add_argument("--out", type=Path, required=True, metavar="FILE.json")
 
     ranks = commands.add_parser("ranks")  # no help: `psring sweep` starts it, on every rank of a launch
     ranks.set_defaults(act=_ranks)
@@ -100,19 +110,22 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
     return parser, flags
 
 
-def _add_run_flags(run: argparse.ArgumentParser) -> None:
+def _add_knobs(command: argparse.ArgumentParser) -> None:
     """Every knob of RunConfig, its docstring as help."""
     for name, flag in RUN_FLAGS.items():
         field = RunConfig.model_fields[name]
         default = "" if field.default is None else f" [{field.default}]"
         text = (field.description or "").replace("%", "%%") + default
         if isinstance(field.default, bool):
-            run.add_argument(flag, action="store_true", default=None, help=text)
+            command.add_argument(flag, action="store_true", default=None, help=text)
         else:
             choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-            run.add_argument(flag, metavar="|".join(choices) or "VALUE", help=text)
-    run.add_argument("--out", type=Path, metavar="DIR", help="new folder for the record and the raw samples")
-    run.add_argument("--save-parameters", type=Path, metavar="FILE", help="write rank 0's final weights (torch.save)")
+            command.add_argument(flag, metavar="|".join(choices) or "VALUE", help=text)
+
+
+def _knobs(arguments: argparse.Namespace) -> dict[str, object]:
+    """The knobs that were given."""
+    return {name: getattr(arguments, name) for name in RUN_FLAGS if getattr(arguments, name) is not None}
 
 
 def _add_cluster_actions(cluster: argparse.ArgumentParser) -> None:
@@ -148,8 +161,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from bench.records import PlannedRun, check_writable, open_folder
 
     placement = Placement.detect(os.environ)
-    given = {name: getattr(arguments, name) for name in RUN_FLAGS if getattr(arguments, name) is not None}
-    config = complete_config(given, placement, _links_here())
+    config = complete_config(_knobs(arguments), placement, _links_here())
+    if arguments.save_parameters and config.compute != "real":
+        raise BadInput(f"--save-parameters: compute: {config.compute} trains nothing; use --compute real")
     if placement.rank == 0:
         if arguments.save_parameters:
             check_writable(arguments.save_parameters)
@@ -182,6 +196,22 @@ def _links_here() -> dict[str, object] | None:
 
     nodes = find(name)
     return {"link": nodes.link, "delay": nodes.delay, "congestion_control": nodes.congestion_control}
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from bench.launch import Placement, complete_config
+    from bench.records import check_writable, write_json
+
+    placement = Placement.detect(os.environ)
+    config = complete_config(_knobs(arguments), placement)
+    check_writable(arguments.out)
+    from bench.emulate.calibrate import calibrate
+
+    found = calibrate(config, placement)
+    write_json(arguments.out, found.model_dump())
+    forward_s, backward_s = sum(found.forward_s.values()), sum(found.backward_s.values())
+    print(f"{arguments.out}: a step of forward {forward_s:.3g} s, backward {backward_s:.3g} s, on {found.measured_on}")
+    return 0
 
 
 def _ranks(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,11 @@ StrategyName = Literal["local", "independent", "parameter_server", "ring_allredu
 Dtype = Literal["fp32", "bf16", "fp16"]
 
 DTYPE_BYTES: dict[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+# Knobs that only a sleeping worker reads.
+EMULATION: tuple[str, ...] = (
+    "compute_from", "device_model", "device_mfu", "emulated_forward_s", "emulated_backward_s", "emulated_optimizer_s",
+    "speed_factor", "compute_cv",
+)  # fmt: skip
 COMMUNICATING: tuple[str, ...] = ("parameter_server", "ring_allreduce", "ddp")
 
 # Training is chaotic: runs that differ by rounding drift apart faster and faster. The equivalence gate stands early.
@@ -151,8 +157,25 @@ class RunConfig(BaseModel):
     """Optimizer steps before the measured ones: stored, flagged, never counted."""
     eval_batches: int = Field(2, ge=0)
     """Held-out batches for held_out_loss after the last step."""
-    compute: Literal["real"] = "real"
-    """Where the time between messages comes from; real: the GPT is really trained."""
+    compute: Literal["real", "emulated", "none"] = "real"
+    """Where the time between messages comes from; real: the GPT is really trained; emulated: workers sleep as long
+    as each layer takes and compute nothing; none: communication alone."""
+    compute_from: str | None = None
+    """Emulated compute: the file of `psring calibrate` that holds the time of every layer."""
+    device_model: Literal["v100", "a100", "h100", "h200"] | None = None
+    """Emulated compute: device whose data sheet gives the time of every layer, FLOPs / (peak × device_mfu)."""
+    device_mfu: float | None = Field(None, gt=0, le=1)
+    """Share of device_model's peak rate that forward and backward reach."""
+    emulated_forward_s: float | None = Field(None, ge=0)
+    """Emulated compute: all forward passes of one step, seconds; shared among the layers by their FLOPs."""
+    emulated_backward_s: float | None = Field(None, ge=0)
+    """Emulated compute: all backward passes of one step, seconds; shared among the layers by their FLOPs."""
+    emulated_optimizer_s: float | None = Field(None, ge=0)
+    """Emulated compute: the optimizer's update where workers run it, seconds; none, beside the two above: 0."""
+    speed_factor: str | None = None
+    """Emulated compute: workers that are not of speed 1, as '3=0.5' (worker 3 takes twice as long) or '0=2,*=0.8'."""
+    compute_cv: float = Field(0.0, ge=0)
+    """Emulated compute: coefficient of variation of a worker's step (lognormal, mean kept, seeded)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the workers compute; auto: a GPU per local rank where CUDA is, else the CPU."""
     num_threads: int = Field(1, ge=1)
@@ -200,6 +223,32 @@ class RunConfig(BaseModel):
             raise ValueError(f"launcher: horovodrun cannot start {self.strategy}; use launcher: mpirun")
         return self
 
+    @model_validator(mode="after")
+    def _says_how_long_to_sleep(self) -> RunConfig:
+        if self.check_equivalence and self.compute != "real":
+            raise ValueError(
+                f"check_equivalence: compute: {self.compute} trains nothing; use compute: real, or leave it out"
+            )
+        if self.compute != "emulated":
+            given = [name for name in EMULATION if getattr(self, name) != RunConfig.model_fields[name].default]
+            if given:
+                raise ValueError(
+                    f"{given[0]}: compute: {self.compute} does not sleep; use compute: emulated, or leave it out"
+                )
+            return self
+        sources: dict[str, list[object]] = {
+            "compute_from": [self.compute_from],
+            "device_model and device_mfu": [self.device_model, self.device_mfu],
+            "emulated_forward_s and emulated_backward_s": [self.emulated_forward_s, self.emulated_backward_s],
+        }
+        begun = [name for name, values in sources.items() if any(value is not None for value in values)]
+        if len(begun) != 1 or None in sources[begun[0]]:
+            raise ValueError(f"compute: emulated takes its times from exactly one of: {'; '.join(sources)}")
+        if self.emulated_optimizer_s is not None and self.emulated_forward_s is None:
+            raise ValueError(f"emulated_optimizer_s: {begun[0]} says it already; leave it out")
+        parse_speeds(self.speed_factor, self.num_workers)
+        return self
+
     @property
     def gpt(self) -> GPTShape:
         """The preset's dimensions with this run's overrides."""
@@ -232,6 +281,11 @@ class RunConfig(BaseModel):
         return self.gpt.num_parameters * DTYPE_BYTES[self.wire_dtype]
 
     @property
+    def speeds(self) -> list[float]:
+        """Each worker's speed relative to what the times of the layers are."""
+        return parse_speeds(self.speed_factor, self.num_workers)
+
+    @property
     def needs_global_norm(self) -> bool:
         """Whether no part of an update may be applied before the norm of the whole gradient is known."""
         return self.clip_norm is not None or self.precision == "fp16"
@@ -246,6 +300,27 @@ class RunConfig(BaseModel):
         if self.strategy == "ring_allreduce" and self.wire_dtype == "bf16":
             return "Horovod 0.28 has no bf16 reduction in its PyTorch binding; use wire_dtype fp32 or fp16"
         return None
+
+
+def parse_speeds(text: str | None, num_workers: int) -> list[float]:
+    """'3=0.5' or '0=2,*=0.8' -> the speed of each worker; ValueError names what is wrong."""
+    speeds = dict.fromkeys((str(worker) for worker in range(num_workers)), 1.0)
+    given = {}
+    for part in text.split(",") if text else []:
+        worker, _, factor = (word.strip() for word in part.partition("="))
+        if worker not in (*speeds, "*"):
+            raise ValueError(
+                f"speed_factor: there is no worker {worker!r} of {num_workers}; write 0=0.5, or *=0.5 for all"
+            )
+        try:
+            given[worker] = float(factor)
+        except ValueError:
+            given[worker] = math.nan
+        if not 0 < given[worker] < math.inf:
+            raise ValueError(
+                f"speed_factor: {part.strip()!r} is no speed above 0; write {worker}=0.5 for half the speed"
+            )
+    return [given.get(worker, given.get("*", speed)) for worker, speed in speeds.items()]
 
 
 def make_config(values: Mapping[str, object], where: str) -> RunConfig:

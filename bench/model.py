@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.config import GPTShape
+from bench.devices import DEVICES
 
 
 class Attention(nn.Module):
@@ -90,21 +91,13 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-# Dense peak rates in FLOP/s from NVIDIA's data sheets, fp32 outside tensor cores, 16 bits on them.
-GPU_PEAKS: dict[str, dict[str, float]] = {
-    "V100": {"fp32": 15.7e12, "fp16": 125e12},
-    "A100": {"fp32": 19.5e12, "bf16": 312e12, "fp16": 312e12},
-    "H100": {"fp32": 67e12, "bf16": 989e12, "fp16": 989e12},
-    "H200": {"fp32": 67e12, "bf16": 989e12, "fp16": 989e12},
-}
-
-
 def peak_flops_per_s(device: torch.device, precision: str) -> float | None:
     """Return a known GPU's peak rate, None for any other device."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peaks.get(precision) for chip, peaks in GPU_PEAKS.items() if chip in name), None)
+    chips = [DEVICES[chip] for chip in DEVICES if chip.upper() in name]
+    return chips[0].peak_flops_per_s.get(precision) if chips else None
 
 
 def model_flops_utilization(tokens_per_s: float, shape: GPTShape, peak: float) -> float:

@@ -29,6 +29,7 @@ LABELS: dict[str, str] = {
     "oversubscribed": "more ranks than CPU cores on a node: they wait for each other's core, not for the network",
     "loopback": "all ranks on one machine: messages cross memory, not a network",
     "emulated": "the nodes are network namespaces of one machine, their links shaped; they share its cores",
+    "emulated_compute": "workers slept instead of computing: nothing was trained, so there is no loss and no gate",
     "not_ring": "the allreduce that ran was not a ring",
     "few_launches": "fewer than 5 launches: the interval is the range of very few samples",
 }
@@ -41,7 +42,7 @@ class StepRecord:
     worker: int
     step: int
     warmup: bool
-    loss: float
+    loss: float | None
     step_s: float
     data_s: float
     forward_s: float
@@ -101,10 +102,12 @@ class Summary(BaseModel):
     optimizer_s: float
     communication_s: float
     overlap_fraction: float | None = None
-    first_loss: float
-    final_loss: float
+    first_loss: float | None = None
+    final_loss: float | None = None
     held_out_loss: float | None = None
     mfu: float | None = None
+    sleep_overshoot_s_p95: float | None = None
+    communication_compute_ratio: float | None = None
     allreduce_algorithm: str | None = None
     equivalence_error: float | None = None
     equivalence_bound: float | None = None
@@ -136,7 +139,11 @@ class RunRecord(BaseModel):
         if self.summary is None:
             return f"{self.status}: {self.reason}"
         found = self.summary
-        line = f"{found.tokens_per_s:,.0f} tokens/s, loss {found.first_loss:.4f} -> {found.final_loss:.4f}"
+        line = f"{found.tokens_per_s:,.0f} tokens/s, "
+        if found.first_loss is None or found.final_loss is None:
+            line += f"{found.step_s * 1e3:.4g} ms a step"
+        else:
+            line += f"loss {found.first_loss:.4f} -> {found.final_loss:.4f}"
         if found.equivalence_error is not None:
             line += f", equivalence {found.equivalence_error:.2g} of at most {found.equivalence_bound:.2g}"
         bad = [] if self.status == "ok" else [f"{self.status}: {self.reason}"]
@@ -169,7 +176,10 @@ class PlannedRun(BaseModel):
         """The run in a few words."""
         c = self.config
         servers = f" + {c.num_servers}" if c.num_servers else ""
-        return f"{c.strategy} {c.num_workers}{servers}, {c.precision}, wire {c.wire_dtype}, batch {c.batch_size}"
+        compute = "" if c.compute == "real" else f", compute {c.compute}"
+        return (
+            f"{c.strategy} {c.num_workers}{servers}, {c.precision}, wire {c.wire_dtype}, batch {c.batch_size}{compute}"
+        )
 
     def record(self, status: Status, environment: str, **found: Any) -> RunRecord:
         """Return its record; what is not given stays blank."""

@@ -31,6 +31,7 @@ class RankReport:
     checksum: int | None = None  # of the final weights
     wire_bytes_sent: int | None = None  # by the kernel, in all steps
     emulated: bool = False
+    overshoots_s: list[float] = field(default_factory=list)  # of the sleeps in measured steps
 
 
 def cpu_s() -> float:
@@ -84,13 +85,22 @@ def timing(config: RunConfig, reports: Sequence[RankReport]) -> dict[str, float 
     }
 
 
-def losses(reports: Sequence[RankReport]) -> dict[str, float]:
-    """Return the loss of the first and of the last step, over the whole global batch."""
+def losses(reports: Sequence[RankReport]) -> dict[str, float | None]:
+    """Return the loss of the first and of the last step, over the global batch; blank where nothing is trained."""
     workers = [report.steps for report in reports if not report.is_server]
-    return {
-        "first_loss": float(np.mean([steps[0].loss for steps in workers])),
-        "final_loss": float(np.mean([steps[-1].loss for steps in workers])),
-    }
+    return {"first_loss": _mean_loss(workers, 0), "final_loss": _mean_loss(workers, -1)}
+
+
+def _mean_loss(workers: Sequence[Sequence[StepRecord]], place: int) -> float | None:
+    losses = [steps[place].loss for steps in workers]
+    known = [loss for loss in losses if loss is not None]
+    return float(np.mean(known)) if len(known) == len(losses) else None
+
+
+def sleep_overshoot_s_p95(reports: Sequence[RankReport]) -> float | None:
+    """How late layers ended that were slept through, 95th percentile over layers, steps and workers; None: no sleep."""
+    late_s = [seconds for report in reports for seconds in report.overshoots_s]
+    return float(np.percentile(late_s, 95)) if late_s else None
 
 
 def resources(reports: Sequence[RankReport]) -> dict[str, float | None]:
@@ -119,6 +129,7 @@ def labels(config: RunConfig, reports: Sequence[RankReport], allreduce_algorithm
         "oversubscribed": any(_crowded(config, ranks) for ranks in machines),
         "loopback": config.world_size > 1 and len(hosts) == 1 and config.strategy != "independent",
         "emulated": emulated,
+        "emulated_compute": config.compute != "real",
         "not_ring": allreduce_algorithm == "not_ring",
     }
     return [label for label, applies in found.items() if applies]

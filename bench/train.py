@@ -72,11 +72,12 @@ def train(
         with clock.phase("optimizer"):
             strategy.step()
         step_s = clock.step_s()
-        yield step_record(config, strategy, step, float(total_loss), step_s, clock.seconds, before)
+        loss_found = float(total_loss) if config.compute == "real" else None
+        yield step_record(config, strategy, step, loss_found, step_s, clock.seconds, before)
 
 
 def step_record(
-    config: RunConfig, strategy: Strategy, step: int, loss: float, step_s: float,
+    config: RunConfig, strategy: Strategy, step: int, loss: float | None, step_s: float,
     seconds: dict[str, float], before: CommunicationCounters,
 ) -> StepRecord:  # fmt: skip
     """Join one step's times with what it sent and received since `before`."""

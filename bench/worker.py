@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
 from bench import data, environment, equivalence, group, records, summary
 from bench.config import BadInput, RunConfig
+from bench.emulate.compute import EmulatedGPT, EmulatedOptimizer, NoData
+from bench.emulate.durations import communication_compute_ratio, durations
 from bench.launch import Placement, die_with_parent, mpi_environment
 from bench.ledger import Volume, make_ledger
-from bench.model import GPT, model_flops_utilization, peak_flops_per_s
+from bench.model import model_flops_utilization, peak_flops_per_s
 from bench.records import PlannedRun, RunRecord, StepRecord, Summary
 from bench.summary import RankReport
 from bench.train import build_model, build_optimizer, held_out_loss, train
@@ -81,11 +84,11 @@ def _run(planned: PlannedRun, placement: Placement, ranks: Group, keep: Callable
     summary.reset_peak_memory()
     strategy = create(config.strategy, ranks, make_options(config))
     device = group.together(ranks, lambda: pick_device(config, placement, strategy))
-    corpus = group.together(ranks, lambda: None if strategy.is_server else data.load(config))
+    corpus = group.together(ranks, lambda: None if strategy.is_server else load_data(config))
     names = [name for name in ranks.gather(corpus.name if corpus else None) if name]
     group.raise_together(ranks, _different_data(names))
-    model = build_model(config, device)
-    module = strategy.prepare(model, build_optimizer(config, model))
+    model, optimizer = group.together(ranks, lambda: build(config, strategy, device))
+    module = strategy.prepare(model, optimizer)
     ranks.barrier()
     cpu_before, wire_before = summary.cpu_s(), summary.link_bytes_sent()
     gated = config.check_equivalence and planned.repeat == 0 and config.strategy != "independent"
@@ -104,7 +107,8 @@ def _run(planned: PlannedRun, placement: Placement, ranks: Group, keep: Callable
     wire_after = summary.link_bytes_sent()
     wire = wire_after - wire_before if wire_after is not None and wire_before is not None else None
     checksum = equivalence.checksum(equivalence.snapshot(model)) if gated and corpus else None
-    reports = ranks.gather(_report(config, strategy, steps, cpu_s, checksum, wire))
+    late_s = model.pace.overshoots_s if isinstance(model, EmulatedGPT) else []
+    reports = ranks.gather(_report(config, strategy, steps, cpu_s, checksum, wire, late_s))
     if ranks.rank == 0:
         assert corpus is not None  # rank 0 always works
         numbers = _numbers(config, reports, strategy, device)
@@ -117,11 +121,29 @@ def _different_data(names: list[str]) -> str | None:
     return f"data: the workers read different tokens: {names[0]} and {others[0]}" if others else None
 
 
+def load_data(config: RunConfig) -> data.Corpus:
+    """Return what to train on; nothing is read where nothing is trained."""
+    return data.load(config) if config.compute == "real" else NoData()
+
+
+def build(config: RunConfig, strategy: Strategy, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Return the model and the optimizer; asleep for a worker that does not really compute, never for a server."""
+    if config.compute == "real" or strategy.is_server:
+        model = build_model(config, device)
+        return model, build_optimizer(config, model)
+    asleep = EmulatedGPT(config, durations(config), strategy.worker)
+    return asleep, EmulatedOptimizer(asleep.parameters(), asleep.pace)
+
+
 def pick_device(config: RunConfig, placement: Placement, strategy: Strategy) -> torch.device:
     """Return where this rank computes: a GPU per local rank, the CPU, or nowhere (a server keeps no model)."""
     if strategy.is_server:
         return torch.device("meta")
-    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
+    if (
+        config.compute != "real"
+        or config.device == "cpu"
+        or (config.device == "auto" and not torch.cuda.is_available())
+    ):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise BadInput(f"device: no CUDA device on {platform.node()}; use --device cpu")
@@ -131,8 +153,9 @@ def pick_device(config: RunConfig, placement: Placement, strategy: Strategy) -> 
 
 
 def _report(
-    config: RunConfig, strategy: Strategy, steps: list[StepRecord], cpu_s: float, checksum: int | None, wire: int | None
-) -> RankReport:
+    config: RunConfig, strategy: Strategy, steps: list[StepRecord], cpu_s: float, checksum: int | None,
+    wire: int | None, late_s: list[float],
+) -> RankReport:  # fmt: skip
     counters = strategy.counters
     per_step = {name: None if n is None else n / config.total_steps for name, n in vars(counters).items()}
     return RankReport(
@@ -146,6 +169,7 @@ def _report(
         checksum=checksum,
         wire_bytes_sent=wire,
         emulated=summary.on_emulated_node(),
+        overshoots_s=late_s,
     )
 
 
@@ -159,19 +183,22 @@ def _numbers(config: RunConfig, reports: list[RankReport], strategy: Strategy, d
         "num_parameters": config.gpt.num_parameters,
         "mfu": _mfu(config, timing["tokens_per_s"], device),
         "allreduce_algorithm": strategy.allreduce_algorithm,
+        "sleep_overshoot_s_p95": summary.sleep_overshoot_s_p95(reports),
+        "communication_compute_ratio": communication_compute_ratio(config),
     }
 
 
 def _result(
     planned: PlannedRun, started_at: str, reports: list[RankReport], numbers: dict[str, Any],
-    model: GPT, at_gate: equivalence.Weights, corpus: data.Corpus, device: torch.device,
+    model: nn.Module, at_gate: equivalence.Weights, corpus: data.Corpus, device: torch.device,
 ) -> Result:  # fmt: skip
     """Judge the trained model, and put rank 0's record together.
 
     The gate stands before a cell's first numbers count; its other repeats train the same thing.
     """
     config = planned.config
-    numbers["held_out_loss"] = held_out_loss(config, model, corpus, device)
+    trained = config.compute == "real"
+    numbers["held_out_loss"] = held_out_loss(config, model, corpus, device) if trained else None
     reason = ""
     checksums = {report.checksum for report in reports if not report.is_server}
     if checksums != {None}:
@@ -189,12 +216,12 @@ def _result(
         summary=Summary.model_validate(numbers),
         ledger=make_ledger(config, steps, servers, summary.wire_per_worker(config, reports)),
     )
-    return Result(record, steps, equivalence.snapshot(model))
+    return Result(record, steps, equivalence.snapshot(model) if trained else {})
 
 
 def _mfu(config: RunConfig, tokens_per_s: float | None, device: torch.device) -> float | None:
     peak = config.peak_flops_per_s or peak_flops_per_s(device, config.precision)
-    if peak is None or tokens_per_s is None:
+    if peak is None or tokens_per_s is None or config.compute != "real":
         return None
     return model_flops_utilization(tokens_per_s / config.num_workers, config.gpt, peak)
 

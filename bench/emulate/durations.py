@@ -1,0 +1,159 @@
+"""How long emulated compute sleeps: every layer's forward and backward, the optimizer, each worker's speed.
+
+A layer is a module with parameters of its own, in the order in which forward reaches them. What lies between two
+layers counts for the one that comes next: in forward that is the later one (attention's products belong to its
+projection, the output head and the loss to ln_f), in backward the one whose gradient is finished next (to qkv;
+again to ln_f). Durations thus end exactly where a gradient is ready.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bench.config import BadInput, GPTShape, RunConfig, first_problem
+from bench.devices import DEVICES
+from bench.emulate.layout import parse_links
+
+# Bytes of memory that an fp32 update moves per parameter: reads, then writes, of weight, gradient and state.
+OPTIMIZER_BYTES = {"adamw": 4 * (4 + 3), "sgd": 4 * (3 + 2)}
+# What a calibration must have in common with the run that sleeps by it, beside the shape.
+MUST_MATCH = ("batch_size", "gradient_accumulation", "precision", "num_threads", "optimizer")
+JITTER_STREAM = 2  # 0 and 1 are the data's
+
+
+@dataclass(frozen=True)
+class Durations:
+    """Seconds that one worker of speed 1 takes in one step, forward and backward by layer, all passes together."""
+
+    forward_s: dict[str, float]
+    backward_s: dict[str, float]
+    optimizer_s: float
+
+    @property
+    def compute_s(self) -> float:
+        """Forward and backward of the whole step."""
+        return sum(self.forward_s.values()) + sum(self.backward_s.values())
+
+
+class Calibration(BaseModel):
+    """What `psring calibrate` measured: one step of one worker that really trains, and what it was measured for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shape: GPTShape
+    batch_size: int
+    gradient_accumulation: int
+    precision: str
+    num_threads: int
+    optimizer: str
+    measured_on: str
+    steps: int
+    forward_s: dict[str, float]
+    backward_s: dict[str, float]
+    optimizer_s: float
+
+
+def durations(config: RunConfig) -> Durations:
+    """Return what a worker of speed 1 sleeps; all zero without emulated compute. BadInput for an unusable source."""
+    if config.compute != "emulated":
+        return by_flops(config.gpt, 0.0, 0.0, 0.0)
+    if config.compute_from is not None:
+        return _calibrated(config, Path(config.compute_from))
+    if config.device_model is not None:
+        return _of_device(config)
+    assert config.emulated_forward_s is not None  # RunConfig has seen to it
+    assert config.emulated_backward_s is not None
+    return by_flops(
+        config.gpt, config.emulated_forward_s, config.emulated_backward_s, config.emulated_optimizer_s or 0.0
+    )
+
+
+def by_flops(shape: GPTShape, forward_s: float, backward_s: float, optimizer_s: float) -> Durations:
+    """Share forward and backward among the layers by their FLOPs."""
+    shares = {name: flops / sum(forward_flops(shape).values()) for name, flops in forward_flops(shape).items()}
+    behind = {name: flops / sum(backward_flops(shape).values()) for name, flops in backward_flops(shape).items()}
+    return Durations(
+        {name: share * forward_s for name, share in shares.items()},
+        {name: share * backward_s for name, share in behind.items()},
+        optimizer_s,
+    )
+
+
+def forward_flops(shape: GPTShape) -> dict[str, float]:
+    """FLOPs per token of every layer's forward, products only; layers in order of forward."""
+    return _flops(shape, attention_in="attention.proj", factor=2)
+
+
+def backward_flops(shape: GPTShape) -> dict[str, float]:
+    """FLOPs per token of every layer's backward: two products where forward has one."""
+    return _flops(shape, attention_in="attention.qkv", factor=4)
+
+
+def _flops(shape: GPTShape, attention_in: str, factor: int) -> dict[str, float]:
+    d = shape.n_embd
+    block = {
+        "ln_1": 0, "attention.qkv": 3 * d * d, "attention.proj": d * d, "ln_2": 0, "fc": 4 * d * d, "proj": 4 * d * d,
+    }  # fmt: skip
+    block[attention_in] += 2 * shape.block_size * d  # queries by keys, and what they weigh by values (PaLM, appendix B)
+    blocks = {f"blocks.{i}.{name}": size for i in range(shape.n_layer) for name, size in block.items()}
+    sizes = {"wte": 0, "wpe": 0, **blocks, "ln_f": shape.vocab_size * d}
+    return {name: float(factor * size) for name, size in sizes.items()}
+
+
+def _of_device(config: RunConfig) -> Durations:
+    """FLOPs over what the device reaches of its peak; its optimizer is bound by memory."""
+    assert config.device_model is not None
+    assert config.device_mfu is not None
+    device = DEVICES[config.device_model]
+    peak = device.peak_flops_per_s.get(config.precision)
+    if peak is None:
+        raise BadInput(
+            f"device_model: {config.device_model} has no rate for precision: {config.precision}; "
+            f"use {' or '.join(device.peak_flops_per_s)}"
+        )
+    seconds = config.batch_size * config.gpt.block_size * config.gpt.flops_per_token / (peak * config.device_mfu)
+    optimizer_s = config.gpt.num_parameters * OPTIMIZER_BYTES[config.optimizer] / device.memory_bytes_per_s
+    return by_flops(config.gpt, seconds / 3, seconds * 2 / 3, optimizer_s)
+
+
+def _calibrated(config: RunConfig, path: Path) -> Durations:
+    """Read a calibration; BadInput if it is of other work than this run's."""
+    try:
+        found = Calibration.model_validate_json(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(
+            f"compute_from: {path} cannot be read ({error}); make it: psring calibrate --out {path}"
+        ) from None
+    except ValidationError as error:
+        problem = first_problem(error, Calibration.model_fields)
+        raise BadInput(f"compute_from: {path}: {problem}; make it anew: psring calibrate --out {path}") from None
+    pairs = [(name, getattr(found, name), getattr(config, name)) for name in MUST_MATCH]
+    pairs += [(name, value, getattr(config.gpt, name)) for name, value in found.shape]
+    for name, theirs, ours in pairs:
+        if theirs != ours:
+            raise BadInput(
+                f"compute_from: {path} was measured with {name}: {theirs}, this run has {ours}; "
+                f"psring calibrate with the flags of the run"
+            )
+    return Durations(found.forward_s, found.backward_s, found.optimizer_s)
+
+
+def communication_compute_ratio(config: RunConfig) -> float | None:
+    """M/(B·T): sending one payload over the slowest worker's link, against forward and backward; None: unknown."""
+    if config.link is None or config.compute != "emulated":
+        return None
+    rates = parse_links(config.link, config.world_size, config.num_servers)[: config.num_workers]
+    compute_s = durations(config).compute_s
+    return config.wire_bytes * 8 / min(rates) / compute_s if compute_s else None
+
+
+def slowdown(config: RunConfig, worker: int, step: int) -> float:
+    """What to multiply a worker's durations with in one step: lognormal with mean 1, over the worker's speed."""
+    variance = math.log1p(config.compute_cv**2)
+    normal = np.random.default_rng([config.seed, JITTER_STREAM, worker, step]).standard_normal()
+    return math.exp(math.sqrt(variance) * float(normal) - variance / 2) / config.speeds[worker]
