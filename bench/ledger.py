@@ -7,7 +7,7 @@ W·M/S. Ring: every rank sends and receives 2(N−1)/N·M (Patarasuk and Yuan, 2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.config import DTYPE_BYTES, RunConfig
@@ -66,12 +66,12 @@ def _count_chunks(config: RunConfig) -> int:
 
 
 def make_ledger(
-    config: RunConfig, steps: Sequence[StepRecord], servers: Sequence[Volume], wire: float | None
+    config: RunConfig, steps: Sequence[StepRecord], servers: Sequence[Volume], wire: Mapping[str, float | None]
 ) -> Ledger:
     """Put the prediction beside the mean of what measured steps and servers counted, and what the kernel did."""
     worker, server = predict(config)
     measured = [step for step in steps if not step.warmup]
-    values: dict[str, float | bool | None] = {"bytes_sent_per_worker_per_step_wire": wire}
+    values: dict[str, float | None] = dict(wire)
     for name in ("bytes_sent", "bytes_received", "messages_sent", "messages_received"):
         values[f"{name}_per_worker_per_step"] = _mean([getattr(step, name) for step in measured])
         values[f"{name}_per_worker_per_step_predicted"] = getattr(worker, name)
@@ -80,6 +80,13 @@ def make_ledger(
             values[f"{name}_per_server_per_step_predicted"] = getattr(server, name)
     ledger = Ledger.model_validate(values)
     return ledger.model_copy(update={"ledger_agrees": agrees(config, ledger)})
+
+
+def wire_ratios(ledger: Ledger) -> dict[str, float]:
+    """Return wire over counted bytes, by direction and role, where both are known and something was sent."""
+    values = ledger.model_dump()
+    names = [f"{way}_per_{role}_per_step" for role in ("worker", "server") for way in ("bytes_sent", "bytes_received")]
+    return {name: values[f"{name}_wire"] / values[name] for name in names if values[name] and values[f"{name}_wire"]}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -54,6 +54,8 @@ class StepRecord:
     bytes_received: int | None
     messages_sent: int | None
     messages_received: int | None
+    wire_bytes_sent: int | None = None
+    wire_bytes_received: int | None = None
 
 
 class Ledger(BaseModel):
@@ -70,14 +72,17 @@ class Ledger(BaseModel):
     bytes_sent_per_worker_per_step_wire: float | None = None
     bytes_received_per_worker_per_step: float | None = None
     bytes_received_per_worker_per_step_predicted: float | None = None
+    bytes_received_per_worker_per_step_wire: float | None = None
     messages_sent_per_worker_per_step: float | None = None
     messages_sent_per_worker_per_step_predicted: float | None = None
     messages_received_per_worker_per_step: float | None = None
     messages_received_per_worker_per_step_predicted: float | None = None
     bytes_sent_per_server_per_step: float | None = None
     bytes_sent_per_server_per_step_predicted: float | None = None
+    bytes_sent_per_server_per_step_wire: float | None = None
     bytes_received_per_server_per_step: float | None = None
     bytes_received_per_server_per_step_predicted: float | None = None
+    bytes_received_per_server_per_step_wire: float | None = None
     messages_sent_per_server_per_step: float | None = None
     messages_sent_per_server_per_step_predicted: float | None = None
     messages_received_per_server_per_step: float | None = None
@@ -115,6 +120,16 @@ class Summary(BaseModel):
     server_cpu_s: float | None = None
     worker_peak_memory_bytes: float | None = None
     server_peak_memory_bytes: float | None = None
+    probe_ratio_before: float | None = None
+    probe_ratio_after: float | None = None
+    run_delay_share: float | None = None
+    foreign_cpu_share: float | None = None
+    packet_drops: int | None = None
+    retransmitted_share: float | None = None
+    tcp_timeouts: int | None = None
+    link_bursts_per_step: float | None = None
+    link_overlimits: int | None = None
+    napping: bool | None = None
 
 
 class RunRecord(BaseModel):

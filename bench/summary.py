@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from bench.clock import PHASES
-from bench.config import CLUSTER_VARIABLE, RunConfig
+from bench.config import RunConfig
+from bench.emulate.guard import Evidence
 from bench.ledger import Volume
 from bench.records import StepRecord
 
@@ -29,8 +29,7 @@ class RankReport:
     cpu_s: float = 0.0
     peak_memory_bytes: int = 0
     checksum: int | None = None  # of the final weights
-    wire_bytes_sent: int | None = None  # by the kernel, in all steps
-    emulated: bool = False
+    evidence: Evidence | None = None  # what the watch on an emulated node saw
     overshoots_s: list[float] = field(default_factory=list)  # of the sleeps in measured steps
 
 
@@ -38,16 +37,6 @@ def cpu_s() -> float:
     """CPU seconds that this process has used, all threads, user and system."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
-
-
-def on_emulated_node() -> bool:
-    """Whether this process runs on a node of `psring cluster`."""
-    return CLUSTER_VARIABLE in os.environ
-
-
-def link_bytes_sent() -> int | None:
-    """Bytes that the kernel has counted out of this emulated node's one link, headers included; None elsewhere."""
-    return int(Path("/sys/class/net/eth0/statistics/tx_bytes").read_text()) if on_emulated_node() else None
 
 
 def reset_peak_memory() -> None:
@@ -113,17 +102,25 @@ def resources(reports: Sequence[RankReport]) -> dict[str, float | None]:
     return columns
 
 
-def wire_per_worker(config: RunConfig, reports: Sequence[RankReport]) -> float | None:
-    """Bytes that the mean worker's link sent in one step, by the kernel's count; None where nobody counted."""
-    sent = [report.wire_bytes_sent for report in reports if not report.is_server]
-    known = [nbytes for nbytes in sent if nbytes is not None]
-    return float(np.mean(known)) / config.total_steps if known and len(known) == len(sent) else None
+def wire(config: RunConfig, reports: Sequence[RankReport]) -> dict[str, float | None]:
+    """Return bytes per step that the kernel counted on the links of the mean worker and the mean server.
+
+    Headers included; blank where nobody counted.
+    """
+    columns: dict[str, float | None] = {}
+    for role, serves in (("worker", False), ("server", True)):
+        seen = [report.evidence.seen for report in reports if report.is_server == serves and report.evidence]
+        for name in ("bytes_sent", "bytes_received"):
+            total = sum(getattr(reading, name) for reading in seen)
+            column = f"{name}_per_{role}_per_step_wire"
+            columns[column] = total / len(seen) / config.total_steps if seen else None
+    return columns
 
 
 def labels(config: RunConfig, reports: Sequence[RankReport], allreduce_algorithm: str | None) -> list[str]:
     """Return what a reader of this run must know."""
     hosts = {report.host for report in reports}
-    emulated = any(report.emulated for report in reports)
+    emulated = any(report.evidence for report in reports)
     machines = [reports] if emulated else [[r for r in reports if r.host == host] for host in hosts]
     found = {
         "oversubscribed": any(_crowded(config, ranks) for ranks in machines),

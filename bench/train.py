@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from bench.clock import PhaseTimer
 from bench.config import RunConfig
 from bench.data import Corpus
+from bench.emulate.link import bytes_on_link
 from bench.model import GPT
 from bench.records import StepRecord
 from strategies.base import CommunicationCounters, Strategy
@@ -53,7 +55,7 @@ def train(
     clock = PhaseTimer(device)
     passes = config.gradient_accumulation
     for step in range(config.total_steps):
-        before = CommunicationCounters(**vars(strategy.counters))
+        before, link_before = CommunicationCounters(**vars(strategy.counters)), bytes_on_link()
         clock.begin_step()
         with clock.phase("data"):
             tokens, targets = (part.to(device) for part in corpus.batch(config, strategy.worker, step))
@@ -73,7 +75,8 @@ def train(
             strategy.step()
         step_s = clock.step_s()
         loss_found = float(total_loss) if config.compute == "real" else None
-        yield step_record(config, strategy, step, loss_found, step_s, clock.seconds, before)
+        record = step_record(config, strategy, step, loss_found, step_s, clock.seconds, before)
+        yield replace(record, **_wire_bytes(link_before, bytes_on_link()))
 
 
 def step_record(
@@ -92,6 +95,13 @@ def step_record(
         communication_s=strategy.communication_s,
         **columns,
     )
+
+
+def _wire_bytes(before: tuple[int, int] | None, after: tuple[int, int] | None) -> dict[str, Any]:
+    """What the kernel counted on an emulated node's link meanwhile; nothing elsewhere."""
+    if before is None or after is None:
+        return {}
+    return {"wire_bytes_sent": after[0] - before[0], "wire_bytes_received": after[1] - before[1]}
 
 
 def _difference(now: int | None, before: int | None) -> int | None:

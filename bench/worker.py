@@ -16,12 +16,15 @@ from torch import nn
 
 from bench import data, environment, equivalence, group, records, summary
 from bench.config import BadInput, RunConfig
+from bench.emulate import guard
 from bench.emulate.compute import EmulatedGPT, EmulatedOptimizer, NoData
 from bench.emulate.durations import communication_compute_ratio, durations
+from bench.emulate.guard import Evidence, Watch
+from bench.emulate.link import on_node
 from bench.launch import Placement, die_with_parent, mpi_environment
-from bench.ledger import Volume, make_ledger
+from bench.ledger import Volume, make_ledger, wire_ratios
 from bench.model import model_flops_utilization, peak_flops_per_s
-from bench.records import PlannedRun, RunRecord, StepRecord, Summary
+from bench.records import Ledger, PlannedRun, RunRecord, StepRecord, Summary
 from bench.summary import RankReport
 from bench.train import build_model, build_optimizer, held_out_loss, train
 from strategies import create
@@ -90,7 +93,8 @@ def _run(planned: PlannedRun, placement: Placement, ranks: Group, keep: Callable
     model, optimizer = group.together(ranks, lambda: build(config, strategy, device))
     module = strategy.prepare(model, optimizer)
     ranks.barrier()
-    cpu_before, wire_before = summary.cpu_s(), summary.link_bytes_sent()
+    watch = Watch(ranks) if on_node() else None
+    cpu_before = summary.cpu_s()
     gated = config.check_equivalence and planned.repeat == 0 and config.strategy != "independent"
     steps: list[StepRecord] = []
     at_gate: equivalence.Weights = {}
@@ -104,11 +108,10 @@ def _run(planned: PlannedRun, placement: Placement, ranks: Group, keep: Callable
     cpu_s = summary.cpu_s() - cpu_before
     strategy.close()
     ranks.barrier()
-    wire_after = summary.link_bytes_sent()
-    wire = wire_after - wire_before if wire_after is not None and wire_before is not None else None
+    evidence = watch.end() if watch else None
     checksum = equivalence.checksum(equivalence.snapshot(model)) if gated and corpus else None
     late_s = model.pace.overshoots_s if isinstance(model, EmulatedGPT) else []
-    reports = ranks.gather(_report(config, strategy, steps, cpu_s, checksum, wire, late_s))
+    reports = ranks.gather(_report(config, strategy, steps, cpu_s, checksum, evidence, late_s))
     if ranks.rank == 0:
         assert corpus is not None  # rank 0 always works
         numbers = _numbers(config, reports, strategy, device)
@@ -154,7 +157,7 @@ def pick_device(config: RunConfig, placement: Placement, strategy: Strategy) -> 
 
 def _report(
     config: RunConfig, strategy: Strategy, steps: list[StepRecord], cpu_s: float, checksum: int | None,
-    wire: int | None, late_s: list[float],
+    evidence: Evidence | None, late_s: list[float],
 ) -> RankReport:  # fmt: skip
     counters = strategy.counters
     per_step = {name: None if n is None else n / config.total_steps for name, n in vars(counters).items()}
@@ -167,8 +170,7 @@ def _report(
         cpu_s=cpu_s,
         peak_memory_bytes=summary.peak_memory_bytes(),
         checksum=checksum,
-        wire_bytes_sent=wire,
-        emulated=summary.on_emulated_node(),
+        evidence=evidence,
         overshoots_s=late_s,
     )
 
@@ -192,21 +194,18 @@ def _result(
     planned: PlannedRun, started_at: str, reports: list[RankReport], numbers: dict[str, Any],
     model: nn.Module, at_gate: equivalence.Weights, corpus: data.Corpus, device: torch.device,
 ) -> Result:  # fmt: skip
-    """Judge the trained model, and put rank 0's record together.
-
-    The gate stands before a cell's first numbers count; its other repeats train the same thing.
-    """
+    """Judge the trained model and the emulated network, and put rank 0's record together."""
     config = planned.config
     trained = config.compute == "real"
     numbers["held_out_loss"] = held_out_loss(config, model, corpus, device) if trained else None
-    reason = ""
-    checksums = {report.checksum for report in reports if not report.is_server}
-    if checksums != {None}:
-        verdict = equivalence.compare(config, at_gate, *equivalence.reference_weights(config, corpus, device))
-        numbers |= {"equivalence_error": verdict.error, "equivalence_bound": verdict.bound}
-        reason = verdict.complaint(len(checksums))
     steps = [step for report in reports for step in report.steps]
     servers = [report.volume for report in reports if report.is_server and report.volume]
+    volumes = make_ledger(config, steps, servers, summary.wire(config, reports))
+    reasons = [
+        _pass_gate(config, reports, numbers, at_gate, corpus, device),
+        _pass_guard(config, reports, numbers, volumes),
+    ]
+    reason = "; ".join(filter(None, reasons))
     record = planned.record(
         "invalid" if reason else "ok",
         environment.digest(environment.collect()),
@@ -214,9 +213,35 @@ def _result(
         reason=reason,
         labels=summary.labels(config, reports, numbers["allreduce_algorithm"]),
         summary=Summary.model_validate(numbers),
-        ledger=make_ledger(config, steps, servers, summary.wire_per_worker(config, reports)),
+        ledger=volumes,
     )
     return Result(record, steps, equivalence.snapshot(model) if trained else {})
+
+
+def _pass_gate(
+    config: RunConfig, reports: list[RankReport], numbers: dict[str, Any],
+    at_gate: equivalence.Weights, corpus: data.Corpus, device: torch.device,
+) -> str:  # fmt: skip
+    """Add how far the weights are from one process's; return what is wrong with that, or nothing.
+
+    The gate stands before a cell's first numbers count; its other repeats train the same thing.
+    """
+    checksums = {report.checksum for report in reports if not report.is_server}
+    if checksums == {None}:
+        return ""
+    verdict = equivalence.compare(config, at_gate, *equivalence.reference_weights(config, corpus, device))
+    numbers |= {"equivalence_error": verdict.error, "equivalence_bound": verdict.bound}
+    return verdict.complaint(len(checksums))
+
+
+def _pass_guard(config: RunConfig, reports: list[RankReport], numbers: dict[str, Any], volumes: Ledger) -> str:
+    """Add what was seen of the emulated network; return why it was the bottleneck itself, or nothing."""
+    evidence = [report.evidence for report in reports if report.evidence]
+    if not evidence:
+        return ""
+    found = guard.weigh(evidence, config.total_steps)
+    numbers |= found
+    return guard.judge(found, wire_ratios(volumes), numbers["sleep_overshoot_s_p95"])
 
 
 def _mfu(config: RunConfig, tokens_per_s: float | None, device: torch.device) -> float | None:

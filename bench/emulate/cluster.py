@@ -39,7 +39,8 @@ from bench.emulate.layout import (
     state_file,
 )
 
-QUEUE = "100ms"  # shorter ones drop packets
+# Deep enough to hold what all others may send to one node at once: incast waits, and drops nothing.
+QUEUE = "1000ms"
 END_S = 5.0
 ACT_S = 60.0
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21

@@ -12,6 +12,7 @@ from typing import NoReturn
 from bench.config import CLUSTER_VARIABLE, BadInput
 from bench.emulate import nap
 from bench.emulate.layout import NAMESPACES, Cluster, find, hosts_file
+from bench.launch import mpi_environment
 
 _BIN = Path(__file__).with_name("bin")
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWNET = 0x00020000, 0x04000000, 0x40000000
@@ -36,10 +37,10 @@ def replace(command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
 
 
 def environment(cluster: Cluster, environ: Mapping[str, str]) -> dict[str, str]:
-    """What a process on a node has: the cluster's name, an ssh that reaches its nodes, naps while it waits."""
+    """What a process on a node has: the cluster's name, an ssh to the other nodes, what MPI needs, naps."""
     path = os.pathsep.join([str(_BIN), environ.get("PATH", os.defpath)])
     own = {CLUSTER_VARIABLE: cluster.name, "PSRING_PYTHON": sys.executable, "PATH": path}
-    return {**environ, **own, **nap.environment(environ)}
+    return {**environ, **mpi_environment(environ), **own, **nap.environment(environ)}
 
 
 def enter(cluster: Cluster, node: str) -> None:
