@@ -90,6 +90,11 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
     _add_knobs(calibrate)
     calibrate.add_argument("--out", type=Path, required=True, metavar="FILE.json")
 
+    scale = add(
+        "scale-model", _scale_model, "print a sweep file that models a larger cluster on this machine's emulated nodes"
+    )
+    scale.add_argument("--target", required=True, metavar="TEXT", help="gpt2, 25gbit, a100 at 40%% MFU, 8 nodes")
+
     ranks = commands.add_parser("ranks")  # no help: `psring sweep` starts it, on every rank of a launch
     ranks.set_defaults(act=_ranks)
     ranks.add_argument("plan", type=Path)
@@ -211,6 +216,14 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     write_json(arguments.out, found.model_dump())
     forward_s, backward_s = sum(found.forward_s.values()), sum(found.backward_s.values())
     print(f"{arguments.out}: a step of forward {forward_s:.3g} s, backward {backward_s:.3g} s, on {found.measured_on}")
+    return 0
+
+
+def _scale_model(arguments: argparse.Namespace) -> int:
+    from bench.emulate.similitude import scale_model
+    from bench.environment import cores
+
+    print(scale_model(arguments.target, cores()), end="")
     return 0
 
 

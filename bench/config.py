@@ -25,7 +25,7 @@ DTYPE_BYTES: dict[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 # Knobs that only a sleeping worker reads.
 EMULATION: tuple[str, ...] = (
     "compute_from", "device_model", "device_mfu", "emulated_forward_s", "emulated_backward_s", "emulated_optimizer_s",
-    "speed_factor", "compute_cv",
+    "speed_factor", "compute_cv", "target",
 )  # fmt: skip
 COMMUNICATING: tuple[str, ...] = ("parameter_server", "ring_allreduce", "ddp")
 
@@ -176,6 +176,8 @@ class RunConfig(BaseModel):
     """Emulated compute: workers that are not of speed 1, as '3=0.5' (worker 3 takes twice as long) or '0=2,*=0.8'."""
     compute_cv: float = Field(0.0, ge=0)
     """Emulated compute: coefficient of variation of a worker's step (lognormal, mean kept, seeded)."""
+    target: str | None = None
+    """Cluster that this run is a scale model of, as `psring scale-model` writes it down; none: it is none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the workers compute; auto: a GPU per local rank where CUDA is, else the CPU."""
     num_threads: int = Field(1, ge=1)

@@ -113,6 +113,9 @@ class Summary(BaseModel):
     mfu: float | None = None
     sleep_overshoot_s_p95: float | None = None
     communication_compute_ratio: float | None = None
+    scale_payload: float | None = None
+    scale_link: float | None = None
+    scale_compute: float | None = None
     allreduce_algorithm: str | None = None
     equivalence_error: float | None = None
     equivalence_bound: float | None = None

@@ -29,13 +29,15 @@ SEED = 20_02_1971
 # dimensions beside it say the same, overrides included.
 HARNESS = frozenset({
     "model", "steps", "warmup_steps", "eval_batches", "check_equivalence", "timeout_s", "hostfile",
-    "peak_flops_per_s",
+    "peak_flops_per_s", "target",
 })  # fmt: skip
 # Knobs a lone process does not have: a `local` baseline may differ in them.
 COMMUNICATION = frozenset({
     "strategy", "num_workers", "num_servers", "consistency", "launcher", "network_interface", "wire_dtype",
     "chunk_bytes", "fusion_threshold_bytes", "cycle_time_s", "bucket_bytes",
 })  # fmt: skip
+# What makes workers unlike each other: a `local` baseline is the even worker, and may differ in them.
+UNEVENNESS = frozenset({"speed_factor", "compute_cv"})
 
 CONFIG_FIELDS = tuple(RunConfig.model_fields)
 IDENTITY = (
@@ -43,7 +45,7 @@ IDENTITY = (
     "compute", "launcher",
 )  # fmt: skip
 SORTED_BY = ("precision", "batch_size", "strategy", "num_servers", "wire_dtype", "num_workers")
-WORK = tuple(field for field in CONFIG_FIELDS if field not in HARNESS | COMMUNICATION)
+WORK = tuple(field for field in CONFIG_FIELDS if field not in HARNESS | COMMUNICATION | UNEVENNESS)
 # One worker may have come without a launcher.
 STACK = tuple(f for f in CONFIG_FIELDS if f not in HARNESS | {"num_workers", "launcher", "network_interface"})
 TOPOLOGY = COMMUNICATION - {"wire_dtype"}  # what two topologies may differ in and still be compared

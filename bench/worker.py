@@ -18,9 +18,10 @@ from bench import data, environment, equivalence, group, records, summary
 from bench.config import BadInput, RunConfig
 from bench.emulate import guard
 from bench.emulate.compute import EmulatedGPT, EmulatedOptimizer, NoData
-from bench.emulate.durations import communication_compute_ratio, durations
+from bench.emulate.durations import durations
 from bench.emulate.guard import Evidence, Watch
 from bench.emulate.link import on_node
+from bench.emulate.similitude import scales
 from bench.launch import Placement, die_with_parent, mpi_environment
 from bench.ledger import Volume, make_ledger, wire_ratios
 from bench.model import model_flops_utilization, peak_flops_per_s
@@ -88,6 +89,8 @@ def _run(planned: PlannedRun, placement: Placement, ranks: Group, keep: Callable
     strategy = create(config.strategy, ranks, make_options(config))
     device = group.together(ranks, lambda: pick_device(config, placement, strategy))
     corpus = group.together(ranks, lambda: None if strategy.is_server else load_data(config))
+    # How a scale model relates to its target; found out now, so that a target nobody understands is refused now.
+    scaled = group.together(ranks, lambda: scales(config) if ranks.rank == 0 else {})
     names = [name for name in ranks.gather(corpus.name if corpus else None) if name]
     group.raise_together(ranks, _different_data(names))
     model, optimizer = group.together(ranks, lambda: build(config, strategy, device))
@@ -114,7 +117,7 @@ def _run(planned: PlannedRun, placement: Placement, ranks: Group, keep: Callable
     reports = ranks.gather(_report(config, strategy, steps, cpu_s, checksum, evidence, late_s))
     if ranks.rank == 0:
         assert corpus is not None  # rank 0 always works
-        numbers = _numbers(config, reports, strategy, device)
+        numbers = scaled | _numbers(config, reports, strategy, device)
         keep(_result(planned, started_at, reports, numbers, model, at_gate, corpus, device))
     ranks.barrier()
 
@@ -186,7 +189,6 @@ def _numbers(config: RunConfig, reports: list[RankReport], strategy: Strategy, d
         "mfu": _mfu(config, timing["tokens_per_s"], device),
         "allreduce_algorithm": strategy.allreduce_algorithm,
         "sleep_overshoot_s_p95": summary.sleep_overshoot_s_p95(reports),
-        "communication_compute_ratio": communication_compute_ratio(config),
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench.cli import RUN_FLAGS, build_parser
+from bench.cli import RUN_FLAGS, build_parser, main
 from bench.config import RunConfig
 from bench.records import LABELS
 
@@ -77,6 +77,16 @@ def test_prepared_text_is_trained_on(psring: Callable[..., object], tmp_path: Pa
     ended = psring("run", "--data", tmp_path / "text.bin", "--steps", 2, "--block-size", 32)
     assert ended.returncode == 0, ended.stderr
     assert "tokens/s" in ended.stdout
+
+
+def test_a_calibration_is_made_and_slept(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    tiny = ["--n-layer", "1", "--block-size", "16", "--steps", "2", "--warmup-steps", "1", "--data", "synthetic"]
+    times = str(tmp_path / "times.json")
+    assert main(["calibrate", *tiny, "--out", times]) == 0
+    assert main(["run", *tiny, "--compute", "emulated", "--compute-from", times]) == 0
+    assert "ms a step [emulated_compute]" in capfd.readouterr().out
+    assert main(["run", *tiny, "--compute", "none", "--save-parameters", str(tmp_path / "weights.pt")]) == 2
+    assert capfd.readouterr().err == "psring: --save-parameters: compute: none trains nothing; use --compute real\n"
 
 
 @pytest.mark.launcher

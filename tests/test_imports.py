@@ -15,7 +15,7 @@ MODULES = {
 }
 WITHOUT_TORCH = [
     "config", "records", "stats", "figures", "report", "answer", "tables", "sweep", "launch", "ledger",
-    "environment", "doctor",
+    "environment", "doctor", "devices", "emulate.durations", "emulate.similitude",
 ]  # fmt: skip
 MAY_IMPORT = {
     "bench.config": set(),
@@ -23,6 +23,22 @@ MAY_IMPORT = {
     "bench.emulate.layout": {"bench.config"},
     "bench.emulate.nap": set(),
     "bench.emulate.cluster": {"bench.config", "bench.emulate", "bench.emulate.layout", "bench.emulate.nap"},
+    "bench.devices": set(),
+    "bench.emulate.durations": {"bench.config", "bench.devices"},
+    "bench.emulate.similitude": {
+        "bench.config",
+        "bench.devices",
+        "bench.emulate",
+        "bench.emulate.durations",
+        "bench.emulate.layout",
+    },
+    "bench.emulate.compute": {
+        "bench.config",
+        "bench.data",
+        "bench.model",
+        "bench.emulate",
+        "bench.emulate.durations",
+    },
     "bench.records": {"bench.config"},
     "bench.ledger": {"bench.config", "bench.records"},
     "bench.environment": {"bench.config", "bench.launch"},

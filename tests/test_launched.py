@@ -79,6 +79,32 @@ def test_under_mpirun(mpirun: Callable[..., object], tmp_path: Path, ranks: int,
         assert record.summary.allreduce_algorithm == ("ring" if ranks > 2 else "any")
 
 
+@pytest.mark.parametrize("flags", [SERVERS_1, RING], ids=["servers", "ring"])
+def test_ranks_that_sleep_send_what_they_would_and_have_no_loss(
+    mpirun: Callable[..., object], tmp_path: Path, flags: list[object]
+) -> None:
+    asleep = [
+        "--compute",
+        "emulated",
+        "--emulated-forward-s",
+        0.01,
+        "--emulated-backward-s",
+        0.02,
+        "--speed-factor",
+        "1=0.5",
+    ]
+    ended = mpirun(3, "run", *SHORT[:-1], *asleep, *flags, "--gradient-accumulation", 2, "--out", tmp_path / "out")
+    assert ended.returncode == 0, ended.stderr
+    record = only_record(tmp_path / "out")
+    assert record.status == "ok"
+    assert record.summary is not None
+    assert (record.summary.first_loss, record.summary.final_loss, record.summary.held_out_loss) == (None, None, None)
+    assert record.summary.sleep_overshoot_s_p95 is not None
+    assert record.ledger is not None
+    assert record.ledger.ledger_agrees
+    assert "emulated_compute" in record.labels
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_under_horovodrun(horovodrun: Callable[..., object], tmp_path: Path, ranks: int) -> None:
     ended = horovodrun(ranks, "run", *SHORT, *RING, *SGD, "--out", tmp_path / "out")

@@ -206,3 +206,21 @@ def test_an_inlined_figure_is_xml_in_the_colours_of_the_page(folder: Path) -> No
     assert root.get("role") == "img"
     assert root.get("aria-label")
     assert "currentColor" in text
+
+
+def test_a_study_that_trained_nothing_has_blanks_for_losses(tmp_path: Path) -> None:
+    slept = {"compute": "emulated", "emulated_forward_s": 0.1, "emulated_backward_s": 0.2, "num_workers": 2}
+    runs = []
+    for strategy in ("ring_allreduce", "parameter_server"):
+        run = make_record(strategy=strategy, labels=("emulated_compute",), **slept)
+        assert run.summary is not None
+        blank = dict.fromkeys(("first_loss", "final_loss", "held_out_loss", "equivalence_error", "equivalence_bound"))
+        runs.append(run.model_copy(update={"summary": run.summary.model_copy(update=blank)}))
+        assert "ms a step" in runs[-1].describe()
+    folder = write_runs(tmp_path / "study", runs)
+    write_report(folder)
+    text = (folder / "report.md").read_text()
+    assert "Emulated compute (every cell here)" in text
+    assert "— : —" in text  # neither topology has a loss to show
+    assert not re.search(r"\bnan\b", text, re.IGNORECASE)
+    assert pd.read_csv(folder / "summary.csv")["final_loss"].isna().all()

@@ -159,6 +159,18 @@ def test_of_several_baselines_the_likest_counts() -> None:
     assert speedups == [1.0, 1.0, 2.0, 4.0]  # both local cells are their own baseline
 
 
+def test_uneven_workers_scale_from_the_even_one_and_are_compared_with_their_like() -> None:
+    slept = {"compute": "emulated", "emulated_forward_s": 0.1, "emulated_backward_s": 0.2}
+    uneven = {**slept, "num_workers": 2, "speed_factor": "1=0.5"}
+    even = make_record(**slept, tokens_per_s=100.0)
+    pair = [make_record(strategy=name, tokens_per_s=120.0, **uneven) for name in ("ring_allreduce", "parameter_server")]
+    table = summarize(even, *pair)
+    assert only(table, strategy="ring_allreduce")["speedup"] == pytest.approx(1.2)
+    assert only(table, strategy="ring_allreduce")["baseline"] == "local"
+    faster = make_record(strategy="parameter_server", tokens_per_s=200.0, **{**slept, "num_workers": 2})
+    assert list(stats.compare_topologies(records.frame([*pair, faster]))["ratio"]) == [1.0]
+
+
 def test_a_failed_baseline_is_no_baseline() -> None:
     table = summarize(make_failure("failed", "no core"), make_record(strategy="ring_allreduce", num_workers=2))
     assert only(table, strategy="ring_allreduce")["baseline"] == ""

@@ -139,7 +139,8 @@ class Chain(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """() -> ()."""
         for child in self.children():
-            x = child(x)
+            for called in child if isinstance(child, nn.ModuleList) else [child]:
+                x = called(x)
         return x
 
 
@@ -154,6 +155,8 @@ class EmulatedGPT(Chain):
 
         def stand_in(name: str, module: nn.Module) -> nn.Module:
             children = {key: stand_in(f"{name}.{key}", child) for key, child in module.named_children()}
+            if isinstance(module, nn.ModuleList):
+                return nn.ModuleList(children.values())
             return Chain(children) if children else Layer(name, module, zeros, pace, config.precision != "fp32")
 
         super().__init__({name: stand_in(name, child) for name, child in original.named_children()})

@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bench.config import BadInput, GPTShape, RunConfig, first_problem
 from bench.devices import DEVICES
-from bench.emulate.layout import parse_links
 
 # Bytes of memory that an fp32 update moves per parameter: reads, then writes, of weight, gradient and state.
 OPTIMIZER_BYTES = {"adamw": 4 * (4 + 3), "sgd": 4 * (3 + 2)}
@@ -75,13 +74,12 @@ def durations(config: RunConfig) -> Durations:
 
 def by_flops(shape: GPTShape, forward_s: float, backward_s: float, optimizer_s: float) -> Durations:
     """Share forward and backward among the layers by their FLOPs."""
-    shares = {name: flops / sum(forward_flops(shape).values()) for name, flops in forward_flops(shape).items()}
-    behind = {name: flops / sum(backward_flops(shape).values()) for name, flops in backward_flops(shape).items()}
-    return Durations(
-        {name: share * forward_s for name, share in shares.items()},
-        {name: share * backward_s for name, share in behind.items()},
-        optimizer_s,
-    )
+    return Durations(_shared(forward_flops(shape), forward_s), _shared(backward_flops(shape), backward_s), optimizer_s)
+
+
+def _shared(flops: dict[str, float], seconds: float) -> dict[str, float]:
+    total = sum(flops.values())
+    return {layer: part / total * seconds for layer, part in flops.items()}
 
 
 def forward_flops(shape: GPTShape) -> dict[str, float]:
@@ -140,16 +138,13 @@ def _calibrated(config: RunConfig, path: Path) -> Durations:
                 f"compute_from: {path} was measured with {name}: {theirs}, this run has {ours}; "
                 f"psring calibrate with the flags of the run"
             )
-    return Durations(found.forward_s, found.backward_s, found.optimizer_s)
-
-
-def communication_compute_ratio(config: RunConfig) -> float | None:
-    """M/(B·T): sending one payload over the slowest worker's link, against forward and backward; None: unknown."""
-    if config.link is None or config.compute != "emulated":
-        return None
-    rates = parse_links(config.link, config.world_size, config.num_servers)[: config.num_workers]
-    compute_s = durations(config).compute_s
-    return config.wire_bytes * 8 / min(rates) / compute_s if compute_s else None
+    layers = list(forward_flops(config.gpt))
+    if not set(layers) == set(found.forward_s) == set(found.backward_s):
+        raise BadInput(
+            f"compute_from: {path} has other layers than the model; make it anew: psring calibrate --out {path}"
+        )
+    forward_s, backward_s = ({layer: times[layer] for layer in layers} for times in (found.forward_s, found.backward_s))
+    return Durations(forward_s, backward_s, found.optimizer_s)
 
 
 def slowdown(config: RunConfig, worker: int, step: int) -> float:
