@@ -195,6 +195,8 @@ class PlannedRun(BaseModel):
         c = self.config
         servers = f" + {c.num_servers}" if c.num_servers else ""
         compute = "" if c.compute == "real" else f", compute {c.compute}"
+        compute += f", speed {c.speed_factor}" if c.speed_factor else ""
+        compute += f", cv {c.compute_cv:g}" if c.compute_cv else ""
         return (
             f"{c.strategy} {c.num_workers}{servers}, {c.precision}, wire {c.wire_dtype}, batch {c.batch_size}{compute}"
         )

@@ -138,6 +138,8 @@ def build(config: RunConfig, strategy: Strategy, device: torch.device) -> tuple[
         model = build_model(config, device)
         return model, build_optimizer(config, model)
     asleep = EmulatedGPT(config, durations(config), strategy.worker)
+    if config.strategy == "parameter_server":  # its workers never step; a server on a worker's rank takes the settings
+        return asleep, build_optimizer(config, asleep)
     return asleep, EmulatedOptimizer(asleep.parameters(), asleep.pace)
 
 

@@ -13,13 +13,12 @@ from mpi4py import MPI
 from torch import Tensor, nn
 
 from bench.config import RunConfig
-from bench.data import load
 from bench.emulate import compute
-from bench.emulate.compute import EmulatedGPT, EmulatedOptimizer, NoData
+from bench.emulate.compute import EmulatedGPT, EmulatedOptimizer
 from bench.emulate.durations import by_flops, durations, forward_flops, slowdown
 from bench.records import StepRecord
 from bench.train import build_model, build_optimizer, train
-from bench.worker import make_options
+from bench.worker import build, load_data, make_options
 from strategies import create
 from strategies.base import SingleGroup, Strategy, on_gradient
 from strategies.parameter_server.plan import Roles
@@ -35,12 +34,8 @@ def emulated(**values: object) -> RunConfig:
     return small(**{"compute": "emulated", "check_equivalence": False, **times, **values})
 
 
-def build(config: RunConfig) -> tuple[nn.Module, torch.optim.Optimizer]:
-    if config.compute == "real":
-        model = build_model(config, CPU)
-        return model, build_optimizer(config, model)
-    asleep = EmulatedGPT(config, durations(config), worker=0)
-    return asleep, EmulatedOptimizer(asleep.parameters(), asleep.pace)
+def asleep(config: RunConfig) -> EmulatedGPT:
+    return EmulatedGPT(config, durations(config), worker=0)
 
 
 def watch(model: nn.Module, events: list[Event]) -> None:
@@ -62,11 +57,10 @@ def watch(model: nn.Module, events: list[Event]) -> None:
 
 
 def steps_of(config: RunConfig, strategy: Strategy, events: list[Event]) -> Iterator[StepRecord]:
-    model, optimizer = build(config)
+    model, optimizer = build(config, strategy, CPU)
     module = strategy.prepare(model, optimizer)
     watch(model, events)
-    corpus = load(config) if config.compute == "real" else NoData()
-    yield from train(config, module, strategy, corpus, CPU)
+    yield from train(config, module, strategy, load_data(config), CPU)
     strategy.close()
 
 
@@ -152,7 +146,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def moments(config: RunConfig, clock: Clock, cost_s: float = 0.0) -> dict[str, float]:
     """When each parameter's gradient is ready in the first pass, from the start of forward; hooks may cost time."""
-    model, _ = build(config)
+    model = asleep(config)
     ready: dict[str, float] = {}
 
     def note(name: str) -> None:
@@ -194,7 +188,7 @@ def test_hooks_run_beside_backward_and_not_after_it(clock: Clock) -> None:
 
 def test_forward_waits_for_weights_that_come_late(clock: Clock) -> None:
     config = emulated(emulated_forward_s=1.0, emulated_backward_s=2.0)
-    model, _ = build(config)
+    model = asleep(config)
 
     def pull(*_: object) -> None:
         clock.now += 5
@@ -207,7 +201,7 @@ def test_forward_waits_for_weights_that_come_late(clock: Clock) -> None:
 
 def test_passes_of_one_step_share_its_time(clock: Clock) -> None:
     config = emulated(emulated_forward_s=1.0, emulated_backward_s=2.0, gradient_accumulation=4)
-    model, _ = build(config)
+    model = asleep(config)
     began = clock.now
     for _ in range(4):
         model().backward()
@@ -231,8 +225,7 @@ def test_a_slow_worker_takes_longer_by_its_factor_and_its_luck(clock: Clock) -> 
 def test_oversleeping_does_not_add_up_and_is_measured(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     config = emulated(emulated_forward_s=1.0, emulated_backward_s=2.0, warmup_steps=1)
     monkeypatch.setattr(clock, "sleep", lambda seconds: setattr(clock, "now", clock.now + seconds + 0.0005))
-    model, _ = build(config)
-    assert isinstance(model, EmulatedGPT)
+    model = asleep(config)
     for _ in range(2):
         began = clock.now
         model().backward()
@@ -243,7 +236,7 @@ def test_oversleeping_does_not_add_up_and_is_measured(clock: Clock, monkeypatch:
 
 def test_one_vector_of_zeros_is_every_weight_and_every_gradient() -> None:
     config = emulated(gradient_accumulation=2, emulated_forward_s=0.0, emulated_backward_s=0.0)
-    model, _ = build(config)
+    model = asleep(config)
     for _ in range(2):
         model().backward()
     tensors = list(itertools.chain.from_iterable((p, p.grad) for p in model.parameters()))
@@ -255,10 +248,10 @@ def test_one_vector_of_zeros_is_every_weight_and_every_gradient() -> None:
 
 def test_a_layer_lies_where_the_real_one_does() -> None:
     config = emulated()
-    asleep, awake = build(config)[0], build_model(config, CPU)
-    shapes = [[(name, p.shape) for name, p in model.named_parameters()] for model in (asleep, awake)]
+    stand_in, awake = asleep(config), build_model(config, CPU)
+    shapes = [[(name, p.shape) for name, p in model.named_parameters()] for model in (stand_in, awake)]
     assert shapes[0] == shapes[1]
-    assert [name for name, _ in asleep.named_modules()] == [name for name, _ in awake.named_modules()]
+    assert [name for name, _ in stand_in.named_modules()] == [name for name, _ in awake.named_modules()]
     layers = [
         name for name, module in awake.named_modules() if next(module.parameters(recurse=False), None) is not None
     ]
