@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +21,9 @@ from bench.config import BadInput
 from bench.emulate import cluster, layout
 from bench.emulate.cluster import NAMESPACES
 from bench.emulate.layout import Cluster
+from bench.emulate.probe import TOLERANCE
 from bench.launch import find_launcher
+from bench.ledger import wire_ratios
 from tests.conftest import PSRING, run_command
 
 
@@ -144,27 +148,85 @@ def test_up_cleans_what_a_killed_up_has_left(lab: Cluster) -> None:
     assert cluster.find(lab.name) == lab
 
 
+SWEEP = """
+defaults: {model: gpt-micro, steps: 4, warmup_steps: 1, compute: none}
+grid:
+  - {strategy: [ring_allreduce, ddp], num_workers: 3}
+  - {strategy: ring_allreduce, num_workers: 3, launcher: horovodrun}
+  - {strategy: parameter_server, num_workers: 2, num_servers: 1}
+  - {strategy: local, block_size: 16, batch_size: 1, compute: real, link: null}
+cluster: {num_nodes: 3, link: "server=400mbit,*=200mbit"}
+"""
+
+
 @needs_namespaces
 @pytest.mark.launcher
-@pytest.mark.parametrize(
-    "flags", [["--strategy", "ring_allreduce"], ["--strategy", "parameter_server", "--num-servers", "1"]]
-)
-def test_the_kernel_counts_what_we_counted(lab: Cluster, tmp_path: Path, flags: list[str]) -> None:
-    prefix = [find_launcher("mpirun"), "-n", "3", "-H", "n0,n1,n2", "--bind-to", "none"]
-    short = ["--model", "gpt-micro", "--block-size", "32", "--batch-size", "1", "--steps", "6", "--warmup-steps", "0"]
-    run = [*PSRING, "run", *flags, *short, "--check-equivalence", "--out", str(tmp_path / "out")]
-    ended = run_command(on(lab, "n0", *prefix, *run))
-    assert ended.returncode == 0, ended.stderr
-    (record,) = records.read(tmp_path / "out")
-    assert record.summary is not None
-    assert record.ledger is not None
-    assert record.summary.num_nodes == 3
-    assert "emulated" in record.labels
-    assert "loopback" not in record.labels
-    wire, counted = record.ledger.bytes_sent_per_worker_per_step_wire, record.ledger.bytes_sent_per_worker_per_step
-    assert wire is not None
-    assert counted is not None
-    assert 0.99 <= wire / counted <= 1.06
+def test_a_sweep_runs_on_nodes_under_every_launcher_and_the_kernel_counts_what_we_counted(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    before = sorted(NAMESPACES.glob("*"))
+    out = tmp_path / "out"
+    ended = run_command([*PSRING, "sweep", str(tmp_path / "sweep.yaml"), "--out", str(out)])
+    assert ended.returncode in (0, 1), ended.stderr  # 1: the guard found this machine too busy
+    done = records.read(out)
+    assert [record.status for record in done if record.status not in ("ok", "invalid")] == [], ended.stderr
+    assert len(done) == 5
+    for record in done:
+        assert ("emulated" in record.labels) == (record.config.link is not None)
+        assert record.ledger is not None
+        assert "the wire carried" not in record.reason
+        if record.config.num_workers > 1:
+            assert wire_ratios(record.ledger)
+        for name, ratio in wire_ratios(record.ledger).items():
+            assert 0.99 <= ratio <= 1.06, (record.config.strategy, name)
+    assert sorted(NAMESPACES.glob("*")) == before  # nobody else could even see them
+
+
+def without_root(argv: list[str]) -> list[str]:
+    """The same command, with what makes root mighty taken away (but the right to be root in a namespace of its own)."""
+    return ["setpriv", "--bounding-set=-all,+setfcap", "--inh-caps=-all", *argv]
+
+
+def can_be_without_root() -> bool:
+    probe = without_root([*PSRING, "cluster", "shell", "--", "true"])
+    return shutil.which("setpriv") is not None and run_command(probe).returncode == 0
+
+
+@needs_namespaces
+def test_without_root_a_cluster_lives_in_a_shell_of_its_own(tmp_path: Path) -> None:
+    if not can_be_without_root():
+        pytest.skip("this kernel does not allow user namespaces, or setpriv is missing")
+    psring = shlex.join(PSRING)
+    script = f"""
+        {psring} cluster up --num-nodes 2 --link 50mbit &&
+        {psring} cluster exec n0 -- {find_launcher("mpirun")} -n 2 -H n0,n1 --bind-to none hostname &&
+        {psring} cluster down && {psring} cluster status
+    """
+    ended = run_command(without_root([*PSRING, "cluster", "shell", "--", "sh", "-c", script]))
+    assert sorted(ended.stdout.split("\n")[1:3]) == ["n0", "n1"], ended.stderr
+    assert ended.stdout.splitlines()[-1] == "no cluster is up"
+    refused = run_command(without_root([*PSRING, "cluster", "up", "--num-nodes", "2", "--link", "50mbit"]))
+    assert refused.returncode == 2
+    assert "needs root" in refused.stderr
+
+
+@needs_namespaces
+def test_a_link_carries_its_rate_and_no_more(lab: Cluster) -> None:
+    program = (
+        "from bench.emulate import layout, probe; import sys;"
+        "print(probe.steady_ratio(lambda: probe.ring_from_outside(layout.find(sys.argv[1]))))"
+    )
+    ended = run_command([sys.executable, "-c", program, lab.name])
+    assert float(ended.stdout) > 1 - TOLERANCE, ended.stderr  # slower is this machine's noise, faster would be a leak
+
+
+@needs_namespaces
+@pytest.mark.launcher
+def test_faults_end_in_a_clear_line_and_leave_nothing_behind() -> None:
+    script = Path(__file__).parent.parent / "scripts/check_cluster_faults.py"
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=500, check=False)
+    last = (ended.stdout.splitlines() or [""])[-1]
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert last.endswith("left behind: 0 processes, 0 namespaces, 0 changed sysctls")
 
 
 def test_bad_actions_are_refused_in_one_line(psring: Callable[..., object]) -> None:

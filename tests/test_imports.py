@@ -44,8 +44,12 @@ MAY_IMPORT = {
     "bench.environment": {"bench.config", "bench.launch"},
     "bench.stats": {"bench.records", "bench.config"},
     "bench.figures": {"bench.stats", "bench.config"},
-    "bench.train": {"bench.clock", "bench.config", "bench.data", "bench.model", "bench.records", "strategies.base"},
-}
+    "bench.emulate.link": {"bench.config", "bench.emulate.layout"},
+    "bench.train": {
+        "bench.clock", "bench.config", "bench.data", "bench.emulate.link", "bench.model", "bench.records",
+        "strategies.base",
+    },
+}  # fmt: skip
 HOMES = {
     "mpi4py": {"bench.group", "strategies.parameter_server"},
     "horovod": {"strategies.ring_allreduce"},

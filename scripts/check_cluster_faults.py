@@ -1,0 +1,210 @@
+"""What can go wrong with an emulated cluster, done on purpose: is every end a clear line, and is nothing left behind?
+
+    python scripts/check_cluster_faults.py        as root, about a minute
+
+Prints one line per fault, then what was left in all: processes, network namespaces, changed sysctls.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from bench import records
+from bench.emulate import cluster, layout
+from bench.launch import find_launcher, mpi_environment
+
+PSRING = [sys.executable, "-m", "bench.cli"]
+MARK = "PSRING_FAULT"
+NAME = f"fault{os.getpid()}"
+END_S = 60.0
+SWEEP = """
+defaults: {model: gpt-nano, steps: 1000, warmup_steps: 0, compute: emulated, emulated_forward_s: 0.1,
+           emulated_backward_s: 0.1}
+grid: [{strategy: ddp, num_workers: 3}]
+cluster: {num_nodes: 3, link: 200mbit}
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one fault ended."""
+
+    fault: str
+    said: str
+    orphans: int
+    as_it_should: bool
+
+
+def main() -> int:
+    """Provoke every fault; exit code 1 if one did not end as it should or left something."""
+    if not cluster.may():
+        print("skipped: making network namespaces needs root")
+        return 0
+    sysctls, namespaces = read_sysctls(), set(namespace_names())
+    results = [provoke(fault, act) for fault, act in FAULTS.items()] + [refuse(*case) for case in REFUSALS]
+    for result in results:
+        print(f"{'ok ' if result.as_it_should else 'BAD'} {result.fault}: {result.said}")
+    orphans = sum(result.orphans for result in results)
+    left, changed = set(namespace_names()) - namespaces, sysctls ^ read_sysctls()
+    bad = sum(not result.as_it_should for result in results)
+    print(
+        f"{len(results)} faults, {bad} ended badly; left behind: "
+        f"{orphans} processes, {len(left)} namespaces, {len(changed)} changed sysctls"
+    )
+    return int(bool(bad or orphans or left or changed))
+
+
+def provoke(fault: str, act: Callable[[str], str]) -> Result:
+    """Run one fault, then count the processes that it leaves."""
+    mark = uuid.uuid4().hex
+    said = act(mark)
+    deadline = time.monotonic() + END_S / 4
+    while list(marked(mark)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = list(marked(mark))
+    for process in left:
+        process.kill()
+    return Result(fault, said, len(left), bool(said) and "Traceback" not in said)
+
+
+def start(mark: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start psring with a mark that all its children inherit."""
+    environ = {**os.environ, **mpi_environment(os.environ), MARK: mark}
+    return subprocess.Popen(
+        [*PSRING, *arguments], env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def marked(mark: str) -> Iterator[psutil.Process]:
+    """The living processes that have a mark in their environment."""
+    for process in psutil.process_iter():
+        try:
+            if process.cmdline() and process.environ().get(MARK) == mark:
+                yield process
+        except psutil.Error:
+            continue
+
+
+def running(mark: str, *words: str) -> list[psutil.Process]:
+    """Those of them whose command is a program, or psring's subcommand."""
+    commands = {process: process.cmdline() for process in marked(mark)}
+    own = ["-m", "bench.cli", *words]
+    return [p for p, found in commands.items() if found[1 : 1 + len(own)] == own or Path(found[0]).name == words[0]]
+
+
+def await_ranks(mark: str, command: str) -> None:
+    """Return when every rank has had the time to join the others."""
+    deadline = time.monotonic() + END_S
+    while len(running(mark, command)) < 3:
+        if time.monotonic() > deadline:
+            raise TimeoutError("the ranks did not start")
+        time.sleep(0.1)
+    time.sleep(5.0)
+
+
+def in_a_sweep(victim: str) -> Callable[[str], str]:
+    """Kill something of a sweep in mid-run; what is said is the reason in its record, or that it is gone."""
+
+    def act(mark: str) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            plan, out = Path(folder, "sweep.yaml"), Path(folder, "out")
+            plan.write_text(SWEEP)
+            sweep = start(mark, "sweep", str(plan), "--out", str(out))
+            await_ranks(mark, "ranks")
+            running(mark, victim)[-1].kill()
+            sweep.communicate(timeout=END_S)
+            if sweep.returncode == -signal.SIGKILL:
+                return "the sweep is gone"
+            (record,) = records.read(out)
+            return f"{record.status}: {record.reason}"
+
+    return act
+
+
+def down_under_a_job(mark: str) -> str:
+    """Take a cluster down while mpirun runs on it."""
+    cluster.up(layout.make(NAME, 3, "200mbit"))
+    run = [*PSRING, "run", "--strategy", "ddp", "--compute", "none", "--steps", "100000"]
+    mpirun = [find_launcher("mpirun"), "-n", "3", "-H", "n0,n1,n2", "--bind-to", "none"]
+    job = start(mark, "cluster", "exec", "--name", NAME, "n0", "--", *mpirun, *run)
+    await_ranks(mark, "run")
+    cluster.down(NAME)
+    job.communicate(timeout=END_S)
+    return f"the job is gone, exit code {job.returncode}"
+
+
+def second_up(mark: str) -> str:
+    """Bring the same cluster up twice."""
+    cluster.up(layout.make(NAME, 2, "200mbit"))
+    try:
+        return refused(mark, "cluster", "up", "--name", NAME, "--num-nodes", "2", "--link", "200mbit")
+    finally:
+        cluster.down(NAME)
+
+
+def refused(mark: str, *arguments: str) -> str:
+    """What psring says, if it is one line and exit code 2."""
+    process = start(mark, *arguments)
+    said = process.communicate(timeout=END_S)[0].strip()
+    return said if process.returncode == 2 and "\n" not in said else ""
+
+
+def refuse(fault: str, arguments: list[str]) -> Result:
+    """Ask for what cannot be."""
+    return provoke(fault, lambda mark: refused(mark, "cluster", "up", "--name", NAME, *arguments))
+
+
+def powerless(mark: str) -> str:
+    """Bring a cluster up with root's capabilities taken away."""
+    said = subprocess.run(
+        ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *PSRING, "cluster", "up", "--name", NAME,
+         "--num-nodes", "2", "--link", "200mbit"],
+        capture_output=True, text=True, timeout=END_S, check=False, env={**os.environ, MARK: mark},
+    )  # fmt: skip
+    return said.stderr.strip() if said.returncode == 2 else ""
+
+
+def namespace_names() -> list[str]:
+    """The named network namespaces of this machine."""
+    return [path.name for path in layout.NAMESPACES.glob("*")] if layout.NAMESPACES.exists() else []
+
+
+def read_sysctls() -> set[tuple[str, str]]:
+    """Every network sysctl of the host that can be read."""
+    found = set()
+    for path in Path("/proc/sys/net").rglob("*"):
+        try:
+            found.add((str(path), path.read_text()))
+        except OSError:
+            continue
+    return {(name, value) for name, value in found if "/neigh/" not in name and "/conf/" not in name}
+
+
+FAULTS: dict[str, Callable[[str], str]] = {
+    "SIGKILL of the sweep": in_a_sweep("sweep"),
+    "SIGKILL of mpirun": in_a_sweep("mpirun"),
+    "SIGKILL of a rank": in_a_sweep("ranks"),
+    "SIGKILL of a node's daemon": in_a_sweep("orted"),
+    "down under a running job": down_under_a_job,
+    "a second up of the same name": second_up,
+    "no permission": powerless,
+}
+REFUSALS = [
+    ("a rate of 0", ["--num-nodes", "2", "--link", "0mbit"]),
+    ("300 nodes", ["--num-nodes", "300", "--link", "1mbit"]),
+    ("a delay that is none", ["--num-nodes", "2", "--link", "1mbit", "--delay", "soon"]),
+]
+
+if __name__ == "__main__":
+    sys.exit(main())
