@@ -151,7 +151,8 @@ class EmulatedGPT(Chain):
         with torch.device("meta"):
             original = GPT(config.gpt)
         pace = Pace(config, durations, worker)
-        zeros = torch.zeros(max(p.numel() for p in original.parameters()))
+        # NumPy's zeros take no memory until someone writes to them.
+        zeros = torch.from_numpy(np.zeros(max(p.numel() for p in original.parameters()), np.float32))
 
         def stand_in(name: str, module: nn.Module) -> nn.Module:
             children = {key: stand_in(f"{name}.{key}", child) for key, child in module.named_children()}
