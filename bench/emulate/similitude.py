@@ -143,17 +143,18 @@ def _scaled(target: Target, text: str, cores: int) -> RunConfig:
     kept = target.config.model_dump(
         include={"strategy", "num_workers", "compute", "model", "precision", "wire_dtype", "batch_size", "compute_cv"}
     )
-    return RunConfig(
-        **kept, **shape, **STEPS, target=text,
-        link=f"{bits_per_s / 1e6:g}mbit",
-        emulated_forward_s=_digits(compute_s / 3),
-        emulated_backward_s=_digits(compute_s * 2 / 3),
-        emulated_optimizer_s=_digits(durations(target.config).optimizer_s * time),
-        chunk_bytes=max(64, round(target.config.chunk_bytes * payload)),
-        fusion_threshold_bytes=round(target.config.fusion_threshold_bytes * payload),
-        bucket_bytes=max(1, round(target.config.bucket_bytes * payload)),
-        cycle_time_s=_digits(target.config.cycle_time_s * time),
-    )  # fmt: skip
+    values = {
+        **kept, **shape, **STEPS, "target": text,
+        "link": f"{bits_per_s / 1e6:g}mbit",
+        "emulated_forward_s": _digits(compute_s / 3),
+        "emulated_backward_s": _digits(compute_s * 2 / 3),
+        "emulated_optimizer_s": _digits(durations(target.config).optimizer_s * time),
+        "chunk_bytes": max(64, round(target.config.chunk_bytes * payload)),
+        "fusion_threshold_bytes": round(target.config.fusion_threshold_bytes * payload),
+        "bucket_bytes": max(1, round(target.config.bucket_bytes * payload)),
+        "cycle_time_s": _digits(target.config.cycle_time_s * time),
+    }  # fmt: skip
+    return make_config(values, "scale-model")
 
 
 def _shape(config: RunConfig, wire_bytes: float) -> dict[str, int]:
