@@ -79,6 +79,8 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
     sweep.add_argument("file", type=Path, metavar="SWEEP.yaml")
     sweep.add_argument("--out", type=Path, metavar="DIR", help="results folder, new or to be resumed")
     sweep.add_argument("--dry-run", action="store_true", help="print the plan and run nothing")
+    text = "write a batch script that runs it inside one Slurm allocation, and run nothing"
+    sweep.add_argument("--slurm", type=Path, metavar="FILE.sbatch", help=text)
 
     report = add("report", _report, "tables, figures, report.html and report.md of a results folder")
     report.add_argument("folder", type=Path, metavar="DIR")
@@ -251,11 +253,23 @@ def _sweep(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.out is None:
         raise BadInput("sweep: --out DIR is missing; give the results folder")
+    if arguments.slurm:
+        return _write_batch_script(arguments, sweep.runs(where))
     records = run_sweep(sweep, where, arguments.out, Console())
     bad = [record for record in records if record.status not in ("ok", "unsupported")]
     for record in bad:
         print(f"psring: {record.run_id} {record.status}: {record.reason}", file=sys.stderr)
     return EXIT_FAILED if bad else 0
+
+
+def _write_batch_script(arguments: argparse.Namespace, cells: Sequence[RunConfig]) -> int:
+    from bench.records import check_writable, write_whole
+    from bench.slurm import batch_script
+
+    check_writable(arguments.slurm)
+    write_whole(arguments.slurm, batch_script(cells, arguments.file, arguments.out))
+    print(f"submit it: sbatch {arguments.slurm}")
+    return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -100,7 +100,7 @@ class RunConfig(BaseModel):
     consistency: Literal["bsp"] = "bsp"
     """Who waits for whom; bsp: every update holds every worker's gradient of the same step."""
 
-    launcher: Literal["none", "mpirun", "horovodrun"] = "mpirun"
+    launcher: Literal["none", "mpirun", "horovodrun", "srun"] = "mpirun"
     """What starts the ranks of a sweep; under `psring run` it is found out. One rank alone needs none."""
     hostfile: str | None = None
     """Host file handed to the launcher; none: this machine only."""
@@ -223,6 +223,8 @@ class RunConfig(BaseModel):
             raise ValueError("link: emulated nodes have their own hosts; leave hostfile and network_interface out")
         if self.launcher == "horovodrun" and self.strategy in ("parameter_server", "ddp"):
             raise ValueError(f"launcher: horovodrun cannot start {self.strategy}; use launcher: mpirun")
+        if self.launcher == "srun" and self.hostfile:
+            raise ValueError("hostfile: srun starts ranks on the job's own nodes; leave hostfile out")
         return self
 
     @model_validator(mode="after")

@@ -52,7 +52,7 @@ def join(strategies: Sequence[str], placement: Placement, options: Options) -> G
         return group
     if "ring_allreduce" in strategies:
         _import_horovod()
-    return MPIGroup() if placement.launcher == "mpirun" else SingleGroup()
+    return MPIGroup() if placement.starts_mpi else SingleGroup()
 
 
 def _import_horovod() -> Any:
@@ -103,7 +103,7 @@ def end_everyone(placement: Placement) -> NoReturn:
     kind, error = sys.exc_info()[:2]
     name = kind.__name__ if kind else "error"
     print(f"psring: rank {placement.rank} on {platform.node()} failed: {name}: {error}", file=sys.stderr, flush=True)
-    if placement.launcher == "mpirun":
+    if placement.starts_mpi:
         from mpi4py import MPI
 
         time.sleep(FLUSH_S)  # let the line above leave first

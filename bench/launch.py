@@ -22,11 +22,13 @@ GRACE_S = 5.0
 POLL_S = 0.1
 TAIL_LINES = 40
 
-# (launcher, rank, size, rank on this host, ranks on this host): the first set whose rank is there decides.
+# (launcher, rank, size, rank on this host): the first set whose size is there decides. In a batch script Slurm sets
+# SLURM_PROCID too, but only in a step that srun started does it say how many ranks there are.
 _LAUNCHER_VARIABLES = [
-    ("mpirun", *(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))),
-    ("horovodrun", *(f"HOROVOD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))),
-    ("mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("mpirun", *(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK"))),
+    ("horovodrun", *(f"HOROVOD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK"))),
+    ("mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 ]
 
 
@@ -38,18 +40,19 @@ class Placement:
     rank: int
     world_size: int
     local_rank: int
-    local_size: int
+
+    @property
+    def starts_mpi(self) -> bool:
+        """Whether the launcher made this process a rank of an MPI world."""
+        return self.launcher in ("mpirun", "srun")
 
     @staticmethod
     def detect(environ: Mapping[str, str]) -> Placement:
         """Read the launcher's variables; a process without them is alone."""
-        for launcher, rank, size, local_rank, local_size in _LAUNCHER_VARIABLES:
-            if rank in environ:
-                return Placement(
-                    launcher, int(environ[rank]), int(environ[size]),
-                    int(environ.get(local_rank, 0)), int(environ.get(local_size, 1)),
-                )  # fmt: skip
-        return Placement("none", 0, 1, 0, 1)
+        for launcher, rank, size, local_rank in _LAUNCHER_VARIABLES:
+            if size in environ:
+                return Placement(launcher, int(environ[rank]), int(environ[size]), int(environ.get(local_rank, 0)))
+        return Placement("none", 0, 1, 0)
 
 
 def mpi_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -136,6 +139,8 @@ def launcher_prefix(config: RunConfig) -> list[str]:
         hosts = ["--hostfile", config.hostfile] if config.hostfile else ["-H", f"localhost:{ranks}"]
         interface = ["--network-interfaces", config.network_interface] if config.network_interface else []
         return [program, "--gloo", "-np", ranks, *hosts, *interface]
+    if config.launcher == "srun":
+        return _srun(program, config)
     flags = ["-n", ranks]
     flags += ["--hostfile", config.hostfile] if config.hostfile else []
     if _is_open_mpi(program):
@@ -146,6 +151,15 @@ def launcher_prefix(config: RunConfig) -> list[str]:
             flags += ["--mca", "btl_tcp_if_include", config.network_interface]
             flags += ["--mca", "oob_tcp_if_include", config.network_interface]
     return [program, *flags]
+
+
+def _srun(program: str, config: RunConfig) -> list[str]:
+    """Return srun and its flags: what mpirun is given, said to Slurm and, through `env`, to Open MPI."""
+    flags = ["--ntasks", str(config.world_size), "--mpi=pmix", "--label", "--kill-on-bad-exit=1"]
+    flags += ["--overcommit", "--overlap", "--cpu-bind=none"]
+    transport = ["OMPI_MCA_pml=ob1", "OMPI_MCA_btl=^openib"]
+    transport += [f"OMPI_MCA_btl_tcp_if_include={config.network_interface}"] if config.network_interface else []
+    return [program, *flags, "env", *transport]
 
 
 def find_launcher(name: str) -> str:

@@ -33,7 +33,7 @@ def rebuilt(config: RunConfig) -> RunConfig:
     """What a rank makes of the flags that the launcher gave it."""
     arguments = parse(["run", *run_flags(config)])
     given = {name: getattr(arguments, name) for name in RUN_FLAGS if getattr(arguments, name) is not None}
-    return complete_config(given, Placement(config.launcher, 0, config.world_size, 0, 1))
+    return complete_config(given, Placement(config.launcher, 0, config.world_size, 0))
 
 
 @given(configs)
@@ -138,7 +138,7 @@ def test_a_float_that_yaml_reads_as_text_is_a_float() -> None:
 
 def test_more_servers_than_ranks_leave_no_worker() -> None:
     with pytest.raises(BadInput, match="leave no worker"):
-        complete_config({"strategy": "parameter_server", "num_servers": "2"}, Placement("mpirun", 0, 2, 0, 2))
+        complete_config({"strategy": "parameter_server", "num_servers": "2"}, Placement("mpirun", 0, 2, 0))
 
 
 def test_what_horovod_cannot_reduce_is_refused_with_the_reason() -> None:

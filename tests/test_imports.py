@@ -14,8 +14,8 @@ MODULES = {
     for path in (REPOSITORY / folder).rglob("*.py")
 }
 WITHOUT_TORCH = [
-    "config", "records", "stats", "figures", "report", "answer", "tables", "sweep", "launch", "ledger",
-    "environment", "doctor", "devices", "emulate.durations", "emulate.similitude",
+    "config", "records", "stats", "figures", "report", "answer", "tables", "sweep", "slurm", "launch",
+    "ledger", "environment", "doctor", "devices", "emulate.durations", "emulate.similitude",
 ]  # fmt: skip
 MAY_IMPORT = {
     "bench.config": set(),
@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "bench.records": {"bench.config"},
     "bench.ledger": {"bench.config", "bench.records"},
     "bench.environment": {"bench.config", "bench.launch"},
+    "bench.slurm": {"bench.config"},
     "bench.stats": {"bench.records", "bench.config"},
     "bench.figures": {"bench.stats", "bench.config"},
     "bench.emulate.link": {"bench.config", "bench.emulate.layout"},

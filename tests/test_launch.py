@@ -40,19 +40,29 @@ def in_seconds(seconds: float) -> Callable[[], float]:
 @pytest.mark.parametrize(
     ("environ", "placement"),
     [
-        ({}, Placement("none", 0, 1, 0, 1)),
+        ({}, Placement("none", 0, 1, 0)),
         (
             {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
              "OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
-            Placement("mpirun", 3, 4, 1, 2),
+            Placement("mpirun", 3, 4, 1),
         ),
         (
             {"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"},
-            Placement("horovodrun", 1, 2, 1, 2),
+            Placement("horovodrun", 1, 2, 1),
         ),
-        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, Placement("mpirun", 1, 2, 0, 1)),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, Placement("mpirun", 1, 2, 0)),
+        (
+            {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "6", "SLURM_LOCALID": "1"},
+            Placement("srun", 5, 6, 1),
+        ),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}, Placement("none", 0, 1, 0)),
+        (
+            {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2",
+             "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
+            Placement("mpirun", 3, 4, 0),
+        ),
     ],
-    ids=["alone", "open mpi", "horovodrun", "mpich"],
+    ids=["alone", "open mpi", "horovodrun", "mpich", "srun", "batch script", "mpirun in a Slurm job"],
 )  # fmt: skip
 def test_a_process_learns_its_rank_from_its_launcher(environ: dict[str, str], placement: Placement) -> None:
     assert Placement.detect(environ) == placement
@@ -77,6 +87,21 @@ def test_hostfile_and_interface_reach_both_launchers() -> None:
         argv = launcher_prefix(RunConfig.model_validate({**on, "launcher": launcher}))
         assert argv[argv.index("--hostfile") + 1] == "hosts"
         assert "eth7" in argv
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory on PATH with a file called srun: nothing here starts it."""
+    (tmp_path / "srun").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    return tmp_path
+
+
+def test_srun_gets_the_transport_that_mpirun_gets(slurm: Path) -> None:
+    config = RunConfig(strategy="ddp", num_workers=3, launcher="srun", network_interface="eth7")
+    argv = launcher_prefix(config)
+    assert argv[argv.index("--ntasks") + 1] == "3"
+    assert {"OMPI_MCA_pml=ob1", "OMPI_MCA_btl=^openib", "OMPI_MCA_btl_tcp_if_include=eth7"} <= set(argv)
 
 
 def test_one_rank_needs_no_launcher() -> None:

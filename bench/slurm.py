@@ -1,0 +1,45 @@
+"""A batch script that runs a whole sweep inside one Slurm allocation."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.config import BadInput, RunConfig
+
+# Slurm tells psring this long before it ends the job: enough to end the ranks and leave the folder good.
+NOTICE_S = 60
+
+SCRIPT = """\
+#!/bin/bash
+# One allocation for all of {file}. Submit it with: sbatch [-A ACCOUNT] [-p PARTITION] [-t TIME] FILE
+# Every node needs this checkout and its environment at the same path. Submitted again, it runs what is missing.
+#SBATCH --job-name=psring
+#SBATCH --ntasks={ranks}
+#SBATCH --cpus-per-task={threads}
+#SBATCH --signal=B:TERM@{notice}
+#SBATCH --output={log}
+#SBATCH --open-mode=append
+exec {command}
+"""
+
+
+def batch_script(cells: Sequence[RunConfig], file: Path, out: Path) -> str:
+    """Return an sbatch script that runs `psring sweep FILE --out OUT`; BadInput if a cell cannot run in a job.
+
+    The job gets as many tasks as the largest cell has ranks. The cells' own launcher starts them there: srun
+    directly, mpirun by finding the allocation itself.
+    """
+    if any(cell.launcher == "horovodrun" and cell.world_size > 1 for cell in cells):
+        raise BadInput("launcher: horovodrun knows nothing of Slurm; use launcher: srun or mpirun")
+    psring = [sys.executable, "-m", "bench.cli"]
+    return SCRIPT.format(
+        file=file.name,
+        ranks=max(cell.world_size for cell in cells),
+        threads=max(cell.num_threads for cell in cells),
+        notice=NOTICE_S,
+        log=f"{out.resolve()}.slurm.log",
+        command=shlex.join([*psring, "sweep", str(file.resolve()), "--out", str(out.resolve())]),
+    )
