@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NoReturn, get_args, get_origin
 
-from bench.config import CLUSTER_VARIABLE, AgreedBadInput, BadInput, RunConfig, nearest, read_sweep
+from bench.config import CLUSTER_VARIABLE, AgreedBadInput, BadInput, DiskFull, RunConfig, nearest, read_sweep
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 OTHERS_WAIT_S = 3.0
@@ -34,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BadInput as error:
         _say_once(error)
         return EXIT_BAD_INPUT
+    except DiskFull as error:
+        print(f"psring: {error}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print("psring: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -79,6 +82,10 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
     sweep.add_argument("file", type=Path, metavar="SWEEP.yaml")
     sweep.add_argument("--out", type=Path, metavar="DIR", help="results folder, new or to be resumed")
     sweep.add_argument("--dry-run", action="store_true", help="print the plan and run nothing")
+    text = "launch again until the half width of tokens_per_s's 95%% interval is this share of its median (0.05)"
+    sweep.add_argument("--precision-target", metavar="SHARE", help=text)
+    text = "begin no run after this time: 90s, 30min or 2h; the same command goes on from there"
+    sweep.add_argument("--budget", metavar="TIME", help=text)
     text = "write a batch script that runs it inside one Slurm allocation, and run nothing"
     sweep.add_argument("--slurm", type=Path, metavar="FILE.sbatch", help=text)
 
@@ -243,13 +250,15 @@ def _ranks(arguments: argparse.Namespace) -> int:
 def _sweep(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from bench.folder import existing
     from bench.sweep import describe_plan, plan, run_sweep
 
     where = str(arguments.file)
-    sweep = read_sweep(arguments.file)
-    launches = plan(sweep, where)
+    given = {name: getattr(arguments, name) for name in ("precision_target", "budget")}
+    sweep = read_sweep(arguments.file, {name: value for name, value in given.items() if value is not None})
     if arguments.dry_run:
-        print("\n".join(describe_plan(launches)))
+        found = existing(arguments.out) if arguments.out else []
+        print("\n".join(describe_plan(plan(sweep, where), found)))
         return 0
     if arguments.out is None:
         raise BadInput("sweep: --out DIR is missing; give the results folder")

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +42,10 @@ class BadInput(Exception):
 
 class AgreedBadInput(BadInput):
     """BadInput that every rank of a run raises alike: one of them says it for all."""
+
+
+class DiskFull(Exception):
+    """Nothing more can be written; what was written is whole."""
 
 
 class GPTShape(BaseModel):
@@ -374,6 +379,22 @@ class Sweep(BaseModel):
     exclude: list[dict[str, Any]] = []
     repeats: int = Field(1, ge=1)
     cluster: EmulatedCluster | None = None
+    precision_target: float | None = Field(None, gt=0, lt=1)
+    budget: str | None = None
+
+    @model_validator(mode="after")
+    def _ends(self) -> Sweep:
+        if self.precision_target is not None and self.budget is None:
+            raise ValueError("precision_target: noise may never let it be reached; give a budget too (budget: 30min)")
+        if self.budget is not None and self.budget_s is None:
+            raise ValueError(f"budget: {self.budget!r} is no time above zero; write 90s, 30min or 2h")
+        return self
+
+    @property
+    def budget_s(self) -> float | None:
+        """Seconds that one call of `psring sweep` may take before it begins no other run; None: no limit."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h)", self.budget or "")
+        return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]] or None if found else None
 
     def runs(self, where: str) -> list[RunConfig]:
         """The cells in file order, each once; BadInput names the block that is wrong."""
@@ -411,8 +432,8 @@ def _matches(rule: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
     return all(values.get(key) == value for key, value in rule.items())
 
 
-def read_sweep(path: Path) -> Sweep:
-    """Read a sweep file; BadInput if it is missing, no YAML, or has a key that is not known."""
+def read_sweep(path: Path, given: Mapping[str, object] | None = None) -> Sweep:
+    """Read a sweep file, in which `given` keys win; BadInput if it is missing, no YAML, or has an unknown key."""
     try:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -424,7 +445,7 @@ def read_sweep(path: Path) -> Sweep:
     if not isinstance(content, dict):
         raise BadInput(f"{path}: a sweep file is a mapping with the key grid")
     try:
-        sweep = Sweep.model_validate(content)
+        sweep = Sweep.model_validate({**content, **(given or {})})
     except ValidationError as error:
         raise BadInput(f"{path}: {first_problem(error, Sweep.model_fields)}") from None
     for rule in sweep.exclude:

@@ -20,7 +20,7 @@ from bench.emulate.layout import INTERFACE, Cluster, host_file
 
 GRACE_S = 5.0
 POLL_S = 0.1
-TAIL_LINES = 40
+TAIL_BYTES = 1 << 20
 
 # (launcher, rank, size, rank on this host): the first set whose size is there decides. In a batch script Slurm sets
 # SLURM_PROCID too, but only in a step that srun started does it say how many ranks there are.
@@ -182,7 +182,8 @@ class Outcome:
 
     returncode: int
     timed_out: bool
-    tail: str
+    output: str
+    oom_kills: int = 0  # by this machine's kernel, while it ran
 
 
 def run(argv: Sequence[str], log: Path, deadline: Callable[[], float]) -> Outcome:
@@ -190,6 +191,7 @@ def run(argv: Sequence[str], log: Path, deadline: Callable[[], float]) -> Outcom
 
     `deadline` is asked several times a second for the time.monotonic() at which patience ends.
     """
+    kills_before = _oom_kills()
     with log.open("wb") as output:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
@@ -202,8 +204,14 @@ def run(argv: Sequence[str], log: Path, deadline: Callable[[], float]) -> Outcom
             timed_out = process.poll() is None
         finally:
             end_tree(process)
-    lines = log.read_text(errors="replace").splitlines()
-    return Outcome(process.returncode, timed_out, "\n".join(lines[-TAIL_LINES:]))
+    tail = log.read_bytes()[-TAIL_BYTES:].decode(errors="replace")
+    return Outcome(process.returncode, timed_out, tail, _oom_kills() - kills_before)
+
+
+def _oom_kills() -> int:
+    """Processes that this kernel has killed for memory since it started."""
+    lines = Path("/proc/vmstat").read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 def end_tree(process: subprocess.Popen[bytes]) -> None:

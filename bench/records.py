@@ -6,11 +6,13 @@ A results folder has one truth, ``runs.jsonl`` (append-only, one line per run), 
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bench.config import BadInput, RunConfig
+from bench.config import BadInput, DiskFull, RunConfig
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,6 +150,9 @@ class RunRecord(BaseModel):
     reason: str = ""
     environment: str
     labels: list[str] = []
+    log: str = ""
+    wall_s: float | None = None
+    steps_s: float | None = None
     config: RunConfig
     summary: Summary | None = None
     ledger: Ledger | None = None
@@ -215,6 +220,17 @@ class PlannedRun(BaseModel):
         )
 
 
+class RunningNow(BaseModel):
+    """What a sweep's folder says of the run that it is at, for `psring status`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: str
+    pid: int
+    host: str
+    since: str
+
+
 def now() -> str:
     """The time of day as records state it."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -223,11 +239,27 @@ def now() -> str:
 def append(folder: Path, record: RunRecord) -> None:
     """Add one line to runs.jsonl and force it to the disk before returning."""
     path = folder / "runs.jsonl"
-    _end_half_written_line(path)
-    with path.open("a") as file:
-        file.write(record.model_dump_json() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    with disk_full_is_said(path):
+        _end_half_written_line(path)
+        try:
+            with path.open("a") as file:
+                file.write(record.model_dump_json() + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            _end_half_written_line(path)
+            raise
+
+
+@contextlib.contextmanager
+def disk_full_is_said(path: Path) -> Iterator[None]:
+    """Raise DiskFull instead of the OSError of a file system that takes no more."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull(f"{path}: {error.strerror}; make room, then the same command runs what is missing") from None
 
 
 def _end_half_written_line(path: Path) -> None:
@@ -300,7 +332,8 @@ def check_writable(path: Path) -> None:
 
 def write_steps(folder: Path, name: str, steps: Iterable[StepRecord]) -> None:
     """Store the raw samples of one run as steps/<name>.csv, warm-up flagged."""
-    (folder / "steps").mkdir(exist_ok=True)
+    with disk_full_is_said(folder):
+        (folder / "steps").mkdir(exist_ok=True)
     columns = [field.name for field in fields(StepRecord)]
     table = io.StringIO()
     writer = csv.DictWriter(table, columns, lineterminator="\n")
@@ -312,8 +345,13 @@ def write_steps(folder: Path, name: str, steps: Iterable[StepRecord]) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Replace a file in one move, so that nobody ever reads half of it."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    with disk_full_is_said(path):
+        try:
+            partial.write_text(text)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+        partial.replace(path)
 
 
 def write_json(path: Path, value: object) -> None:

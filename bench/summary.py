@@ -74,6 +74,11 @@ def timing(config: RunConfig, reports: Sequence[RankReport]) -> dict[str, float 
     }
 
 
+def steps_s(reports: Sequence[RankReport]) -> float:
+    """Seconds that the longest worker spent in steps, warm-up included."""
+    return max(sum(step.step_s for step in report.steps) for report in reports if not report.is_server)
+
+
 def losses(reports: Sequence[RankReport]) -> dict[str, float | None]:
     """Return the loss of the first and of the last step, over the global batch; blank where nothing is trained."""
     workers = [report.steps for report in reports if not report.is_server]

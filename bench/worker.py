@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import platform
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from bench.train import build_model, build_optimizer, held_out_loss, train
 from strategies import create
 from strategies.base import WIRE_DTYPES, Group, Options, Strategy
 
+STACKS_S = 5.0
+
 
 @dataclass(frozen=True)
 class Result:
@@ -50,20 +53,36 @@ def run(planned: Sequence[PlannedRun], placement: Placement, keep: Callable[[Res
     if placement.launcher != "none":
         die_with_parent()
     os.environ.update(mpi_environment(os.environ))
-    faulthandler.dump_traceback_later(planned[0].config.timeout_s, exit=True)
+    faulthandler.register(signal.SIGALRM, chain=False)
+    set_deadline(planned[0].config.timeout_s)
     try:
         options = make_options(planned[0].config)
         ranks = group.join([run.config.strategy for run in planned], placement, options)
         group.agree(ranks, planned)
         for each in planned:
-            faulthandler.dump_traceback_later(each.config.timeout_s, exit=True)
+            set_deadline(each.config.timeout_s)
             _run(each, placement, ranks, keep)
     except BadInput:
         raise
     except Exception:
         group.end_everyone(placement)
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        clear_deadline()
+
+
+def set_deadline(timeout_s: float) -> None:
+    """Past the deadline print the stacks of all threads, whatever they wait in, and end some seconds later.
+
+    The first rank that ends takes the others with it: in between they all print theirs.
+    """
+    signal.setitimer(signal.ITIMER_REAL, timeout_s)
+    faulthandler.dump_traceback_later(timeout_s + STACKS_S, exit=True)
+
+
+def clear_deadline() -> None:
+    """There is no deadline any more."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    faulthandler.cancel_dump_traceback_later()
 
 
 def make_options(config: RunConfig) -> Options:
@@ -216,6 +235,7 @@ def _result(
         started_at=started_at,
         reason=reason,
         labels=summary.labels(config, reports, numbers["allreduce_algorithm"]),
+        steps_s=summary.steps_s(reports),
         summary=Summary.model_validate(numbers),
         ledger=volumes,
     )

@@ -119,7 +119,7 @@ def test_nothing_outlives_a_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_run_ends_with_what_it_printed(tmp_path: Path) -> None:
     outcome = run([sys.executable, "-c", "print('last words'); raise SystemExit(3)"], tmp_path / "log", in_seconds(60))
-    assert (outcome.returncode, outcome.timed_out, outcome.tail) == (3, False, "last words")
+    assert (outcome.returncode, outcome.timed_out, outcome.output) == (3, False, "last words\n")
 
 
 @pytest.mark.launcher

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -13,9 +14,8 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 
-from bench import records, sweep
+from bench import environment, records, sweep
 from bench.config import BadInput, Sweep, read_sweep
-from bench.launch import Outcome
 from bench.records import PlannedRun, RunRecord
 from tests.conftest import PSRING, run_command
 from tests.test_launch import gone
@@ -83,6 +83,7 @@ def test_a_cell_that_fails_is_a_row_and_the_others_run_on(tmp_path: Path) -> Non
     (failed,) = (record for record in done if record.status == "failed")
     assert "there is no file missing.bin" in failed.reason
     assert failed.summary is None
+    assert "there is no file missing.bin" in (tmp_path / failed.log).read_text()
     again = sweep.run_sweep(plan, "plan", tmp_path, QUIET)
     assert [record.run_id for record in again] == [failed.run_id]
 
@@ -98,6 +99,9 @@ def test_a_run_past_its_deadline_is_a_timeout_row(tmp_path: Path) -> None:
     slow = {"strategy": "local", "steps": 10**6, "timeout_s": 3}
     done = sweep.run_sweep(make_sweep([{"strategy": "local"}, slow]), "plan", tmp_path, QUIET)
     assert statuses(done) == {"ok": 1, "timeout": 1}
+    (late,) = (record for record in done if record.status == "timeout")
+    assert re.search(r"rank 0 in \w+ \(\w+\.py:\d+\)", late.reason)
+    assert "most recent call first" in (tmp_path / late.log).read_text()
 
 
 def test_two_sweeps_never_write_one_folder(tmp_path: Path) -> None:
@@ -109,8 +113,8 @@ def test_two_sweeps_never_write_one_folder(tmp_path: Path) -> None:
 def test_results_of_another_environment_are_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_sweep([{"strategy": "local"}])
     sweep.run_sweep(plan, "plan", tmp_path, QUIET)
-    here = sweep.environment.collect()
-    monkeypatch.setattr(sweep.environment, "collect", lambda: {**here, "commit": "another"})
+    here = environment.collect()
+    monkeypatch.setattr(environment, "collect", lambda: {**here, "commit": "another"})
     before = (tmp_path / "environment.json").read_text()
     with pytest.raises(BadInput, match="another commit, host or library version"):
         sweep.run_sweep(plan, "plan", tmp_path, QUIET)
@@ -156,25 +160,6 @@ def test_what_a_killed_sweep_had_not_yet_taken_is_rescued(tmp_path: Path) -> Non
     (tmp_path / ".running/result/runs.jsonl").write_text(lines[1])
     assert sweep.run_sweep(plan, "plan", tmp_path, QUIET) == []
     assert len(records.read(tmp_path)) == 2
-
-
-@pytest.mark.parametrize(
-    ("outcome", "status"),
-    [
-        (Outcome(1, False, "psring: rank 1 on n1 failed: MemoryError: "), "out_of_memory"),
-        (Outcome(1, False, "torch.OutOfMemoryError: CUDA out of memory"), "out_of_memory"),
-        (Outcome(-15, True, ""), "timeout"),
-        (Outcome(1, False, "Timeout (0:00:03)!\nThread 0x1"), "timeout"),
-        (Outcome(137, False, "psring: rank 0 on n0 failed: ValueError: x\nnoise"), "failed"),
-    ],
-)
-def test_every_end_has_its_name(outcome: Outcome, status: str) -> None:
-    assert sweep.diagnose(outcome)[0] == status
-
-
-def test_the_reason_is_the_line_of_the_rank_that_failed() -> None:
-    tail = "Traceback\npsring: rank 2 on n1 failed: ValueError: no\n-----\nmpirun noise"
-    assert "rank 2 on n1 failed: ValueError: no" in sweep.diagnose(Outcome(1, False, tail))[1]
 
 
 def test_a_run_id_names_the_config_and_the_repeat_not_the_place() -> None:

@@ -1,0 +1,93 @@
+"""How a launch ended: from its exit code and what its ranks printed to a status and one line that says why."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench.launch import Outcome
+from bench.records import Status
+
+OUT_OF_MEMORY_SIGNS = ("MemoryError", "out of memory", "can't allocate memory", "Cannot allocate memory")
+DISK_FULL_SIGN = "No space left on device"
+# What mpirun (--tag-output), horovodrun and srun (--label) put before a rank's output, in the middle of lines too.
+_TAG = re.compile(r"\[(?:\d+,)?(\d+)\]<std(?:out|err)>:|^(\d+): ", flags=re.MULTILINE)
+_KILLED = re.compile(
+    r"process rank (\d+) .*exited on (signal \d+ \(.+?\))|task (\d+): (Killed|Segmentation fault|Aborted)"
+)
+_FIRST_TO_EXIT = re.compile(r"Process name: (?:\[\[\d+,\d+\],)?(\d+)")
+_FRAME = re.compile(r'^  File "(.+)", line (\d+) in (\S+)', flags=re.MULTILINE)
+_PROJECT = str(Path(__file__).parent.parent)
+
+
+def diagnose(outcome: Outcome, num_ranks: int) -> tuple[Status, str]:
+    """Name how a launch that ended early ended, and the line that says why, with its rank where one is known."""
+    said = streams(outcome.output)
+    lines = [line for text in said.values() for line in text.splitlines()]
+    if outcome.timed_out or any(line.startswith("Timeout (") for line in lines):
+        return "timeout", "the deadline passed (timeout_s); " + where_ranks_are(said, num_ranks)
+    reason = _reason(said)
+    if outcome.oom_kills or any(sign in line for line in lines for sign in OUT_OF_MEMORY_SIGNS):
+        return "out_of_memory", reason
+    return "failed", f"exit code {outcome.returncode}: {reason}"
+
+
+def streams(output: str) -> dict[int | None, str]:
+    """Take a launcher's output apart: what each rank printed, and what came from the launcher itself (None)."""
+    texts: defaultdict[int | None, str] = defaultdict(str)
+    for line in output.splitlines(keepends=True):
+        parts = _TAG.split(line)  # text, rank, rank, text, rank, rank, text, ...
+        if parts[0]:
+            texts[None] += parts[0]
+        for tagged, labelled, text in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+            texts[int(tagged or labelled)] += text
+    return dict(texts)
+
+
+def where_ranks_are(said: dict[int | None, str], num_ranks: int) -> str:
+    """Say from the stacks that ranks printed at their deadline what each of them was doing."""
+    alone = said.get(None, "") if num_ranks == 1 else ""
+    ranks: defaultdict[str, list[int]] = defaultdict(list)
+    for rank in range(num_ranks):
+        ranks[_place(said.get(rank, alone))].append(rank)
+    return "; ".join(f"{_names(which)} {place}" for place, which in ranks.items())
+
+
+def _place(text: str) -> str:
+    """The innermost frame of the main thread, which faulthandler prints last; of this project's code if it can be."""
+    _, found, stack = text.rpartition("(most recent call first):")
+    frames = _FRAME.findall(stack)
+    if not found or not frames:
+        return "printed no stack (it was stopped, or its host is gone)"
+    file, line, function = next((frame for frame in frames if frame[0].startswith(_PROJECT)), frames[0])
+    return f"in {function} ({Path(file).name}:{line})"
+
+
+def _names(ranks: Sequence[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else "ranks " + ", ".join(map(str, ranks))
+
+
+def _reason(said: dict[int | None, str]) -> str:
+    """The line that names the cause: a signal first, then our own words, then the last words of who ended first."""
+    launcher = said.get(None, "")
+    killed = _KILLED.search(launcher)
+    if killed:
+        return f"rank {killed[1] or killed[3]} was ended by {killed[2] or killed[4]}"
+    ours = [line for text in said.values() for line in text.splitlines() if "psring: " in line]
+    if ours:
+        return ours[0].strip()
+    first = _FIRST_TO_EXIT.search(launcher)
+    for rank in [int(first[1])] if first else sorted(rank for rank in said if rank is not None):
+        for line in reversed(list(_words(said.get(rank, "")))):
+            return f"rank {rank}: {line}"
+    lines = list(_words(launcher))
+    return (lines[:1] if "ORTE" in launcher else lines[-1:] or ["no output"])[0]
+
+
+def _words(text: str) -> Iterator[str]:
+    """Lines with something in them; the rules that launchers draw around their messages left out."""
+    for line in text.splitlines():
+        if line.strip("-=* \t"):
+            yield line.strip()
