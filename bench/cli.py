@@ -89,6 +89,9 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
     text = "write a batch script that runs it inside one Slurm allocation, and run nothing"
     sweep.add_argument("--slurm", type=Path, metavar="FILE.sbatch", help=text)
 
+    status = add("status", _status, "how far a sweep is, from another terminal; reads its folder only")
+    status.add_argument("folder", type=Path, metavar="DIR")
+
     report = add("report", _report, "tables, figures, report.html and report.md of a results folder")
     report.add_argument("folder", type=Path, metavar="DIR")
     report.add_argument("--allow-mixed", action="store_true", help="join runs of different hosts, versions or commits")
@@ -278,6 +281,13 @@ def _write_batch_script(arguments: argparse.Namespace, cells: Sequence[RunConfig
     check_writable(arguments.slurm)
     write_whole(arguments.slurm, batch_script(cells, arguments.file, arguments.out))
     print(f"submit it: sbatch {arguments.slurm}")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from bench.status import describe
+
+    print("\n".join(describe(arguments.folder)))
     return 0
 
 

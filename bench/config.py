@@ -228,8 +228,8 @@ class RunConfig(BaseModel):
             raise ValueError("link: emulated nodes have their own hosts; leave hostfile and network_interface out")
         if self.launcher == "horovodrun" and self.strategy in ("parameter_server", "ddp"):
             raise ValueError(f"launcher: horovodrun cannot start {self.strategy}; use launcher: mpirun")
-        if self.launcher == "srun" and self.hostfile:
-            raise ValueError("hostfile: srun starts ranks on the job's own nodes; leave hostfile out")
+        if self.launcher == "srun" and (self.hostfile or self.link):
+            raise ValueError("launcher: srun starts ranks on the job's own nodes; leave hostfile and link out")
         return self
 
     @model_validator(mode="after")

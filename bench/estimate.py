@@ -8,6 +8,7 @@ from statistics import median
 
 from bench import environment, ledger
 from bench.config import RunConfig
+from bench.emulate import layout
 from bench.records import PlannedRun, RunRecord
 
 # The rough formula's: importing torch, arithmetic of a core in fp32, and bytes through memory or a fast network.
@@ -16,7 +17,7 @@ FLOPS_PER_S = 2e10
 BYTES_PER_S = 1e9
 ROUGHLY = (
     f"a rough formula ({START_UP_CPU_S:g} s of CPU to start a rank, {FLOPS_PER_S / 1e9:g} GFLOP/s a core, "
-    f"{BYTES_PER_S / 1e9:g} GB/s)"
+    f"{BYTES_PER_S / 1e9:g} GB/s unless a link is given)"
 )
 
 
@@ -65,10 +66,21 @@ def bytes_per_step(config: RunConfig) -> float:
 
 
 def rough_training_s(config: RunConfig) -> float:
-    """Seconds of all steps if arithmetic and bytes were all there is, one after the other, on this machine."""
+    """Seconds of all steps if arithmetic and the busiest rank's bytes were all there is, one after the other."""
+    worker, server = ledger.predict(config)
+    busiest = max(worker.bytes_sent or 0, (server.bytes_sent or 0) if server else 0)
+    rate = min(layout.parse_links(config.link, config.world_size, config.num_servers)) / 8 if config.link else None
+    return config.total_steps * (_rough_compute_s(config) + busiest / (rate or BYTES_PER_S))
+
+
+def _rough_compute_s(config: RunConfig) -> float:
+    """Seconds of one step's arithmetic on this machine's cores, or as long as it is slept through."""
+    if config.compute == "none":
+        return 0.0
+    if config.emulated_forward_s is not None:
+        return config.emulated_forward_s + (config.emulated_backward_s or 0)
     cores = min(environment.cores(), config.num_workers * config.num_threads)
-    arithmetic_s = config.tokens_per_step * config.gpt.flops_per_token / (FLOPS_PER_S * cores)
-    return config.total_steps * (arithmetic_s + bytes_per_step(config) / BYTES_PER_S)
+    return config.tokens_per_step * config.gpt.flops_per_token / (FLOPS_PER_S * cores)
 
 
 def duration(seconds: float) -> str:
