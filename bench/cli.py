@@ -257,8 +257,9 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from bench.sweep import describe_plan, plan, run_sweep
 
     where = str(arguments.file)
-    given = {name: getattr(arguments, name) for name in ("precision_target", "budget")}
-    sweep = read_sweep(arguments.file, {name: value for name, value in given.items() if value is not None})
+    keys = ("precision_target", "budget")
+    given = {key: getattr(arguments, key) for key in keys if getattr(arguments, key) is not None}
+    sweep = read_sweep(arguments.file, given)
     if arguments.dry_run:
         found = existing(arguments.out) if arguments.out else []
         print("\n".join(describe_plan(plan(sweep, where), found)))
@@ -266,7 +267,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     if arguments.out is None:
         raise BadInput("sweep: --out DIR is missing; give the results folder")
     if arguments.slurm:
-        return _write_batch_script(arguments, sweep.runs(where))
+        options = [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
+        return _write_batch_script(arguments, sweep.runs(where), options)
     records = run_sweep(sweep, where, arguments.out, Console())
     bad = [record for record in records if record.status not in ("ok", "unsupported")]
     for record in bad:
@@ -274,12 +276,12 @@ def _sweep(arguments: argparse.Namespace) -> int:
     return EXIT_FAILED if bad else 0
 
 
-def _write_batch_script(arguments: argparse.Namespace, cells: Sequence[RunConfig]) -> int:
+def _write_batch_script(arguments: argparse.Namespace, cells: Sequence[RunConfig], options: Sequence[str]) -> int:
     from bench.records import check_writable, write_whole
     from bench.slurm import batch_script
 
     check_writable(arguments.slurm)
-    write_whole(arguments.slurm, batch_script(cells, arguments.file, arguments.out))
+    write_whole(arguments.slurm, batch_script(cells, arguments.file, arguments.out, options))
     print(f"submit it: sbatch {arguments.slurm}")
     return 0
 

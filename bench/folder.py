@@ -22,6 +22,7 @@ ROOM_BYTES = 1 << 18  # less than this is a full disk: a launch could not leave 
 def opened(out: Path, sweep: Sweep) -> Iterator[str]:
     """Make or reopen a results folder, alone; yield the digest of this environment.
 
+    What ranks have written stays for the next sweep to take if this one ends in an exception.
     BadInput if it cannot be written, holds something else, is in use, or was measured somewhere else.
     """
     records.open_folder(out, resumable=True)
@@ -32,8 +33,8 @@ def opened(out: Path, sweep: Sweep) -> Iterator[str]:
         raise BadInput(f"--out {out}: another sweep is writing there; wait for it or choose another folder") from None
     try:
         yield _enter(out, sweep)
-    finally:
         shutil.rmtree(out / SCRATCH, ignore_errors=True)
+    finally:
         lock.release()
 
 

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -62,12 +62,16 @@ class Journal:
         if not self._console.is_terminal:
             self.say(f"{len(self.done)}/{self._missing} #{run.repeat} {run.describe()}: {record.describe()}")
 
+    def close(self) -> None:
+        """Say where the time of this sweep went."""
+        for line in share_in_steps(self.done):
+            self.say(line)
 
-def share_in_steps(found: Iterable[RunRecord]) -> str:
-    """How much of a sweep's time its steps were, warm-up included: the rest is start-up, checks and failures."""
-    timed = [record for record in found if record.wall_s is not None]
-    wall_s = sum(record.wall_s or 0 for record in timed)
-    steps_s = sum(record.steps_s or 0 for record in timed)
+
+def share_in_steps(found: Sequence[RunRecord]) -> list[str]:
+    """One line that says how much of a sweep's time its steps were, warm-up included; none if nothing was timed."""
+    wall_s = sum(record.wall_s or 0 for record in found)
+    steps_s = sum(record.steps_s or 0 for record in found)
     if not steps_s:
-        return "no step was timed"
-    return f"{steps_s / wall_s:.0%} of {wall_s:,.0f} s were steps, warm-up included; the rest is start-up and checks"
+        return []
+    return [f"{steps_s / wall_s:.0%} of {wall_s:,.0f} s were steps, warm-up included; the rest is start-up and checks"]

@@ -26,8 +26,8 @@ exec {command}
 """
 
 
-def batch_script(cells: Sequence[RunConfig], file: Path, out: Path) -> str:
-    """Return an sbatch script that runs `psring sweep FILE --out OUT`; BadInput if a cell cannot run in a job.
+def batch_script(cells: Sequence[RunConfig], file: Path, out: Path, options: Sequence[str] = ()) -> str:
+    """Return an sbatch script that runs `psring sweep FILE --out OUT OPTIONS`; BadInput if a cell cannot in a job.
 
     The job gets as many tasks as the largest cell has ranks. The cells' own launcher starts them there: srun
     directly, mpirun by finding the allocation itself.
@@ -41,5 +41,5 @@ def batch_script(cells: Sequence[RunConfig], file: Path, out: Path) -> str:
         threads=max(cell.num_threads for cell in cells),
         notice=NOTICE_S,
         log=f"{out.resolve()}.slurm.log",
-        command=shlex.join([*psring, "sweep", str(file.resolve()), "--out", str(out.resolve())]),
+        command=shlex.join([*psring, "sweep", str(file.resolve()), "--out", str(out.resolve()), *options]),
     )

@@ -32,7 +32,7 @@ def describe(out: Path) -> list[str]:
         lines += [f"then more, until every interval is within {sweep.precision_target:.1%} or {sweep.budget} are spent"]
     if left:
         lines += [f"remaining: {estimate.cost(left, found).describe()}"]
-    return [*lines, journal.share_in_steps(found), *_rates(found), *_failures(found)]
+    return [*lines, *journal.share_in_steps(found), *_rates(found), *_failures(found)]
 
 
 def _now(out: Path, planned: Iterable[PlannedRun]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import ends, estimate, folder, journal, launch, ledger, records
+from bench import ends, estimate, folder, launch, ledger, records
 from bench.config import BadInput, RunConfig, Sweep
 from bench.emulate import cluster, layout, sandbox
 from bench.emulate.layout import Cluster
@@ -123,7 +123,7 @@ def run_sweep(sweep: Sweep, where: str, out: Path, console: Console) -> list[Run
         except BudgetSpent:
             book.say(f"the budget of {sweep.budget} is spent; the same command goes on from here")
         finally:
-            book.say(journal.share_in_steps(book.done))
+            book.close()
     return book.done
 
 

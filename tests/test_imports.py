@@ -14,7 +14,7 @@ MODULES = {
     for path in (REPOSITORY / folder).rglob("*.py")
 }
 WITHOUT_TORCH = [
-    "config", "records", "stats", "figures", "report", "answer", "tables", "sweep", "slurm", "launch",
+    "config", "records", "stats", "figures", "report", "answer", "tables", "sweep", "status", "slurm", "launch",
     "ledger", "environment", "doctor", "devices", "emulate.durations", "emulate.similitude",
 ]  # fmt: skip
 MAY_IMPORT = {
@@ -42,6 +42,18 @@ MAY_IMPORT = {
     "bench.records": {"bench.config"},
     "bench.ledger": {"bench.config", "bench.records"},
     "bench.environment": {"bench.config", "bench.launch"},
+    "bench.ends": {"bench.launch", "bench.records"},
+    "bench.estimate": {
+        "bench.config",
+        "bench.emulate",
+        "bench.emulate.layout",
+        "bench.environment",
+        "bench.ledger",
+        "bench.records",
+    },
+    "bench.folder": {"bench.config", "bench.environment", "bench.records"},
+    "bench.journal": {"bench.folder", "bench.records"},
+    "bench.stopping": {"bench.records", "bench.stats"},
     "bench.slurm": {"bench.config"},
     "bench.stats": {"bench.records", "bench.config"},
     "bench.figures": {"bench.stats", "bench.config"},

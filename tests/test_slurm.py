@@ -35,9 +35,9 @@ def test_a_job_has_room_for_its_largest_cell(tmp_path: Path) -> None:
 
 def test_a_job_runs_the_sweep_that_was_asked_for(tmp_path: Path) -> None:
     file, out = tmp_path / "my sweep.yaml", tmp_path / "out"
-    command = shlex.split(batch_script(CELLS, file, out).splitlines()[-1])
+    command = shlex.split(batch_script(CELLS, file, out, ["--budget=2h"]).splitlines()[-1])
     arguments = parse(command[command.index("sweep") :])
-    assert (arguments.file, arguments.out) == (file, out)
+    assert (arguments.file, arguments.out, arguments.budget) == (file, out, "2h")
 
 
 def test_horovodrun_is_refused_in_a_job() -> None:

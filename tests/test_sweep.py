@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,8 +13,6 @@ from rich.console import Console
 from bench import environment, records, sweep
 from bench.config import BadInput, Sweep, read_sweep
 from bench.records import PlannedRun, RunRecord
-from tests.conftest import PSRING, run_command
-from tests.test_launch import gone
 
 TINY = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "batch_size": 2, "data": "synthetic", "num_threads": 1}
 SHORT = {"steps": 2, "warmup_steps": 1, "eval_batches": 0}
@@ -119,36 +113,6 @@ def test_results_of_another_environment_are_not_continued(tmp_path: Path, monkey
     with pytest.raises(BadInput, match="another commit, host or library version"):
         sweep.run_sweep(plan, "plan", tmp_path, QUIET)
     assert (tmp_path / "environment.json").read_text() == before
-
-
-@pytest.mark.launcher
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_sweep_that_is_stopped_leaves_nobody_and_resumes(tmp_path: Path, sign: signal.Signals) -> None:
-    marker = f"PSRING_SWEEP_{sign}_{os.getpid()}"
-    steps = 150
-    grid = f"{{strategy: [parameter_server], num_servers: 1, num_workers: 1, batch_size: [1, 2, 3, 4], steps: {steps}}}"
-    defaults = {**TINY, **SHORT}
-    (tmp_path / "sweep.yaml").write_text(f"{{defaults: {defaults}, grid: [{grid}]}}".replace("'", ""))
-    argv = [*PSRING, "sweep", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(
-        argv, env={**os.environ, marker: "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 60
-    while records.size(tmp_path / "out") == 0 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(sign)
-    code = process.wait(30)
-    assert code == (-signal.SIGKILL if sign == signal.SIGKILL else 130)
-    assert gone(f"{marker}=1")
-    kept = {record.run_id for record in records.read(tmp_path / "out") if record.status == "ok"}
-    assert kept
-    ended = run_command(argv)  # not with this process's C environment, where MPI may have left its own
-    assert ended.returncode == 0, ended.stderr
-    final = records.read(tmp_path / "out")
-    assert len(final) == 4
-    assert kept <= {record.run_id for record in final}
-    lines = (tmp_path / "out/runs.jsonl").read_text().splitlines()
-    assert len(lines) == 4  # nothing lost, nothing twice
 
 
 def test_what_a_killed_sweep_had_not_yet_taken_is_rescued(tmp_path: Path) -> None:
