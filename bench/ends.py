@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,6 @@ from bench.launch import Outcome
 from bench.records import Status
 
 OUT_OF_MEMORY_SIGNS = ("MemoryError", "out of memory", "can't allocate memory", "Cannot allocate memory")
-DISK_FULL_SIGN = "No space left on device"
 # What mpirun (--tag-output), horovodrun and srun (--label) put before a rank's output, in the middle of lines too.
 _TAG = re.compile(r"\[(?:\d+,)?(\d+)\]<std(?:out|err)>:|^(\d+): ", flags=re.MULTILINE)
 _KILLED = re.compile(
@@ -28,7 +28,7 @@ def diagnose(outcome: Outcome, num_ranks: int) -> tuple[Status, str]:
     lines = [line for text in said.values() for line in text.splitlines()]
     if outcome.timed_out or any(line.startswith("Timeout (") for line in lines):
         return "timeout", "the deadline passed (timeout_s); " + where_ranks_are(said, num_ranks)
-    reason = _reason(said)
+    reason = _reason(said, "" if outcome.returncode >= 0 else _signalled(-outcome.returncode, num_ranks))
     if outcome.oom_kills or any(sign in line for line in lines for sign in OUT_OF_MEMORY_SIGNS):
         return "out_of_memory", reason
     return "failed", f"exit code {outcome.returncode}: {reason}"
@@ -69,8 +69,12 @@ def _names(ranks: Sequence[int]) -> str:
     return f"rank {ranks[0]}" if len(ranks) == 1 else "ranks " + ", ".join(map(str, ranks))
 
 
-def _reason(said: dict[int | None, str]) -> str:
-    """The line that names the cause: a signal first, then our own words, then the last words of who ended first."""
+def _signalled(number: int, num_ranks: int) -> str:
+    return f"{'rank 0' if num_ranks == 1 else 'the launcher'} was ended by {signal.Signals(number).name}"
+
+
+def _reason(said: dict[int | None, str], signalled: str) -> str:
+    """The line that names the cause: a rank's signal, our own words, the last words of the rank that ended first."""
     launcher = said.get(None, "")
     killed = _KILLED.search(launcher)
     if killed:
@@ -78,6 +82,8 @@ def _reason(said: dict[int | None, str]) -> str:
     ours = [line for text in said.values() for line in text.splitlines() if "psring: " in line]
     if ours:
         return ours[0].strip()
+    if signalled:
+        return signalled
     first = _FIRST_TO_EXIT.search(launcher)
     for rank in [int(first[1])] if first else sorted(rank for rank in said if rank is not None):
         for line in reversed(list(_words(said.get(rank, "")))):

@@ -55,10 +55,8 @@ class Journal:
         records.append(self._out, record)
         self.done.append(record)
         failures = Counter(r.status for r in self.done if r.status != "ok")
-        last = "".join(f"[red]{count} {status}[/red] " for status, count in failures.items()) + escape(
-            record.describe()
-        )
-        self.progress.update(self._task, advance=1, last=last)
+        failed = "".join(f"[red]{count} {status}[/red] " for status, count in failures.items())
+        self.progress.update(self._task, advance=1, last=failed + escape(record.describe()))
         if not self._console.is_terminal:
             self.say(f"{len(self.done)}/{self._missing} #{run.repeat} {run.describe()}: {record.describe()}")
 

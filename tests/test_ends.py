@@ -46,6 +46,7 @@ STACKS = (
             "rank 2 on n1",
         ),
         (Outcome(1, False, "[0]<stderr>:psring: boom\nTraceback\nRuntimeError: Horovod"), "failed", "psring: boom"),
+        (Outcome(-9, False, "[1,0]<stderr>:a warning\n"), "failed", "the launcher was ended by SIGKILL"),
         (Outcome(1, False, ""), "failed", "no output"),
     ],
 )
@@ -64,3 +65,10 @@ def test_what_ranks_print_is_taken_apart_even_within_a_line() -> None:
 def test_a_lone_rank_has_no_tag() -> None:
     stack = 'Timeout (0:00:03)!\nThread 0x1 (most recent call first):\n  File "/x/b.py", line 5 in work\n'
     assert where_ranks_are(streams(stack), num_ranks=1) == "rank 0 in work (b.py:5)"
+
+
+def test_a_lone_rank_that_the_kernel_killed_for_memory_is_named() -> None:
+    assert diagnose(Outcome(-9, False, "", oom_kills=1), num_ranks=1) == (
+        "out_of_memory",
+        "rank 0 was ended by SIGKILL",
+    )
