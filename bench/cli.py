@@ -94,6 +94,8 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
 
     report = add("report", _report, "tables, figures, report.html and report.md of a results folder")
     report.add_argument("folder", type=Path, metavar="DIR")
+    text = "also write every run's raw samples as event files (pip install 'psring[tensorboard]')"
+    report.add_argument("--tensorboard", action="store_true", help=text)
     report.add_argument("--allow-mixed", action="store_true", help="join runs of different hosts, versions or commits")
 
     calibrate = add(
@@ -296,7 +298,12 @@ def _status(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from bench.report import write_report
 
-    for path in write_report(arguments.folder, allow_mixed=arguments.allow_mixed):
+    written = write_report(arguments.folder, allow_mixed=arguments.allow_mixed)
+    if arguments.tensorboard:
+        from bench.events import write_events
+
+        written += write_events(arguments.folder)
+    for path in written:
         print(path)
     return 0
 

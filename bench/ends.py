@@ -19,6 +19,7 @@ _KILLED = re.compile(
 )
 _FIRST_TO_EXIT = re.compile(r"Process name: (?:\[\[\d+,\d+\],)?(\d+)")
 _FRAME = re.compile(r'^  File "(.+)", line (\d+) in (\S+)', flags=re.MULTILINE)
+_STACK = "(most recent call first):"
 _PROJECT = str(Path(__file__).parent.parent)
 
 
@@ -56,8 +57,12 @@ def where_ranks_are(said: dict[int | None, str], num_ranks: int) -> str:
 
 
 def _place(text: str) -> str:
-    """The innermost frame of the main thread, which faulthandler prints last; of this project's code if it can be."""
-    _, found, stack = text.rpartition("(most recent call first):")
+    """The innermost frame of the main thread, which faulthandler prints last; of this project's code if it can be.
+
+    A rank that was stopped and is continued to be ended prints its stacks twice at once: the first lines are whole.
+    """
+    first, _, again = text.partition("Timeout (")
+    _, found, stack = (first if _STACK in first else again).rpartition(_STACK)
     frames = _FRAME.findall(stack)
     if not found or not frames:
         return "printed no stack (it was stopped, or its host is gone)"

@@ -54,23 +54,25 @@ class Bench:
 
     def start(self, **environ: str) -> subprocess.Popen[str]:
         """Start the sweep."""
-        return subprocess.Popen(
+        self.process = subprocess.Popen(
             [*PSRING, "sweep", str(self.work / "sweep.yaml"), "--out", str(self.out)],
             env={**os.environ, MARKER: "1", **environ}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
+        return self.process
 
     def until(self, arrived: int, strategy: str = "") -> None:
         """Wait for so many new records, and for a run of a strategy to be under way."""
         names = {record.run_id: record.config.strategy for record in records.read(self.work / "mother")}
         deadline = time.monotonic() + DEADLINE_S
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and self.process.poll() is None:
             now = Path(self.out / ".running/now")
             with contextlib.suppress(OSError, ValueError):
                 at = names[json.loads(now.read_text())["run_id"]]
                 if self.lines() - self.given >= arrived and strategy in ("", at):
                     return
             time.sleep(0.01)
-        raise SystemExit(f"check_faults: {arrived} records and a run of {strategy or 'any'} never came")
+        said = self.process.communicate()[0] if self.process.poll() is not None else ""
+        raise SystemExit(f"check_faults: {arrived} records and a run of {strategy or 'any'} never came: {said}")
 
     def lines(self) -> int:
         """Lines of runs.jsonl."""

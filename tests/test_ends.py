@@ -62,6 +62,13 @@ def test_what_ranks_print_is_taken_apart_even_within_a_line() -> None:
     assert said == {0: "a", 12: "b\n", None: "launcher\n", 3: "srun\n", 7: "horovodrun\n"}
 
 
+def test_a_continued_rank_prints_its_stacks_twice_at_once() -> None:
+    first = '[1,0]<stderr>:Thread 0x1 (most recent call first):\n[1,0]<stderr>:  File "/x/s.py", line 115 in serve\n'
+    both = "[1,0]<stderr>:  File Timeout (0:00:20)!\n[1,0]<stderr>:Thread 0x1 (most recent call first):\n"
+    late = '[1,0]<stderr>:  File "/x/cli.py", line 356 in <module>\n'
+    assert where_ranks_are(streams(first + both + late), num_ranks=1) == "rank 0 in serve (s.py:115)"
+
+
 def test_a_lone_rank_has_no_tag() -> None:
     stack = 'Timeout (0:00:03)!\nThread 0x1 (most recent call first):\n  File "/x/b.py", line 5 in work\n'
     assert where_ranks_are(streams(stack), num_ranks=1) == "rank 0 in work (b.py:5)"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -83,17 +82,27 @@ def test_a_sweep_that_is_stopped_leaves_nobody_and_resumes(
         time.sleep(0.2)
     assert sweep.end() == code
     assert sweep.ok()
-    sweep.resume()
+    if code != 130:
+        sweep.resume()
 
 
-def test_ctrl_c_lets_the_running_cell_finish(tmp_path: Path) -> None:
+def test_ctrl_c_lets_the_running_cell_finish_and_status_tells_what_is_left(tmp_path: Path) -> None:
     sweep = Running(tmp_path, strategy="local", steps=400)
+    during = run_command([*PSRING, "status", str(sweep.out)]).stdout
+    assert "at #0 local 1" in during or "4 of 4 runs done" in during
     at = json.loads((sweep.out / ".running/now").read_text())["run_id"]
     sweep.process.send_signal(signal.SIGINT)
     assert sweep.end() == 130
     assert at in sweep.ok()
-    assert len(sweep.ok()) < 4
     assert "Ctrl-C again to stop now" in sweep.said
+    after = run_command([*PSRING, "status", str(sweep.out)]).stdout
+    assert f"{len(sweep.ok())} of 4 runs done, {4 - len(sweep.ok())} missing" in after
+    assert after.count("tokens/s, n 1") == len(sweep.ok())
+
+
+def test_status_of_no_sweep_is_refused(tmp_path: Path) -> None:
+    refused = run_command([*PSRING, "status", str(tmp_path)])
+    assert (refused.returncode, "give the folder" in refused.stderr) == (2, True)
 
 
 @pytest.mark.launcher
@@ -101,7 +110,7 @@ def test_ctrl_c_lets_the_running_cell_finish(tmp_path: Path) -> None:
     ("sign", "status", "said"),
     [
         (signal.SIGKILL, "failed", r"rank 1 was ended by signal 9"),
-        (signal.SIGSTOP, "timeout", r"rank 0 in \w+ \(\w+\.py:\d+\); rank 1 printed no stack"),
+        (signal.SIGSTOP, "timeout", r"rank 0 in \w+ \(\w+\.py:\d+\)"),
     ],
 )
 def test_a_rank_that_dies_or_hangs_costs_its_cell_alone(
@@ -114,8 +123,6 @@ def test_a_rank_that_dies_or_hangs_costs_its_cell_alone(
     assert bad.status == status
     assert re.search(said, bad.reason), bad.reason
     assert (sweep.out / bad.log).stat().st_size > 0
-    if status == "failed":
-        sweep.resume()
 
 
 def is_rank(process: psutil.Process, rank: str) -> bool:
@@ -124,39 +131,22 @@ def is_rank(process: psutil.Process, rank: str) -> bool:
 
 
 def test_a_full_disk_ends_a_sweep_in_one_line_and_it_resumes(tmp_path: Path) -> None:
-    sweep = Running(tmp_path, strategy="local")
-    assert sweep.end() == 0
-    lines = (sweep.out / "runs.jsonl").read_text().splitlines(keepends=True)
-    (sweep.out / "runs.jsonl").write_text("".join(lines[:2]))
-    small = tmp_path / "small"
-    small.mkdir()
-    small_argv = " ".join([*sweep.argv[:-1], str(small)])
+    """The samples of two or three of the four runs fit on the file system."""
+    defaults = {**TINY, **SHORT, "steps": STEPS, "strategy": "local"}
+    (tmp_path / "sweep.yaml").write_text(json.dumps({"defaults": defaults, "grid": [{"batch_size": [1, 2, 3, 4]}]}))
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    sweep = " ".join([*PSRING, "sweep", str(tmp_path / "sweep.yaml"), "--out", str(disk / "out")])
     ended = run_command([
         "unshare", "--map-root-user", "--mount", "sh", "-c",
-        f"mount -t tmpfs -o size=200k none {small} && cp -r {sweep.out}/. {small} && {small_argv}; "
-        f"echo code $?; mount -o remount,size=50m {small} && {small_argv} && cp -r {small}/. {sweep.out}",
+        f"mount -t tmpfs -o size=100k none {disk} && {sweep}; echo exit code $?; cp {disk}/out/runs.jsonl {kept}; "
+        f"mount -o remount,size=50m {disk} && {sweep} && cat {disk}/out/runs.jsonl",
     ])  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     (line,) = (line for line in ended.stderr.splitlines() if "psring: " in line)
     assert "No space left on device; make room, then the same command runs what is missing" in line
-    assert "code 1" in ended.stdout
-    final = (sweep.out / "runs.jsonl").read_text().splitlines()
-    assert len(final) == len({json.loads(line)["run_id"] for line in final}) == 4
-
-
-def test_status_tells_what_is_there_and_what_is_not(tmp_path: Path) -> None:
-    sweep = Running(tmp_path, strategy="local", data="synthetic", steps=400)
-    during = run_command([*PSRING, "status", str(sweep.out)])
-    assert during.returncode == 0, during.stderr
-    assert "at #0 local 1" in during.stdout or "4 of 4 runs done" in during.stdout
-    assert sweep.end() == 0
-    shutil.rmtree(sweep.out / "steps")
-    (sweep.out / "runs.jsonl").write_text((sweep.out / "runs.jsonl").read_text().replace('"ok"', '"failed"', 1))
-    after = run_command([*PSRING, "status", str(sweep.out)]).stdout
-    assert "no run is under way" in after
-    assert "3 of 4 runs done, 1 missing" in after
-    assert "1 runs from" in after
-    assert after.count("tokens/s, n 1") == 3
-    assert " failed: " in after
-    refused = run_command([*PSRING, "status", str(tmp_path)])
-    assert (refused.returncode, "give the folder" in refused.stderr) == (2, True)
+    assert "exit code 1" in ended.stdout
+    before = [json.loads(line)["run_id"] for line in kept.read_text().splitlines()]
+    after = [json.loads(line)["run_id"] for line in ended.stdout.splitlines() if line.startswith("{")]
+    assert 0 < len(before) < len(after) == len(set(after)) == 4
+    assert after[: len(before)] == before
