@@ -102,6 +102,9 @@ class RunConfig(BaseModel):
     """Ranks that train. Under a launcher: its world size less num_servers."""
     num_servers: int = Field(0, ge=0)
     """Ranks that only serve parameters (parameter_server); they are the last ranks of the world."""
+    placement: Literal["dedicated", "colocated", "mixed"] = "dedicated"
+    """Where parameters are served: dedicated (on num_servers ranks of their own), colocated (on every worker's rank,
+    an equal shard each), mixed (both, split so that all links carry the same)."""
     consistency: Literal["bsp"] = "bsp"
     """Who waits for whom; bsp: every update holds every worker's gradient of the same step."""
 
@@ -190,8 +193,14 @@ class RunConfig(BaseModel):
     peak_flops_per_s: float | None = Field(None, gt=0)
     """Peak arithmetic rate of one worker's device, for mfu; none: known GPUs only, else blank."""
 
-    chunk_bytes: int = Field(1 << 20, ge=64)
-    """Largest message of a push or a pull, bytes."""
+    chunk_bytes: int = Field(60_000, ge=1024)
+    """Largest message of a push or a pull, bytes, within one number. Open MPI sends up to 64 KiB at once over TCP; for
+    more it asks the receiver first, whose answer waits behind the data that go its way."""
+    schedule: Literal["fifo", "priority"] = "fifo"
+    """In which order ready gradients leave for their servers; fifo: as backward finishes them; priority: those first
+    whose weights the next forward needs first."""
+    window_bytes: int | None = Field(None, ge=1)
+    """Most bytes that a worker has on their way to servers, so that priority can overtake; none: no limit."""
     fusion_threshold_bytes: int = Field(128 << 20, ge=0)
     """Horovod's fusion buffer (HOROVOD_FUSION_THRESHOLD), bytes."""
     cycle_time_s: float = Field(0.001, gt=0)
@@ -206,11 +215,7 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
-        dedicated = self.strategy == "parameter_server"
-        if dedicated and self.num_servers == 0:
-            raise ValueError("num_servers: parameter_server needs at least 1 server; give num_servers: 1")
-        if not dedicated and self.num_servers:
-            raise ValueError(f"num_servers: {self.strategy} has no servers; leave num_servers out")
+        self._has_its_servers()
         if self.strategy == "local" and self.num_workers != 1:
             raise ValueError("num_workers: local is one worker; for several use independent")
         if self.batch_size % self.gradient_accumulation:
@@ -257,6 +262,22 @@ class RunConfig(BaseModel):
             raise ValueError(f"emulated_optimizer_s: {begun[0]} says it already; leave it out")
         parse_speeds(self.speed_factor, self.num_workers)
         return self
+
+    def _has_its_servers(self) -> None:
+        served = self.strategy == "parameter_server"
+        if served and self.num_servers == 0 and self.placement != "colocated":
+            raise ValueError("num_servers: parameter_server needs at least 1 server; give num_servers: 1")
+        if not served and self.num_servers:
+            raise ValueError(f"num_servers: {self.strategy} has no servers; leave num_servers out")
+        if served and self.num_servers and self.placement == "colocated":
+            raise ValueError(
+                "placement: colocated servers are on the workers' ranks; leave num_servers out, or use mixed"
+            )
+        if served and self.num_servers > self.num_workers and self.placement == "mixed":
+            raise ValueError(
+                f"num_servers: mixed has a use for at most as many servers as workers ({self.num_workers}), "
+                f"not {self.num_servers}; use placement: dedicated"
+            )
 
     @property
     def gpt(self) -> GPTShape:

@@ -21,6 +21,8 @@ from bench.emulate.layout import INTERFACE, Cluster, host_file
 GRACE_S = 5.0
 POLL_S = 0.1
 TAIL_BYTES = 1 << 20
+# More than a link of 10 Gbit/s holds in 0.2 ms, less than the queue of a slow one.
+SOCKET_BYTES = 1 << 18
 
 # (launcher, rank, size, rank on this host): the first set whose size is there decides. In a batch script Slurm sets
 # SLURM_PROCID too, but only in a step that srun started does it say how many ranks there are.
@@ -59,13 +61,16 @@ def mpi_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Return what must be set before MPI_Init, in a launcher and in a rank, for all strategies alike.
 
     Open MPI's own choice for a large allreduce is no ring (Rabenseifner's algorithm up to 5.0), so the ring
-    is forced; ranks that wait yield their core.
+    is forced; ranks that wait yield their core. Sockets that grow without limit fill the queues of the network: then
+    acknowledgements wait behind data, and traffic in both directions halves.
     """
     settings = {
         "OMPI_MCA_coll_tuned_use_dynamic_rules": "1",
         "OMPI_MCA_coll_tuned_allreduce_algorithm": "4",  # ring
         "OMPI_MCA_coll_han_priority": "0",  # Open MPI 5 would put its hierarchical collectives first
         "OMPI_MCA_mpi_yield_when_idle": "1",
+        "OMPI_MCA_btl_tcp_sndbuf": str(SOCKET_BYTES),
+        "OMPI_MCA_btl_tcp_rcvbuf": str(SOCKET_BYTES),
     }
     if list(Path(sys.prefix, "lib").glob("libmpi.so*")):
         settings["OPAL_PREFIX"] = sys.prefix  # an MPI inside the .venv does not know where that is

@@ -1,17 +1,24 @@
 """Communication volume of one step: the closed forms, what was counted, and whether they agree.
 
 M is the bytes of one copy of all gradients or parameters on the wire; N allreduce ranks; W workers;
-S dedicated servers. Dense push and pull: a worker sends M and receives M, a server receives and sends
-W·M/S. Ring: every rank sends and receives 2(N−1)/N·M (Patarasuk and Yuan, 2009).
+S servers. Dense push and pull: a worker sends M and receives M, a dedicated server receives and sends
+W·M/S; with a shard on every worker's rank, each rank sends and receives 2(W−1)/W·M. Ring: every rank sends and
+receives 2(N−1)/N·M (Patarasuk and Yuan, 2009).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from bench.config import DTYPE_BYTES, RunConfig
-from bench.records import Ledger, StepRecord
+from bench.records import Ledger
+
+Moved = npt.NDArray[np.float64]  # bytes sent, received; messages sent, received
 
 NORM_BYTES = 8  # one float64: the global gradient norm, or a server's share of its square
 
@@ -40,40 +47,66 @@ def predict(config: RunConfig) -> tuple[Volume, Volume | None]:
     return Volume(0, 0, 0, 0), None
 
 
-def _push_pull(config: RunConfig) -> tuple[Volume, Volume]:
-    workers, servers, nbytes = config.num_workers, config.num_servers, config.wire_bytes
-    chunks = _count_chunks(config)
-    norm = int(config.needs_global_norm)
-    # The norm: every other server sends its share to the first, which answers all servers and workers.
-    shares = norm * (servers - 1)
-    answers = norm * (servers - 1 + workers)
-    worker = Volume(nbytes, nbytes + norm * NORM_BYTES, chunks, chunks + norm)
-    server = Volume(
-        bytes_sent=(workers * nbytes + (shares + answers) * NORM_BYTES) / servers,
-        bytes_received=(workers * nbytes + 2 * shares * NORM_BYTES) / servers,
-        messages_sent=(workers * chunks + shares + answers) / servers,
-        messages_received=(workers * chunks + 2 * shares) / servers,
-    )
-    return worker, server
+def _push_pull(config: RunConfig) -> tuple[Volume, Volume | None]:
+    """Add up, pair by pair, what each rank pushes to and returns from each server; its own shard does not travel."""
+    shares = server_shares(config)
+    chunks = count_stripes(config, max(shares.values()))
+    moved: dict[int, Moved] = {rank: np.zeros(4) for rank in range(config.world_size)}
+
+    def send(source: int, target: int, nbytes: float, messages: float) -> None:
+        if source != target:
+            moved[source] += (nbytes, 0, messages, 0)
+            moved[target] += (0, nbytes, 0, messages)
+
+    for server, share in shares.items():
+        for worker in range(config.num_workers):
+            send(worker, server, share * config.wire_bytes, chunks)
+            send(server, worker, share * config.wire_bytes, chunks)
+    if config.needs_global_norm:  # every other server sends its share to the first, which tells all other ranks
+        first = min(shares)
+        for server in shares:
+            send(server, first, NORM_BYTES, 1)
+        for rank in moved:
+            send(first, rank, NORM_BYTES, 1)
+    workers = [moved[rank] for rank in range(config.num_workers)]
+    servers = [moved[rank] for rank in range(config.num_workers, config.world_size)]
+    return _mean_volume(workers), _mean_volume(servers) if servers else None
 
 
-def _count_chunks(config: RunConfig) -> int:
-    """Messages of one push: each server's shard in pieces of at most chunk_bytes."""
-    total, servers = config.gpt.num_parameters, config.num_servers
+def _mean_volume(of_ranks: Sequence[Moved]) -> Volume:
+    sent, received, messages_sent, messages_received = np.mean(of_ranks, axis=0).tolist()
+    return Volume(sent, received, messages_sent, messages_received)
+
+
+def server_shares(config: RunConfig) -> dict[int, float]:
+    """Return what part of the parameters each serving rank holds.
+
+    Mixed, n workers and k servers of their own: a worker's rank (n-k)/D, a server's 2(n-1)/D, where D = n^2+kn-2k
+    (Jiang et al., OSDI 2020).
+    """
+    n, k = config.num_workers, config.num_servers
+    if config.placement == "colocated":
+        return dict.fromkeys(range(n), 1 / n)
+    if config.placement == "dedicated" or k == n:
+        return dict.fromkeys(range(n, n + k), 1 / k)
+    d = n * n + k * n - 2 * k
+    return {rank: ((n - k) if rank < n else 2 * (n - 1)) / d for rank in range(n + k)}
+
+
+def count_stripes(config: RunConfig, largest_share: float) -> int:
+    """Messages between a worker and each server: the largest server's chunks are at most chunk_bytes."""
     most = max(1, config.chunk_bytes // DTYPE_BYTES[config.wire_dtype])
-    shards = [total * (s + 1) // servers - total * s // servers for s in range(servers)]
-    return sum(-(-shard // most) for shard in shards)
+    return math.ceil(round(config.gpt.num_parameters * largest_share / most, 9))
 
 
 def make_ledger(
-    config: RunConfig, steps: Sequence[StepRecord], servers: Sequence[Volume], wire: Mapping[str, float | None]
+    config: RunConfig, workers: Sequence[Volume], servers: Sequence[Volume], wire: Mapping[str, float | None]
 ) -> Ledger:
-    """Put the prediction beside the mean of what measured steps and servers counted, and what the kernel did."""
+    """Put the prediction beside the mean of what workers and servers counted, and what the kernel did."""
     worker, server = predict(config)
-    measured = [step for step in steps if not step.warmup]
     values: dict[str, float | None] = dict(wire)
     for name in ("bytes_sent", "bytes_received", "messages_sent", "messages_received"):
-        values[f"{name}_per_worker_per_step"] = _mean([getattr(step, name) for step in measured])
+        values[f"{name}_per_worker_per_step"] = _mean([getattr(volume, name) for volume in workers])
         values[f"{name}_per_worker_per_step_predicted"] = getattr(worker, name)
         if server is not None:
             values[f"{name}_per_server_per_step"] = _mean([getattr(volume, name) for volume in servers])
@@ -95,19 +128,23 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def padding_bytes(config: RunConfig) -> int:
-    """How far a ring's count may lie from the closed form, bytes.
+    """How far a count may lie from the closed form, bytes.
 
-    Each of a bucket's N blocks is a whole number of elements, so a rank's 2(N−1) blocks differ from
-    2(N−1)/N of the bucket by less than one element each. Buckets: at most one per parameter tensor.
+    Unequal servers: a stripe is cut between elements, for each server within one of its share. A ring: each of a
+    bucket's N blocks is a whole number of elements, so a rank's 2(N−1) blocks differ from 2(N−1)/N of the bucket
+    by less than one element each. Buckets: at most one per parameter tensor.
     """
+    itemsize = DTYPE_BYTES[config.wire_dtype]
+    if config.strategy == "parameter_server" and config.placement == "mixed":
+        return 2 * config.num_workers * count_stripes(config, max(server_shares(config).values())) * itemsize
     if config.strategy not in ("ring_allreduce", "ddp"):
         return 0
     tensors = 4 + 12 * config.gpt.n_layer
-    return 2 * (config.num_workers - 1) * DTYPE_BYTES[config.wire_dtype] * tensors
+    return 2 * (config.num_workers - 1) * itemsize * tensors
 
 
 def agrees(config: RunConfig, ledger: Ledger) -> bool | None:
-    """Whether counted equals predicted: exactly for push and pull, within padding for a ring; None: not counted."""
+    """Whether counted equals predicted: within the padding; None: not counted."""
     values = ledger.model_dump()
     compared = None
     for name, counted in values.items():

@@ -34,15 +34,15 @@ HARNESS = frozenset({
 # Knobs a lone process does not have: a `local` baseline may differ in them.
 COMMUNICATION = frozenset({
     "strategy", "num_workers", "num_servers", "consistency", "launcher", "network_interface", "wire_dtype",
-    "chunk_bytes", "fusion_threshold_bytes", "cycle_time_s", "bucket_bytes",
+    "placement", "chunk_bytes", "schedule", "window_bytes", "fusion_threshold_bytes", "cycle_time_s", "bucket_bytes",
 })  # fmt: skip
 # What makes workers unlike each other: a `local` baseline is the even worker, and may differ in them.
 UNEVENNESS = frozenset({"speed_factor", "compute_cv"})
 
 CONFIG_FIELDS = tuple(RunConfig.model_fields)
 IDENTITY = (
-    "strategy", "consistency", "num_workers", "num_servers", "model", "precision", "wire_dtype", "batch_size",
-    "compute", "launcher",
+    "strategy", "consistency", "num_workers", "num_servers", "placement", "model", "precision", "wire_dtype",
+    "batch_size", "compute", "launcher",
 )  # fmt: skip
 SORTED_BY = ("precision", "batch_size", "strategy", "num_servers", "wire_dtype", "num_workers")
 WORK = tuple(field for field in CONFIG_FIELDS if field not in HARNESS | COMMUNICATION | UNEVENNESS)

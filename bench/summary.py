@@ -122,6 +122,12 @@ def wire(config: RunConfig, reports: Sequence[RankReport]) -> dict[str, float | 
     return columns
 
 
+def volumes(reports: Sequence[RankReport]) -> tuple[list[Volume], list[Volume]]:
+    """What each worker and each dedicated server moved per step, in the whole run."""
+    of_role = [[r.volume for r in reports if r.is_server == serves and r.volume] for serves in (False, True)]
+    return of_role[0], of_role[1]
+
+
 def labels(config: RunConfig, reports: Sequence[RankReport], allreduce_algorithm: str | None) -> list[str]:
     """Return what a reader of this run must know."""
     hosts = {report.host for report in reports}

@@ -70,6 +70,7 @@ def train(
                 total_loss += loss.detach() / passes
         with clock.phase("exposed_communication"):
             strategy.synchronize()
+        clock.move("forward", "exposed_communication", strategy.wait_in_forward_s)
         clock.move("backward", "exposed_communication", strategy.wait_in_backward_s)
         with clock.phase("optimizer"):
             strategy.step()

@@ -89,6 +89,9 @@ def make_options(config: RunConfig) -> Options:
     """Return what the strategy must know of the config."""
     return Options(
         num_servers=config.num_servers,
+        placement=config.placement,
+        schedule=config.schedule,
+        window_bytes=config.window_bytes,
         wire_dtype=WIRE_DTYPES[config.wire_dtype],
         gradient_accumulation=config.gradient_accumulation,
         clip_norm=config.clip_norm,
@@ -126,6 +129,7 @@ def _run(planned: PlannedRun, placement: Placement, ranks: Group, keep: Callable
         for step in train(config, module, strategy, corpus, device):
             steps.append(step)
             if gated and len(steps) == equivalence.gate_steps(config):
+                strategy.settle()
                 at_gate = equivalence.snapshot(model)
     cpu_s = summary.cpu_s() - cpu_before
     strategy.close()
@@ -222,8 +226,7 @@ def _result(
     trained = config.compute == "real"
     numbers["held_out_loss"] = held_out_loss(config, model, corpus, device) if trained else None
     steps = [step for report in reports for step in report.steps]
-    servers = [report.volume for report in reports if report.is_server and report.volume]
-    volumes = make_ledger(config, steps, servers, summary.wire(config, reports))
+    volumes = make_ledger(config, *summary.volumes(reports), summary.wire(config, reports))
     reasons = [
         _pass_gate(config, reports, numbers, at_gate, corpus, device),
         _pass_guard(config, reports, numbers, volumes),

@@ -60,14 +60,23 @@ class Options:
     """What a strategy must know beyond the model and the optimizer."""
 
     num_servers: int = 0
+    placement: str = "dedicated"
+    staleness: float = 0.0
+    schedule: str = "fifo"
+    window_bytes: int | None = None
     wire_dtype: torch.dtype = torch.float32
     gradient_accumulation: int = 1
     clip_norm: float | None = None
     loss_scaling: bool = False
-    chunk_bytes: int = 1 << 20
+    chunk_bytes: int = 60_000
     bucket_bytes: int = 25 << 20
     fusion_threshold_bytes: int = 128 << 20
     cycle_time_s: float = 0.001
+
+    @property
+    def needs_norm(self) -> bool:
+        """Whether no part of an update may be applied before the norm of the whole gradient is known."""
+        return self.clip_norm is not None or self.loss_scaling
 
 
 @dataclass
@@ -146,7 +155,8 @@ class Strategy(ABC):
     """How the gradients of many workers become one update of the same weights.
 
     A worker calls, for each step: `scaled(loss).backward()` inside `accumulate(...)` once per pass, then
-    `synchronize()`, then `step()`. A server calls `serve()` instead. Everybody calls `close()`.
+    `synchronize()`, then `step()`; and `settle()` before it looks at the weights between steps. A server calls
+    `serve()` instead. Everybody calls `close()`.
     """
 
     is_server = False
@@ -196,9 +206,17 @@ class Strategy(ABC):
         raise RuntimeError(f"{type(self).__name__} has no servers")
 
     @property
+    def wait_in_forward_s(self) -> float:
+        """Exposed communication that this step's forward() waited for: weights of the last update, seconds."""
+        return 0.0
+
+    @property
     def wait_in_backward_s(self) -> float:
         """Exposed communication that this step's backward() itself waited for, seconds."""
         return 0.0
+
+    def settle(self) -> None:  # noqa: B027  # most strategies have nothing left to do
+        """Let the model hold the weights of all steps so far, which the next forward would bring."""
 
     def close(self) -> None:  # noqa: B027  # most strategies hold nothing
         """Release what prepare() took. Collective."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,11 +48,6 @@ def balanced_ranges(begin: int, end: int, parts: int) -> list[Range]:
     return list(itertools.pairwise(cuts))
 
 
-def chunk_ranges(begin: int, end: int, max_elements: int) -> list[Range]:
-    """Cut [begin, end) into the fewest balanced ranges of at most `max_elements`; none if it is empty."""
-    return balanced_ranges(begin, end, -(-(end - begin) // max_elements)) if end > begin else []
-
-
 def as_bytes(tensor: Tensor) -> np.ndarray:
     """View a contiguous CPU tensor of any dtype as bytes: MPI has no bf16, and auto-typed fp16 raises."""
     return tensor.view(torch.uint8).numpy()
@@ -62,9 +56,3 @@ def as_bytes(tensor: Tensor) -> np.ndarray:
 def host_buffer(num_elements: int, dtype: torch.dtype, pinned: bool) -> Tensor:
     """Allocate a CPU buffer, page-locked where a GPU copies to and from it."""
     return torch.empty(num_elements, dtype=dtype, pin_memory=pinned)
-
-
-def copy_pieces(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy many tensors of any dtype and device, pairwise."""
-    for target, source in zip(targets, sources, strict=True):
-        target.copy_(source)

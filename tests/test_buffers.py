@@ -11,8 +11,8 @@ from torch import nn
 
 from bench.config import PRESETS
 from bench.model import GPT
-from strategies.buffers import FlatLayout, as_bytes, balanced_ranges, chunk_ranges
-from strategies.parameter_server.plan import Plan
+from strategies.buffers import FlatLayout, as_bytes, balanced_ranges
+from strategies.parameter_server.plan import Plan, Roles
 
 
 def meta_gpt(name: str = "gpt-nano") -> nn.Module:
@@ -30,21 +30,22 @@ def test_balanced_ranges_partition_and_differ_by_one(begin: int, length: int, pa
     assert max(sizes) - min(sizes) <= 1
 
 
-@given(st.integers(0, 1000), st.integers(0, 10_000), st.integers(1, 5000))
-def test_chunks_are_the_fewest_that_are_small_enough(begin: int, length: int, most: int) -> None:
-    chunks = chunk_ranges(begin, begin + length, most)
-    assert sum(end - first for first, end in chunks) == length
-    assert all(0 < end - first <= most for first, end in chunks)
-    assert (len(chunks) - 1) * most < max(1, length)
-
-
-@given(st.integers(1, 12), st.integers(64, 1 << 20))
-def test_a_plan_covers_every_element_once_and_balances_the_servers(num_servers: int, chunk_bytes: int) -> None:
+@given(
+    st.sampled_from(["dedicated", "colocated", "mixed"]),
+    st.integers(2, 12),
+    st.integers(1, 6),
+    st.integers(1024, 1 << 20),
+)
+def test_a_plan_covers_every_element_once_and_balances_the_servers(
+    placement: str, num_workers: int, num_servers: int, chunk_bytes: int
+) -> None:
     layout = FlatLayout.of(meta_gpt())
-    plan = Plan.make(layout, num_servers, chunk_bytes, torch.float32)
+    roles = Roles.make(placement, num_workers + num_servers, 0 if placement == "colocated" else num_servers)
+    plan = Plan.make(layout, roles, chunk_bytes, torch.float32)
     begins, ends = [c.begin for c in plan.chunks], [c.end for c in plan.chunks]
     assert begins == [0, *ends[:-1]]
     assert ends[-1] == layout.num_elements
+    assert 0 < min(c.size for c in plan.chunks) <= max(c.size for c in plan.chunks) <= chunk_bytes / 4 + 1
     assert 1 <= plan.imbalance <= 1.01
     assert [c.index for c in plan.chunks] == list(range(len(plan.chunks)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 import pytest
@@ -19,7 +18,6 @@ from bench.worker import make_options
 from strategies import create
 from strategies.base import Options, SingleGroup, Strategy
 from strategies.parameter_server.plan import Roles
-from strategies.parameter_server.server import ParameterServer
 from strategies.parameter_server.worker import ParameterServerWorker
 
 CPU = torch.device("cpu")
@@ -39,6 +37,10 @@ def small(**values: object) -> RunConfig:
     return RunConfig.model_validate({**shape, "data": "synthetic", "steps": 4, "warmup_steps": 0, **values})
 
 
+def served(**values: object) -> RunConfig:
+    return small(strategy="parameter_server", placement="colocated", **values)
+
+
 def trained(config: RunConfig, strategy: Strategy) -> Weights:
     model = build_model(config, CPU)
     module = strategy.prepare(model, build_optimizer(config, model))
@@ -52,23 +54,11 @@ def alone(config: RunConfig) -> Weights:
     return trained(config, create(config.strategy, SingleGroup(), make_options(config)))
 
 
-def served_in_one_process(config: RunConfig) -> tuple[Weights, Strategy, Strategy]:
-    """A worker here and its server on a thread, real MPI messages between them."""
-    comm, roles, options = MPI.COMM_SELF.Dup(), Roles(workers=(0,), servers=(0,)), make_options(config)
-    server = ParameterServer(SingleGroup(), options, comm, roles)
-    worker = ParameterServerWorker(SingleGroup(), options, comm, roles)
-    meta = build_model(config, torch.device("meta"))
-
-    def serve() -> None:
-        server.prepare(meta, build_optimizer(config, meta))
-        server.serve()
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    weights = trained(config, worker)
-    thread.join(timeout=30)
-    assert not thread.is_alive()
-    return weights, worker, server
+def served_in_one_process(config: RunConfig) -> tuple[Weights, ParameterServerWorker]:
+    """A worker and the server on its rank, real MPI messages between them."""
+    comm, roles = MPI.COMM_SELF.Dup(), Roles.make("colocated", 1, 0)
+    strategy = ParameterServerWorker(SingleGroup(), make_options(config), comm, roles)
+    return trained(config, strategy), strategy
 
 
 def assert_equivalent(config: RunConfig, weights: Weights) -> None:
@@ -86,12 +76,11 @@ def test_one_worker_trains_the_reference_model(strategy: str, knobs: dict[str, o
 @pytest.mark.parametrize("wire_dtype", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
 def test_a_server_and_its_worker_train_the_reference_model(wire_dtype: str, knobs: dict[str, object]) -> None:
-    config = small(strategy="parameter_server", num_servers=1, wire_dtype=wire_dtype, chunk_bytes=4096, **knobs)
-    weights, worker, server = served_in_one_process(config)
+    config = served(wire_dtype=wire_dtype, chunk_bytes=4096, **knobs)
+    weights, strategy = served_in_one_process(config)
     assert_equivalent(config, weights)
-    for strategy, volume in zip((worker, server), predict(config), strict=True):
-        counted = {name: n / config.total_steps for name, n in vars(strategy.counters).items()}
-        assert counted == vars(volume)
+    counted = {name: n / config.total_steps for name, n in vars(strategy.counters).items()}
+    assert counted == vars(predict(config)[0])
 
 
 @pytest.mark.parametrize("wire_dtype", ["fp32", "fp16"])
@@ -103,7 +92,7 @@ def test_a_wire_of_one_worker_carries_nothing(strategy: str, wire_dtype: str) ->
 
 
 def test_two_runs_through_a_server_are_bitwise_equal() -> None:
-    config = small(strategy="parameter_server", num_servers=1, chunk_bytes=1024)
+    config = served(chunk_bytes=1024)
     first, second = served_in_one_process(config)[0], served_in_one_process(config)[0]
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -161,13 +150,12 @@ def fp16_server() -> tuple[RunConfig, Callable[[RunConfig], tuple[Weights, Strat
         original = ParameterServerWorker.scaled
         ParameterServerWorker.scaled = lambda self, loss: loss * float("inf")  # type: ignore[method-assign]
         try:
-            weights, worker, server = served_in_one_process(config)
+            weights, strategy = served_in_one_process(config)
         finally:
             ParameterServerWorker.scaled = original  # type: ignore[method-assign]
-        assert worker.scaler.scale == server.scaler.scale
-        return weights, worker
+        return weights, strategy
 
-    return small(precision="fp16", strategy="parameter_server", num_servers=1), run
+    return served(precision="fp16"), run
 
 
 def test_an_unknown_strategy_is_an_error() -> None:

@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from mpi4py import MPI
+from torch import nn
 
-from strategies.buffers import FlatLayout, balanced_ranges, chunk_ranges
+from strategies.base import Options
+from strategies.buffers import FlatLayout, balanced_ranges
 
-# Chunk i is pushed with tag 2i and pulled with tag 2i+1, in a communicator of its own; the rest lies below
-# the smallest MPI_TAG_UB that the standard allows.
-NORM_TAG = 32767
-CLOSE_TAG = 32766
-# A waiting rank sleeps: a spinning one would take its core from a rank that computes.
-NAP_S = 50e-6
+# Chunk i is pushed with tag 2i+2 and pulled with tag 2i+3, in a communicator of its own.
+CLOSE_TAG = 0
+NORM_TAG = 1
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Which ranks work and which serve. In tests one process may do both, on two threads."""
+    """Which ranks work, which serve, and how much each server holds: shares are relative whole numbers."""
 
     workers: tuple[int, ...]
     servers: tuple[int, ...]
+    shares: tuple[int, ...]
 
     @staticmethod
-    def dedicated(size: int, num_servers: int) -> Roles:
-        """The last `num_servers` of `size` ranks serve, all others work."""
+    def make(placement: str, size: int, num_servers: int) -> Roles:
+        """Place the servers: on the last `num_servers` ranks, on every rank, or on both (mixed).
+
+        Mixed is the split that loads all links alike (Jiang et al., "A Unified Architecture for Accelerating
+        Distributed DNN Training", OSDI 2020): of n workers and k other servers, a worker's rank holds n-k
+        parts, another server 2(n-1).
+        """
+        workers = size - num_servers
+        if placement == "colocated":
+            return Roles(tuple(range(size)), tuple(range(size)), (1,) * size)
         if not 0 < num_servers < size:
             raise ValueError(f"{num_servers} servers of {size} ranks leave no worker or no server")
-        first_server = size - num_servers
-        return Roles(tuple(range(first_server)), tuple(range(first_server, size)))
+        dedicated = tuple(range(workers, size))
+        if placement == "dedicated" or num_servers >= workers:
+            return Roles(tuple(range(workers)), dedicated, (1,) * num_servers)
+        shares = (workers - num_servers,) * workers + (2 * (workers - 1),) * num_servers
+        return Roles(tuple(range(workers)), tuple(range(size)), shares)
 
 
 @dataclass(frozen=True)
@@ -41,42 +51,58 @@ class Chunk:
     """One message's worth of the flat vector: elements [begin, end), held by the server of that index."""
 
     index: int
+    stripe: int
     server: int
     begin: int
     end: int
 
     @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.end - self.begin
+
+    @property
     def push_tag(self) -> int:
         """Tag of its gradients."""
-        return 2 * self.index
+        return 2 * self.index + 2
 
     @property
     def pull_tag(self) -> int:
         """Tag of its parameters."""
-        return 2 * self.index + 1
+        return 2 * self.index + 3
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The flat layout cut into one byte-balanced shard per server, and each shard into chunks.
+    """The flat layout cut into stripes, and each stripe into one chunk per server.
 
-    A shard is a range of elements, not a set of tensors: a GPT's embedding would dwarf every other shard.
+    Stripes, so that all servers work at every moment of a backward pass; ranges of elements, not sets of
+    tensors, so that a GPT's embedding does not outweigh the rest.
     """
 
     layout: FlatLayout
+    roles: Roles
     chunks: tuple[Chunk, ...]
-    num_servers: int
 
     @staticmethod
-    def make(layout: FlatLayout, num_servers: int, chunk_bytes: int, wire_dtype: torch.dtype) -> Plan:
-        """Cut so that shards differ by at most one element and no message exceeds `chunk_bytes`."""
-        most = max(1, chunk_bytes // wire_dtype.itemsize)
+    def of(model: nn.Module, roles: Roles, options: Options) -> Plan:
+        """Return the plan that every rank makes alike, from shapes alone."""
+        return Plan.make(FlatLayout.of(model), roles, options.chunk_bytes, options.wire_dtype)
+
+    @staticmethod
+    def make(layout: FlatLayout, roles: Roles, chunk_bytes: int, wire_dtype: torch.dtype) -> Plan:
+        """Cut into the fewest equal stripes none of whose chunks exceeds `chunk_bytes`."""
+        most, total = max(1, chunk_bytes // wire_dtype.itemsize), sum(roles.shares)
+        num_stripes = -(-layout.num_elements * max(roles.shares) // (most * total))
+        ends = np.cumsum(roles.shares)
         chunks: list[Chunk] = []
-        for server, shard in enumerate(balanced_ranges(0, layout.num_elements, num_servers)):
-            chunks += [Chunk(len(chunks) + i, server, *r) for i, r in enumerate(chunk_ranges(*shard, most))]
-        if 2 * len(chunks) >= CLOSE_TAG:
+        for stripe, (begin, end) in enumerate(balanced_ranges(0, layout.num_elements, num_stripes)):
+            cuts = [begin, *(begin + (end - begin) * int(part) // total for part in ends)]
+            for server in range(len(roles.servers)):
+                chunks.append(Chunk(len(chunks), stripe, server, cuts[server], cuts[server + 1]))
+        if chunks[-1].pull_tag > (MPI.COMM_WORLD.Get_attr(MPI.TAG_UB) or 32767):
             raise ValueError(f"chunk_bytes {chunk_bytes} makes {len(chunks)} chunks, more than MPI has tags; raise it")
-        return Plan(layout, tuple(chunks), num_servers)
+        return Plan(layout, roles, tuple(chunks))
 
     def of_server(self, server: int) -> list[Chunk]:
         """The chunks that make up one server's shard, in order."""
@@ -84,9 +110,12 @@ class Plan:
 
     @property
     def imbalance(self) -> float:
-        """λ: the largest shard over the mean shard, 1.0 when perfectly balanced."""
-        sizes = [sum(c.end - c.begin for c in self.of_server(s)) for s in range(self.num_servers)]
-        return max(sizes) * self.num_servers / self.layout.num_elements
+        """λ: the most that a server holds over what it should, 1.0 when perfectly balanced."""
+        held = np.zeros(len(self.roles.servers))
+        for chunk in self.chunks:
+            held[chunk.server] += chunk.size
+        shares = np.array(self.roles.shares)
+        return float((held / (self.layout.num_elements * shares / shares.sum())).max())
 
 
 Buffer = np.ndarray
@@ -98,7 +127,5 @@ def message(buffer: Buffer) -> list[object]:
 
 
 def wait_all(requests: Sequence[MPI.Request]) -> None:
-    """Complete all requests, sleeping between looks."""
-    pending = list(requests)
-    while not MPI.Request.Testall(pending):
-        time.sleep(NAP_S)
+    """Complete all requests."""
+    MPI.Request.Waitall(list(requests))

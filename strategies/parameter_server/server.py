@@ -3,25 +3,181 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from mpi4py import MPI
-from torch import Tensor, nn
+from torch import nn
 
-from strategies.base import Group, Options, Strategy, gradient_factor
-from strategies.buffers import FlatLayout, as_bytes
-from strategies.parameter_server.plan import CLOSE_TAG, NAP_S, NORM_TAG, Chunk, Plan, Roles, message, wait_all
+from strategies.base import CommunicationCounters, Group, LossScaler, Options, Strategy, gradient_factor
+from strategies.parameter_server.consistency import Clocks
+from strategies.parameter_server.norm import NormExchange
+from strategies.parameter_server.plan import CLOSE_TAG, Plan, Roles, message, wait_all
+from strategies.parameter_server.progress import Progress
+from strategies.parameter_server.shard import Shard
+
+
+class Server:
+    """The serving half of a rank. Everything but the constructor runs on the thread that runs `progress`.
+
+    Under BSP a chunk is updated with the workers' mean gradient and returned as soon as every worker has
+    pushed it, unless the update needs the norm of the whole gradient. Under ASP and SSP each worker's gradient is
+    an update of its own, a W-th as long, and its answer may be held back until the slowest worker is near.
+    """
+
+    def __init__(
+        self, comm: MPI.Intracomm, roles: Roles, options: Options, progress: Progress, counters: CommunicationCounters
+    ) -> None:
+        self._comm = comm
+        self._roles = roles
+        self._options = options
+        self._progress = progress
+        self._counters = counters
+        self._staleness = options.staleness
+        self.scaler = LossScaler(options.loss_scaling)
+        self.on_norm: Callable[[float], None] = lambda norm: None  # a worker half on the same rank listens
+        self._open = len(roles.workers)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the last worker has closed."""
+        return self._open == 0
+
+    @property
+    def missed(self) -> Counter[int]:
+        """Of all chunks: how many updates had missed how many updates of others."""
+        return sum((clocks.missed for clocks in self._clocks), Counter[int]())
+
+    @property
+    def largest_lead(self) -> int:
+        """How many steps a worker has ever been given weights ahead of the slowest."""
+        return max(clocks.largest_lead for clocks in self._clocks)
+
+    def prepare(self, plan: Plan, optimizer: torch.optim.Optimizer) -> None:
+        """Make the shard, its requests and one receive for worker 0's weights."""
+        workers, options = self._roles.workers, self._options
+        self._chunks = plan.of_server(self._roles.servers.index(self._comm.rank))
+        answers = 1 if self._staleness == 0 else len(workers)
+        self._shard = Shard(plan.layout, self._chunks, optimizer, len(workers), options.wire_dtype, answers)
+        self._clocks = [Clocks(len(workers), self._staleness) for _ in self._chunks]
+        indices = range(len(self._chunks))
+        self._receives = [
+            [self._comm.Recv_init(message(self._shard.pushed(i, w)), rank, self._chunks[i].push_tag)
+             for w, rank in enumerate(workers)] for i in indices
+        ]  # fmt: skip
+        self._sends = [
+            [self._comm.Send_init(message(self._shard.answer(i, w % answers)), rank, self._chunks[i].pull_tag)
+             for w, rank in enumerate(workers)] for i in indices
+        ]  # fmt: skip
+        self._closing = [self._comm.Recv_init(message(np.empty(0, np.uint8)), rank, CLOSE_TAG) for rank in workers]
+        self._initial = [
+            self._comm.Irecv(message(self._shard.weights(i)), workers[0], chunk.push_tag)
+            for i, chunk in enumerate(self._chunks)
+        ]
+        self._norm = NormExchange(self._comm, self._roles, self._progress, self._counters, self._norm_known)
+        self._summed = 0
+
+    def pass_on_weights(self) -> None:
+        """Wait for worker 0's weights, start to send them to the others, and be ready for gradients."""
+        wait_all(self._initial)
+        self._initial = [
+            self._comm.Isend(message(self._shard.weights(i)), rank, chunk.pull_tag)
+            for rank in self._roles.workers[1:] for i, chunk in enumerate(self._chunks)
+        ]  # fmt: skip
+        for index in range(len(self._chunks)):
+            for worker in range(len(self._roles.workers)):
+                self._receive(index, worker)
+        for request in self._closing:
+            request.Start()
+            self._progress.watch(request, self._worker_closed)
+
+    def finish_weights(self) -> None:
+        """Wait until the others have the initial weights."""
+        wait_all(self._initial)
+
+    def _worker_closed(self) -> None:
+        self._open -= 1
+
+    def _receive(self, index: int, worker: int) -> None:
+        request = self._receives[index][worker]
+        request.Start()
+        self._progress.watch(request, lambda: self._pushed(index, worker))
+
+    def _pushed(self, index: int, worker: int) -> None:
+        """Act on a worker's gradient of one chunk."""
+        self._count(self._roles.workers[worker], received=self._shard.pushed(index, worker).nbytes)
+        free = self._clocks[index].push(worker)
+        if self._staleness > 0:
+            self._update_alone(index, worker)
+            self._answer(index, free)
+        elif free:
+            self._shard.sum(index)
+            for each in free:
+                self._receive(index, each)
+            self._summed += 1
+            if not self._options.needs_norm:
+                self._step(index, 1.0)
+                self._answer(index, free)
+            elif self._summed % len(self._chunks) == 0:
+                self._norm.exchange(self._shard.squared_norm())
+
+    def _update_alone(self, index: int, worker: int) -> None:
+        """Apply one worker's gradient."""
+        self._shard.take(index, worker)
+        self._receive(index, worker)
+        self._clocks[index].updated(worker)
+        self._step(index, 1.0)
+
+    def _norm_known(self, total: float) -> None:
+        """Apply one step's gradient now that the norm of the workers' sum is known, or skip it if not finite."""
+        norm = total / (len(self._roles.workers) * self.scaler.scale)
+        finite = math.isfinite(norm)
+        factor = gradient_factor(norm, self._options.clip_norm) / self.scaler.scale if finite else 0.0
+        for index in range(len(self._chunks)):
+            if finite:
+                self._step(index, factor)
+            self._answer(index, range(len(self._roles.workers)))
+        self.scaler.update(finite)
+        self.on_norm(norm)
+
+    def _step(self, index: int, factor: float) -> None:
+        wait_all(self._sends[index] if self._staleness == 0 else [])  # they read the weights; long done
+        self._shard.step(index, factor / len(self._roles.workers))
+
+    def _answer(self, index: int, workers: Sequence[int]) -> None:
+        """Return a chunk to workers, who have all answered to what they were sent before."""
+        for worker in workers:
+            request = self._sends[index][worker]
+            request.Wait()
+            which = 0 if self._staleness == 0 else worker
+            if self._staleness > 0 or worker == 0:
+                self._shard.fill_answer(index, which)
+            self._clocks[index].answered(worker)
+            request.Start()
+            self._count(self._roles.workers[worker], sent=self._shard.answer(index, which).nbytes)
+
+    def _count(self, rank: int, sent: int = 0, received: int = 0) -> None:
+        """Count one message; what a rank hands to itself does not travel."""
+        if rank != self._comm.rank:
+            self._counters.add(sent, received, int(sent > 0), int(received > 0))
+
+    def withdraw(self) -> None:
+        """Take back the receives that no worker will answer any more, and free everything."""
+        receives = [request for requests in self._receives for request in requests]
+        sends = [request for requests in self._sends for request in requests]
+        wait_all(sends)
+        for request in receives:
+            request.Cancel()
+        wait_all(receives)
+        for request in [*receives, *sends, *self._closing]:
+            request.Free()
+        self._norm.finish()
 
 
 class ParameterServer(Strategy):
-    """Holds one shard in fp32: master weights, the sum of the gradients, and the optimizer's state.
-
-    A chunk is updated and returned as soon as every worker has pushed it, unless the update needs the norm
-    of the whole gradient. Sums are in fp32 and in the workers' order, so that equal runs end bitwise equal.
-    """
+    """A rank that only serves."""
 
     is_server = True
 
@@ -29,8 +185,9 @@ class ParameterServer(Strategy):
         super().__init__(group, options)
         self._comm = comm
         self._roles = roles
-        self._server = roles.servers.index(comm.rank)
-        self._needs_norm = options.clip_norm is not None or options.loss_scaling
+        self._progress = Progress()
+        self._server = Server(comm, roles, options, self._progress, self.counters)
+        self.scaler = self._server.scaler
 
     @property
     def num_workers(self) -> int:
@@ -42,161 +199,16 @@ class ParameterServer(Strategy):
 
         Only the shapes of `model` and the settings of `optimizer` count: the model may be on the meta device.
         """
-        layout = FlatLayout.of(model)
-        plan = Plan.make(layout, len(self._roles.servers), self.options.chunk_bytes, self.options.wire_dtype)
-        self._chunks = plan.of_server(self._server)
-        self._first = min((c.begin for c in self._chunks), default=0)
-        size = max((c.end for c in self._chunks), default=0) - self._first
-        self._weights = torch.empty(size)
-        self._gradient = torch.empty(size)
-        self._pushed = torch.empty(self.num_workers, size, dtype=self.options.wire_dtype)
-        fp32 = self.options.wire_dtype == torch.float32
-        self._returned = self._weights if fp32 else torch.empty(size, dtype=self.options.wire_dtype)
-        self._exchange_initial_weights()
-        self._optimizers = [self._chunk_optimizer(optimizer, layout, chunk) for chunk in self._chunks]
-        self._post()
+        plan = Plan.of(model, self._roles, self.options)
+        self._server.prepare(plan, optimizer)
+        self._server.pass_on_weights()
+        self._server.finish_weights()
         return model
-
-    def _exchange_initial_weights(self) -> None:
-        workers = self._roles.workers
-        for chunk in self._chunks:
-            self._comm.Recv(self._bytes(self._weights, chunk), source=workers[0], tag=chunk.push_tag)
-        for worker in workers[1:]:
-            for chunk in self._chunks:
-                self._comm.Send(self._bytes(self._weights, chunk), dest=worker, tag=chunk.pull_tag)
-
-    def _chunk_optimizer(
-        self, optimizer: torch.optim.Optimizer, layout: FlatLayout, chunk: Chunk
-    ) -> torch.optim.Optimizer:
-        """The same optimizer with the same groups, over the pieces of parameters inside one chunk."""
-        pieces = dict(layout.overlapping(chunk.begin, chunk.end))
-        index_of = {parameter: index for index, parameter in enumerate(layout.parameters)}
-        groups = []
-        for group in optimizer.param_groups:
-            ranges = [pieces[index_of[p]] for p in group["params"] if index_of[p] in pieces]
-            if ranges:
-                groups.append({**group, "params": [self._piece(*r) for r in ranges]})
-        return type(optimizer)(groups)  # type: ignore[call-arg]  # every torch.optim class has defaults
-
-    def _piece(self, begin: int, end: int) -> nn.Parameter:
-        span = slice(begin - self._first, end - self._first)
-        piece = nn.Parameter(self._weights[span])
-        piece.grad = self._gradient[span]
-        return piece
-
-    def _post(self) -> None:
-        """Make one receive and one send per worker and chunk, and start all receives."""
-        workers, chunks = self._roles.workers, self._chunks
-        self._receives = [
-            [self._comm.Recv_init(self._bytes(self._pushed[w], c), rank, c.push_tag) for w, rank in enumerate(workers)]
-            for c in chunks
-        ]
-        self._sends = [
-            [self._comm.Send_init(self._bytes(self._returned, c), rank, c.pull_tag) for rank in workers] for c in chunks
-        ]
-        self._closing = [self._comm.Irecv(message(np.empty(0, np.uint8)), rank, CLOSE_TAG) for rank in workers]
-        for requests in self._receives:
-            MPI.Prequest.Startall(requests)
-
-    def _bytes(self, buffer: Tensor, chunk: Chunk) -> list[object]:
-        return message(as_bytes(buffer[self._span(chunk)]))
-
-    def _span(self, chunk: Chunk) -> slice:
-        return slice(chunk.begin - self._first, chunk.end - self._first)
 
     def serve(self) -> None:
         """Aggregate, update and return chunks until the last worker closes."""
-        awaited = [self.num_workers] * len(self._chunks)
-        summed: list[int] = []
-        receives = [request for requests in self._receives for request in requests]
-        while not MPI.Request.Testall(self._closing):
-            arrived = MPI.Request.Testsome(receives)
-            if not arrived:
-                time.sleep(NAP_S)
-                continue
-            for request in arrived:
-                chunk = request // self.num_workers
-                awaited[chunk] -= 1
-                if awaited[chunk] == 0:
-                    awaited[chunk] = self.num_workers
-                    self._aggregate(chunk)
-                    summed.append(chunk)
-            if not self._needs_norm:
-                self._update(summed, 1.0)
-                summed.clear()
-            elif len(summed) == len(self._chunks):
-                self._update_by_norm(summed)
-                summed.clear()
-        self._withdraw(receives)
-
-    def _aggregate(self, index: int) -> None:
-        """Add the workers' gradients of one chunk in fp32, and be ready for the next step's."""
-        span = self._span(self._chunks[index])
-        total = self._gradient[span]
-        total.copy_(self._pushed[0, span])
-        for gradient in self._pushed[1:, span]:
-            total.add_(gradient)
-        self.counters.add(received=self.num_workers * self._pushed[0, span].nbytes, messages_received=self.num_workers)
-        MPI.Prequest.Startall(self._receives[index])
-
-    def _update_by_norm(self, chunks: Sequence[int]) -> None:
-        """Apply one step's gradient once its global norm is known, or skip it where it is not finite."""
-        norm = self._global_norm()
-        finite = math.isfinite(norm)
-        factor = gradient_factor(norm, self.options.clip_norm) / self.scaler.scale if finite else None
-        self._update(chunks, factor)
-        self.scaler.update(finite)
-
-    def _update(self, chunks: Sequence[int], factor: float | None) -> None:
-        """Step each chunk's optimizer with factor × the mean gradient (None: not at all), and return it."""
-        for index in chunks:
-            span = self._span(self._chunks[index])
-            wait_all(self._sends[index])  # the previous step's: long done, every worker has answered to it
-            if factor is not None:
-                self._gradient[span] *= factor / self.num_workers
-                self._optimizers[index].step()
-            if self._returned is not self._weights:
-                self._returned[span] = self._weights[span]
-            MPI.Prequest.Startall(self._sends[index])
-            self.counters.add(sent=self.num_workers * self._returned[span].nbytes, messages_sent=self.num_workers)
-
-    def _global_norm(self) -> float:
-        """Return the L2 norm of the unscaled mean gradient over all servers, and tell every worker.
-
-        The first server adds the squares in the servers' order and answers all. Collective over servers.
-        """
-        square = np.array([float(torch.linalg.vector_norm(self._gradient, dtype=torch.float64)) ** 2])
-        first, *others = self._roles.servers
-        if self._comm.rank != first:
-            self._send(square, first)
-            self._receive(square, first)
-            return float(square[0])
-        for server in others:
-            part = np.zeros(1)
-            self._receive(part, server)
-            square += part
-        norm = np.sqrt(square) / (self.num_workers * self.scaler.scale)
-        for rank in (*others, *self._roles.workers):
-            self._send(norm, rank)
-        return float(norm[0])
-
-    def _send(self, value: np.ndarray, rank: int) -> None:
-        self._comm.Send(message(value.view(np.uint8)), dest=rank, tag=NORM_TAG)
-        self.counters.add(sent=value.nbytes, messages_sent=1)
-
-    def _receive(self, value: np.ndarray, rank: int) -> None:
-        wait_all([self._comm.Irecv(message(value.view(np.uint8)), source=rank, tag=NORM_TAG)])
-        self.counters.add(received=value.nbytes, messages_received=1)
-
-    def _withdraw(self, receives: Sequence[MPI.Prequest]) -> None:
-        """Take back the receives that no worker will answer any more."""
-        sends = [request for requests in self._sends for request in requests]
-        wait_all(sends)
-        for request in receives:
-            request.Cancel()
-        wait_all(receives)
-        for request in [*receives, *sends]:
-            request.Free()
+        self._progress.run(until=lambda: self._server.closed)
+        self._server.withdraw()
 
     def close(self) -> None:
         """Give the communicator back. Collective."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -13,23 +15,33 @@ from mpi4py import MPI
 from torch import Tensor, nn
 
 from strategies.base import Group, Options, Strategy, on_gradient
-from strategies.buffers import FlatLayout, as_bytes, copy_pieces, host_buffer
+from strategies.buffers import as_bytes, host_buffer
+from strategies.parameter_server.outbox import Outbox, sending_order
 from strategies.parameter_server.plan import CLOSE_TAG, NORM_TAG, Chunk, Plan, Roles, message, wait_all
+from strategies.parameter_server.progress import Progress
+from strategies.parameter_server.server import Server
 
 
 class ParameterServerWorker(Strategy):
-    """Trains; its optimizer runs on the servers.
+    """Trains; its optimizer runs on the servers, one of which may share its rank.
 
-    A chunk leaves as soon as backward has produced its last gradient. Receives are always posted before the
-    sends that cause their messages, and all requests are persistent.
+    A chunk leaves as soon as backward has produced its last gradient, and the new weights are taken when the
+    next forward reaches the module that needs them. All messages are moved by a thread that sleeps when it has
+    nothing to do; this one computes.
     """
 
     def __init__(self, group: Group, options: Options, comm: MPI.Intracomm, roles: Roles) -> None:
         super().__init__(group, options)
         self._comm = comm
         self._roles = roles
-        self._needs_norm = options.clip_norm is not None or options.loss_scaling
+        self._progress = Progress()
+        self._server: Server | None = None
+        if comm.rank in roles.servers:
+            self._server = Server(comm, roles, options, self._progress, self.counters)
+            self._server.on_norm = self._norm_known_here
         self._last_pass = True
+        self._said_goodbye = False
+        self._wait_in_forward_s = 0.0
 
     @property
     def num_workers(self) -> int:
@@ -41,66 +53,95 @@ class ParameterServerWorker(Strategy):
         """This rank's place among the workers."""
         return self._roles.workers.index(self._comm.rank)
 
+    @property
+    def wait_in_forward_s(self) -> float:
+        """How long this step's forward has waited for weights, seconds."""
+        return self._wait_in_forward_s
+
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Give the servers worker 0's weights, take them from there, install hooks. Collective."""
-        layout = FlatLayout.of(model)
-        self._plan = Plan.make(layout, len(self._roles.servers), self.options.chunk_bytes, self.options.wire_dtype)
-        self._ranges = layout.ranges()
-        self._parameters = layout.parameters
+        self._plan = Plan.of(model, self._roles, self.options)
+        self._parameters = self._plan.layout.parameters
+        if self._server:
+            self._server.prepare(self._plan, optimizer)
         self._exchange_initial_weights()
         self._allocate(pinned=self._parameters[0].is_cuda)
-        for index, parameter in enumerate(self._parameters):
-            on_gradient(parameter, partial(self._gradient_ready, index))
-        self._watch_gradients(model)
-        self._begin_step()
+        self._keep_books()
+        self._install_hooks(model)
+        self._thread = threading.Thread(target=self._progress.run, args=(self._is_done,), daemon=True)
+        self._thread.start()
         return model
 
     def _exchange_initial_weights(self) -> None:
         """In fp32 whatever the wire dtype: every run starts from exactly the same weights."""
         flat = torch.cat([p.detach().cpu().reshape(-1) for p in self._parameters])
+        send, receive = self._comm.Isend, self._comm.Irecv
+        requests = []
         for chunk in self._plan.chunks:
-            piece = message(as_bytes(flat[chunk.begin : chunk.end]))
-            server = self._roles.servers[chunk.server]
-            if self.worker == 0:
-                self._comm.Send(piece, dest=server, tag=chunk.push_tag)
-            else:
-                self._comm.Recv(piece, source=server, tag=chunk.pull_tag)
+            piece, server = message(as_bytes(flat[chunk.begin : chunk.end])), self._roles.servers[chunk.server]
+            first = self.worker == 0
+            requests.append(send(piece, server, chunk.push_tag) if first else receive(piece, server, chunk.pull_tag))
+        if self._server:
+            self._server.pass_on_weights()
+        wait_all(requests)
+        if self._server:
+            self._server.finish_weights()
         with torch.no_grad():
-            copy_pieces(self._parameters, self._views(flat))
+            for parameter, view in zip(self._parameters, self._views(flat), strict=True):
+                parameter.copy_(view)
 
     def _allocate(self, pinned: bool) -> None:
-        num_elements = self._plan.layout.num_elements
+        """Make buffers and requests, one of each kind for every chunk."""
+        chunks, num_elements = self._plan.chunks, self._plan.layout.num_elements
         self._push_buffer = host_buffer(num_elements, self.options.wire_dtype, pinned)
         self._pull_buffer = host_buffer(num_elements, self.options.wire_dtype, pinned)
-        self._push_views = self._views(self._push_buffer)
-        self._pull_views = self._views(self._pull_buffer)
-        chunks = self._plan.chunks
-        self._pushes = [self._comm.Send_init(*self._end_of(c, self._push_buffer), c.push_tag) for c in chunks]
+        self._push_views, self._pull_views = self._views(self._push_buffer), self._views(self._pull_buffer)
+        self._pushes = [self._push_request(chunk) for chunk in chunks]
         self._pulls = [self._comm.Recv_init(*self._end_of(c, self._pull_buffer), c.pull_tag) for c in chunks]
-        pieces: list[list[int]] = [[] for _ in self._parameters]
-        for chunk in chunks:
-            for index, _ in self._plan.layout.overlapping(chunk.begin, chunk.end):
-                pieces[index].append(chunk.index)
-        self._chunks_of_parameter = pieces
-        self._pieces_of_chunk = [sum(c in p for p in pieces) for c in range(len(chunks))]
-        self._norm = np.zeros(1)
-        server = self._roles.servers[0]
-        self._norm_request = self._comm.Recv_init(message(self._norm.view(np.uint8)), server, NORM_TAG)
+        window = (self.options.window_bytes or math.inf) / self.options.wire_dtype.itemsize
+        places = sending_order(chunks, self.options.schedule, self.worker, len(self._roles.servers))
+        self._outbox = Outbox(chunks, places, window, self._send)
+
+    def _push_request(self, chunk: Chunk) -> MPI.Prequest:
+        """A synchronous send completes when its receiver has taken it: that is what a window can count."""
+        make = self._comm.Send_init if self.options.window_bytes is None else self._comm.Ssend_init
+        request = make(*self._end_of(chunk, self._push_buffer), chunk.push_tag)
+        assert isinstance(request, MPI.Prequest)
+        return request
+
+    def _keep_books(self) -> None:
+        """Know which parameters and chunks overlap, and how far each of them is in a step."""
+        chunks, layout = self._plan.chunks, self._plan.layout
+        self._parameters_of = [[index for index, _ in layout.overlapping(c.begin, c.end)] for c in chunks]
+        self._chunks_of: list[list[int]] = [[] for _ in self._parameters]
+        for chunk, indices in zip(chunks, self._parameters_of, strict=True):
+            for index in indices:
+                self._chunks_of[index].append(chunk.index)
+        self._unready = [len(indices) for indices in self._parameters_of]  # of each chunk: parameters without gradient
+        self._ready = [False] * len(self._parameters)
+        self._unpulled = [0] * len(self._parameters)  # of each parameter: chunks under way
+        self._pulled = [threading.Event() for _ in self._parameters]
+        self._taken = [True] * len(self._parameters)
+        self._chunks_left = len(chunks)
+        self._norm, self._norm_known = 0.0, threading.Event()
 
     def _views(self, flat: Tensor) -> list[Tensor]:
-        pairs = zip(self._parameters, self._ranges, strict=True)
+        pairs = zip(self._parameters, self._plan.layout.ranges(), strict=True)
         return [flat[begin:end].view(parameter.shape) for parameter, (begin, end) in pairs]
 
     def _end_of(self, chunk: Chunk, buffer: Tensor) -> tuple[list[object], int]:
         """The chunk's part of a buffer, and the rank it is exchanged with."""
         return message(as_bytes(buffer[chunk.begin : chunk.end])), self._roles.servers[chunk.server]
 
-    def _begin_step(self) -> None:
-        self._awaited = list(self._pieces_of_chunk)
-        self._ready = [False] * len(self._parameters)
-        MPI.Prequest.Startall(self._pulls)
-        if self._needs_norm:
-            self._norm_request.Start()
+    def _install_hooks(self, model: nn.Module) -> None:
+        index_of = {parameter: index for index, parameter in enumerate(self._parameters)}
+        for parameter, index in index_of.items():
+            on_gradient(parameter, partial(self._gradient_ready, index))
+        for module in model.modules():
+            needed = [index_of[p] for p in module.parameters(recurse=False)]
+            if needed:
+                module.register_forward_pre_hook(partial(self._before_forward, needed))
+        self._watch_gradients(model)
 
     @contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
@@ -109,56 +150,121 @@ class ParameterServerWorker(Strategy):
         yield
 
     def _gradient_ready(self, index: int, parameter: Tensor) -> None:
-        """Copy a finished gradient to the wire buffer and push every chunk it completes."""
+        """Copy a finished gradient to the wire buffer and let every chunk that it completes leave."""
         if not self._last_pass:
             return
+        self._take(index)  # a parameter that no module's forward waited for
         self._push_views[index].copy_(parameter.grad)  # type: ignore[arg-type]  # a hook's gradient is never None
         parameter.grad = None
         self._mark_ready(index)
 
     def _mark_ready(self, index: int) -> None:
-        self._ready[index] = True
-        for chunk in self._chunks_of_parameter[index]:
-            self._awaited[chunk] -= 1
-            if self._awaited[chunk] == 0:
-                self._pushes[chunk].Start()
+        self._ready[index], self._taken[index] = True, False
+        self._pulled[index].clear()
+        self._unpulled[index] = len(self._chunks_of[index])
+        complete = []
+        for chunk in self._chunks_of[index]:
+            self._unready[chunk] -= 1
+            if self._unready[chunk] == 0:
+                complete.append(chunk)
+        if complete:
+            self._progress.post(lambda: self._outbox.add(complete))
 
     def synchronize(self) -> None:
-        """Push zeros for parameters that the loss did not reach, then wait for every push and pull."""
+        """Push zeros for parameters that the loss did not reach; where the norm decides, wait for it."""
         for index, ready in enumerate(self._ready):
             if not ready:
+                self._take(index)
                 self._push_views[index].zero_()
                 self._mark_ready(index)
-        norm = [self._norm_request] if self._needs_norm else []
-        wait_all([*self._pushes, *self._pulls, *norm])
-        self._count()
-        self._communication_ended()
-
-    def _count(self) -> None:
-        """Every chunk went out and came back once in this step."""
-        nbytes = self._push_buffer.nbytes
-        self.counters.add(
-            sent=nbytes, received=nbytes, messages_sent=len(self._pushes), messages_received=len(self._pulls)
-        )
-        if self._needs_norm:
-            self.counters.add(received=self._norm.nbytes, messages_received=1)
+        self._ready = [False] * len(self._parameters)
+        self._unready = [len(indices) for indices in self._parameters_of]
+        if self.options.needs_norm:
+            self._progress.post(self._expect_norm)
+            self._norm_known.wait()
+            self._norm_known.clear()
+            self.scaler.update(math.isfinite(self._norm))
 
     def step(self) -> None:
-        """Take over the weights that the servers updated."""
+        """The servers update, and the next forward takes over their weights."""
+        self._wait_in_forward_s = 0.0
+
+    def _before_forward(self, needed: Sequence[int], *_: object) -> None:
+        for index in needed:
+            self._take(index)
+
+    def _take(self, index: int) -> None:
+        """Take over a parameter's new weights, waiting for them if need be."""
+        if self._taken[index]:
+            return
+        began = time.perf_counter()
+        self._pulled[index].wait()
+        self._wait_in_forward_s += time.perf_counter() - began
         with torch.no_grad():
-            copy_pieces(self._parameters, self._pull_views)
-        if self._needs_norm:
-            self.scaler.update(math.isfinite(self._norm[0]))
-        self._begin_step()
+            self._parameters[index].copy_(self._pull_views[index])
+        self._taken[index] = True
+
+    def settle(self) -> None:
+        """Take over all new weights."""
+        self._before_forward(range(len(self._parameters)))
 
     def close(self) -> None:
-        """Tell every server that this worker is done, and take back the receives that wait. Collective."""
-        for server in self._roles.servers:
-            self._comm.Send(message(np.empty(0, np.uint8)), dest=server, tag=CLOSE_TAG)
-        waiting = [*self._pulls, *([self._norm_request] if self._needs_norm else [])]
-        for request in waiting:
-            request.Cancel()
-        wait_all(waiting)
-        for request in [*self._pushes, *self._pulls, self._norm_request]:
+        """Take the last weights, tell every server that this worker is done, serve until all are. Collective."""
+        self.settle()
+        self._progress.post(self._say_goodbye)
+        self._thread.join()
+        if self._server:
+            self._server.withdraw()
+        for request in [*self._pushes, *self._pulls]:
+            request.Wait()
             request.Free()
         self._comm.Free()
+
+    # From here on: on the thread that runs `progress`.
+
+    def _send(self, chunk: Chunk) -> None:
+        """Push a chunk, ready to receive its answer."""
+        push, pull = self._pushes[chunk.index], self._pulls[chunk.index]
+        push.Wait()  # the last step's: long done, it was answered
+        pull.Start()
+        push.Start()
+        self._progress.watch(pull, lambda: self._chunk_pulled(chunk))
+        if self.options.window_bytes is not None:
+            self._progress.watch(push, lambda: self._outbox.arrived(chunk))
+
+    def _chunk_pulled(self, chunk: Chunk) -> None:
+        """Count a chunk that went out and came back; what a rank hands to itself does not travel."""
+        if self._roles.servers[chunk.server] != self._comm.rank:
+            nbytes = chunk.size * self.options.wire_dtype.itemsize
+            self.counters.add(sent=nbytes, received=nbytes, messages_sent=1, messages_received=1)
+        self._chunks_left -= 1
+        if self._chunks_left == 0:
+            self._chunks_left = len(self._pulls)
+            self._communication_ended()
+        for index in self._parameters_of[chunk.index]:
+            self._unpulled[index] -= 1
+            if self._unpulled[index] == 0:
+                self._pulled[index].set()
+
+    def _expect_norm(self) -> None:
+        """Receive the next step's norm; a server on the same rank receives it for both."""
+        if self._server is None:
+            buffer = np.zeros(1)
+            request = self._comm.Irecv(message(buffer.view(np.uint8)), self._roles.servers[0], NORM_TAG)
+            self._progress.watch(request, lambda: self._norm_arrived(buffer))
+
+    def _norm_arrived(self, buffer: np.ndarray) -> None:
+        self.counters.add(received=buffer.nbytes, messages_received=1)
+        self._norm_known_here(float(buffer[0]))
+
+    def _norm_known_here(self, norm: float) -> None:
+        self._norm = norm
+        self._norm_known.set()
+
+    def _say_goodbye(self) -> None:
+        nothing = message(np.empty(0, np.uint8))
+        wait_all([self._comm.Isend(nothing, server, CLOSE_TAG) for server in self._roles.servers])
+        self._said_goodbye = True
+
+    def _is_done(self) -> bool:
+        return self._said_goodbye and (self._server is None or self._server.closed)

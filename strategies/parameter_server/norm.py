@@ -1,0 +1,73 @@
+"""The L2 norm of a gradient that lies on several servers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from mpi4py import MPI
+
+from strategies.base import CommunicationCounters
+from strategies.parameter_server.plan import NORM_TAG, Roles, message, wait_all
+from strategies.parameter_server.progress import Progress
+
+
+class NormExchange:
+    """Servers send their squares to the first, which adds them in order and tells every other rank once.
+
+    Nobody blocks: the same thread may have a worker's gradients to push meanwhile.
+    """
+
+    def __init__(
+        self, comm: MPI.Intracomm, roles: Roles, progress: Progress, counters: CommunicationCounters,
+        known: Callable[[float], None],
+    ) -> None:  # fmt: skip
+        self._comm = comm
+        self._progress = progress
+        self._counters = counters
+        self._known = known
+        self._first, *self._others = roles.servers
+        self._told = sorted({*roles.servers, *roles.workers} - {self._first})
+        self._squares = np.zeros(len(roles.servers))
+        self._awaited = 0
+        self._sending: list[MPI.Request] = []
+
+    def exchange(self, square: float) -> None:
+        """Contribute this server's square; `known` is called with the norm once all have."""
+        self._squares[0] = square
+        if self._comm.rank != self._first:
+            self._send([self._first])
+            self._receive(0, self._first, lambda: self._known(float(self._squares[0])))
+            return
+        self._awaited = len(self._others)
+        for place, rank in enumerate(self._others, start=1):
+            self._receive(place, rank, self._square_arrived)
+        if not self._others:
+            self._tell()
+
+    def _square_arrived(self) -> None:
+        self._awaited -= 1
+        if self._awaited == 0:
+            self._tell()
+
+    def _tell(self) -> None:
+        norm = math.sqrt(sum(self._squares.tolist()))
+        self._squares[0] = norm
+        self._send(self._told)
+        self._known(norm)
+
+    def _send(self, ranks: list[int]) -> None:
+        self.finish()
+        value = self._squares[:1].copy()
+        self._sending = [self._comm.Isend(message(value.view(np.uint8)), rank, NORM_TAG) for rank in ranks]
+        self._counters.add(sent=len(ranks) * value.nbytes, messages_sent=len(ranks))
+
+    def _receive(self, place: int, rank: int, act: Callable[[], None]) -> None:
+        value = self._squares[place : place + 1]
+        self._progress.watch(self._comm.Irecv(message(value.view(np.uint8)), rank, NORM_TAG), act)
+        self._counters.add(received=value.nbytes, messages_received=1)
+
+    def finish(self) -> None:
+        """Wait until what was sent last has left."""
+        wait_all(self._sending)
