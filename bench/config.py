@@ -285,6 +285,10 @@ class RunConfig(BaseModel):
         given = {name: getattr(self, name) for name in GPTShape.model_fields}
         return PRESETS[self.model].model_copy(update={k: v for k, v in given.items() if v is not None})
 
+    def role(self, rank: int) -> str:
+        """What a rank of this run does: the last ones serve."""
+        return "worker" if rank < self.num_workers else "server"
+
     @property
     def world_size(self) -> int:
         """Ranks in all: workers and dedicated servers."""

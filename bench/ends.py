@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bench.config import RunConfig
 from bench.launch import Outcome
 from bench.records import Status
 
@@ -15,7 +16,8 @@ OUT_OF_MEMORY_SIGNS = ("MemoryError", "out of memory", "can't allocate memory", 
 # What mpirun (--tag-output), horovodrun and srun (--label) put before a rank's output, in the middle of lines too.
 _TAG = re.compile(r"\[(?:\d+,)?(\d+)\]<std(?:out|err)>:|^(\d+): ", flags=re.MULTILINE)
 _KILLED = re.compile(
-    r"process rank (\d+) .*exited on (signal \d+ \(.+?\))|task (\d+): (Killed|Segmentation fault|Aborted)"
+    r"process rank (\d+) with PID \d+ on node\s+(\S+)\s+exited on (signal \d+ \(.+?\))"
+    r"|task (\d+): (Killed|Segmentation fault|Aborted)"
 )
 _FIRST_TO_EXIT = re.compile(r"Process name: (?:\[\[\d+,\d+\],)?(\d+)")
 _FRAME = re.compile(r'^  File "(.+)", line (\d+) in (\S+)', flags=re.MULTILINE)
@@ -23,13 +25,14 @@ _STACK = "(most recent call first):"
 _PROJECT = str(Path(__file__).parent.parent)
 
 
-def diagnose(outcome: Outcome, num_ranks: int) -> tuple[Status, str]:
-    """Name how a launch that ended early ended, and the line that says why, with its rank where one is known."""
+def diagnose(outcome: Outcome, config: RunConfig) -> tuple[Status, str]:
+    """Name how a launch ended that was at this run, and the line that says why, with its rank where one is known."""
+    num_ranks = config.world_size
     said = streams(outcome.output)
     lines = [line for text in said.values() for line in text.splitlines()]
     if outcome.timed_out or any(line.startswith("Timeout (") for line in lines):
         return "timeout", "the deadline passed (timeout_s); " + where_ranks_are(said, num_ranks)
-    reason = _reason(said, "" if outcome.returncode >= 0 else _signalled(-outcome.returncode, num_ranks))
+    reason = _reason(said, config, "" if outcome.returncode >= 0 else _signalled(-outcome.returncode, num_ranks))
     if outcome.oom_kills or any(sign in line for line in lines for sign in OUT_OF_MEMORY_SIGNS):
         return "out_of_memory", reason
     return "failed", f"exit code {outcome.returncode}: {reason}"
@@ -78,12 +81,13 @@ def _signalled(number: int, num_ranks: int) -> str:
     return f"{'rank 0' if num_ranks == 1 else 'the launcher'} was ended by {signal.Signals(number).name}"
 
 
-def _reason(said: dict[int | None, str], signalled: str) -> str:
+def _reason(said: dict[int | None, str], config: RunConfig, signalled: str) -> str:
     """The line that names the cause: a rank's signal, our own words, the last words of the rank that ended first."""
     launcher = said.get(None, "")
     killed = _KILLED.search(launcher)
     if killed:
-        return f"rank {killed[1] or killed[3]} was ended by {killed[2] or killed[4]}"
+        rank, where = int(killed[1] or killed[4]), f" on {killed[2]}" if killed[2] else ""
+        return f"rank {rank} ({config.role(rank)}){where} was ended by {killed[3] or killed[5]}"
     ours = [line for text in said.values() for line in text.splitlines() if "psring: " in line]
     if ours:
         return ours[0].strip()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 from bench.config import AgreedBadInput, BadInput, RunConfig
 from bench.launch import Placement
+from bench.liveness import Heartbeat
 from bench.records import PlannedRun
 from strategies.base import Group, Options, SingleGroup
 
@@ -28,6 +31,10 @@ class MPIGroup:
         self._comm = MPI.COMM_WORLD
         self.rank = self._comm.rank
         self.size = self._comm.size
+
+    def watch(self, silent: Callable[[int, str], None]) -> Heartbeat:
+        """Have every rank call `silent` with the rank and host of its neighbour if that falls silent. Collective."""
+        return Heartbeat(self._comm, silent)
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value in rank order on rank 0, an empty list elsewhere. Collective."""
@@ -97,12 +104,35 @@ def together(group: Group, act: Callable[[], Value]) -> Value:
     return value  # type: ignore[return-value]  # set, or raised
 
 
-def end_everyone(placement: Placement) -> NoReturn:
+@contextmanager
+def watched(group: Group, placement: Placement, config: Callable[[], RunConfig]) -> Iterator[None]:
+    """End the whole launch if a thread of a rank fails, or if a rank does not answer any more. Collective."""
+
+    def failed(arguments: threading.ExceptHookArgs) -> None:
+        end_everyone(placement, config(), arguments.exc_value or RuntimeError("a thread failed"))
+
+    def silent(rank: int, host: str) -> None:
+        _end(placement, f"rank {rank} ({config().role(rank)}) on {host} does not answer any more")
+
+    threading.excepthook = failed
+    heart = group.watch(silent) if isinstance(group, MPIGroup) and group.size > 1 else None
+    try:
+        yield
+    finally:
+        threading.excepthook = threading.__excepthook__
+        if heart:
+            heart.stop()
+
+
+def end_everyone(placement: Placement, config: RunConfig, error: BaseException) -> NoReturn:
     """Say which rank failed and why, then end the whole launch: nobody waits for a rank that is gone."""
-    traceback.print_exc()
-    kind, error = sys.exc_info()[:2]
-    name = kind.__name__ if kind else "error"
-    print(f"psring: rank {placement.rank} on {platform.node()} failed: {name}: {error}", file=sys.stderr, flush=True)
+    traceback.print_exception(error)
+    what = f"rank {placement.rank} ({config.role(placement.rank)}) on {platform.node()}"
+    _end(placement, f"{what} failed: {type(error).__name__}: {error}")
+
+
+def _end(placement: Placement, reason: str) -> NoReturn:
+    print(f"psring: {reason}", file=sys.stderr, flush=True)
     if placement.starts_mpi:
         from mpi4py import MPI
 

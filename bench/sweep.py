@@ -205,4 +205,4 @@ def _launch(
     except BadInput as error:
         return "failed", str(error)
     look()
-    return ends.diagnose(outcome, planned[0].config.world_size)
+    return ends.diagnose(outcome, next(iter(waiting.values()), planned[-1]).config)

@@ -55,17 +55,18 @@ def run(planned: Sequence[PlannedRun], placement: Placement, keep: Callable[[Res
     os.environ.update(mpi_environment(os.environ))
     faulthandler.register(signal.SIGALRM, chain=False)
     set_deadline(planned[0].config.timeout_s)
+    now = planned[0]
     try:
-        options = make_options(planned[0].config)
-        ranks = group.join([run.config.strategy for run in planned], placement, options)
+        ranks = group.join([run.config.strategy for run in planned], placement, make_options(now.config))
         group.agree(ranks, planned)
-        for each in planned:
-            set_deadline(each.config.timeout_s)
-            _run(each, placement, ranks, keep)
+        with group.watched(ranks, placement, lambda: now.config):
+            for now in planned:
+                set_deadline(now.config.timeout_s)
+                _run(now, placement, ranks, keep)
     except BadInput:
         raise
-    except Exception:
-        group.end_everyone(placement)
+    except Exception as error:
+        group.end_everyone(placement, now.config, error)
     finally:
         clear_deadline()
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from bench.config import RunConfig
 from bench.ends import diagnose, streams, where_ranks_are
 from bench.launch import Outcome
 
+THREE = RunConfig(strategy="independent", num_workers=3)
 RULE = "-" * 74 + "\n"
 MPIRUN_KILLED = (
     f"{RULE}Primary job  terminated normally, but 1 process returned\na non-zero exit code.\n{RULE}"
@@ -33,12 +35,16 @@ STACKS = (
     [
         (Outcome(1, False, "psring: rank 1 on n1 failed: MemoryError: "), "out_of_memory", "rank 1 on n1"),
         (Outcome(1, False, "torch.OutOfMemoryError: CUDA out of memory"), "out_of_memory", "CUDA"),
-        (Outcome(137, False, MPIRUN_KILLED, oom_kills=1), "out_of_memory", "rank 1 was ended by signal 9"),
+        (
+            Outcome(137, False, MPIRUN_KILLED, oom_kills=1),
+            "out_of_memory",
+            "rank 1 (worker) on n1 was ended by signal 9",
+        ),
         (Outcome(-15, True, ""), "timeout", "ranks 0, 1, 2 printed no stack"),
         (Outcome(1, False, STACKS), "timeout", "ranks 0, 1 in wait (a.py:11); rank 2 printed no stack"),
-        (Outcome(137, False, MPIRUN_KILLED), "failed", "rank 1 was ended by signal 9 (Killed)"),
+        (Outcome(137, False, MPIRUN_KILLED), "failed", "rank 1 (worker) on n1 was ended by signal 9 (Killed)"),
         (Outcome(3, False, MPIRUN_EXIT), "failed", "exit code 3: rank 1: KeyError: 'x'"),
-        (Outcome(1, False, "srun: error: s0: task 2: Killed\n"), "failed", "rank 2 was ended by Killed"),
+        (Outcome(1, False, "srun: error: s0: task 2: Killed\n"), "failed", "rank 2 (worker) was ended by Killed"),
         (Outcome(255, False, NO_HOST), "failed", "Could not resolve hostname n9"),
         (
             Outcome(1, False, "Traceback\npsring: rank 2 on n1 failed: ValueError: no\n" + RULE),
@@ -51,7 +57,7 @@ STACKS = (
     ],
 )
 def test_every_end_has_its_name_and_its_line(outcome: Outcome, status: str, reason: str) -> None:
-    found, line = diagnose(outcome, num_ranks=3)
+    found, line = diagnose(outcome, THREE)
     assert found == status
     assert reason in line
     assert "\n" not in line
@@ -75,7 +81,7 @@ def test_a_lone_rank_has_no_tag() -> None:
 
 
 def test_a_lone_rank_that_the_kernel_killed_for_memory_is_named() -> None:
-    assert diagnose(Outcome(-9, False, "", oom_kills=1), num_ranks=1) == (
+    assert diagnose(Outcome(-9, False, "", oom_kills=1), RunConfig()) == (
         "out_of_memory",
         "rank 0 was ended by SIGKILL",
     )

@@ -1,0 +1,59 @@
+"""Nobody waits for a rank that is gone: however it goes, the run ends and one line says which rank and why."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import ends, launch
+from bench.config import RunConfig
+from tests.test_errors import no_rank_left
+
+PROGRAM = """
+import os, signal, threading, time
+from bench import group
+from bench.config import RunConfig
+from bench.launch import Placement, die_with_parent
+
+placement = Placement.detect(os.environ)
+config = RunConfig(strategy="parameter_server", num_workers=2, num_servers=1)
+die_with_parent()
+with group.watched(group.MPIGroup(), placement, lambda: config):
+    if placement.rank == 2:
+        {act}
+    time.sleep(60)
+"""
+
+
+@pytest.mark.launcher
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSTOP)", "does not answer any more"),
+        ("threading.Thread(target=lambda: 1 / 0).start()", "failed: ZeroDivisionError: division by zero"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "was ended by signal 9"),
+    ],
+    ids=["stops", "raises", "dies"],
+)
+def test_a_rank_that_is_gone_ends_the_run_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str, said: str
+) -> None:
+    marker = f"PSRING_GONE_{os.getpid()}"
+    monkeypatch.setenv(marker, "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    (tmp_path / "program.py").write_text(PROGRAM.format(act=act))
+    config = RunConfig(strategy="parameter_server", num_workers=2, num_servers=1)
+    argv = launch.command(config, [])
+    argv = [*argv[: argv.index("-m")], str(tmp_path / "program.py")]
+    patience = time.monotonic() + 50
+    outcome = launch.run(argv, tmp_path / "log", lambda: patience)
+    assert not outcome.timed_out
+    status, reason = ends.diagnose(outcome, config)
+    assert status == "failed"
+    assert "rank 2 (server) on " in reason
+    assert said in reason
+    assert "\n" not in reason
+    assert no_rank_left(marker)
