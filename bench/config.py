@@ -105,8 +105,11 @@ class RunConfig(BaseModel):
     placement: Literal["dedicated", "colocated", "mixed"] = "dedicated"
     """Where parameters are served: dedicated (on num_servers ranks of their own), colocated (on every worker's rank,
     an equal shard each), mixed (both, split so that all links carry the same)."""
-    consistency: Literal["bsp"] = "bsp"
-    """Who waits for whom; bsp: every update holds every worker's gradient of the same step."""
+    consistency: Literal["bsp", "asp", "ssp"] = "bsp"
+    """Who waits for whom; bsp: every update holds every worker's gradient of the same step; asp: each worker's gradient
+    is an update of its own (of a W-th the length) and nobody waits; ssp: as asp, within a bound (staleness)."""
+    staleness: int = Field(0, ge=0)
+    """Steps that a worker may be given weights ahead of the slowest (ssp); with 0 ssp is bsp."""
 
     launcher: Literal["none", "mpirun", "horovodrun", "srun"] = "mpirun"
     """What starts the ranks of a sweep; under `psring run` it is found out. One rank alone needs none."""
@@ -216,6 +219,7 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:
         self._has_its_servers()
+        self._keeps_what_it_promises()
         if self.strategy == "local" and self.num_workers != 1:
             raise ValueError("num_workers: local is one worker; for several use independent")
         if self.batch_size % self.gradient_accumulation:
@@ -262,6 +266,21 @@ class RunConfig(BaseModel):
             raise ValueError(f"emulated_optimizer_s: {begun[0]} says it already; leave it out")
         parse_speeds(self.speed_factor, self.num_workers)
         return self
+
+    def _keeps_what_it_promises(self) -> None:
+        if self.consistency != "bsp" and self.strategy != "parameter_server":
+            raise ValueError(f"consistency: {self.consistency} needs a parameter_server; use bsp with {self.strategy}")
+        if self.staleness and self.consistency != "ssp":
+            raise ValueError(f"staleness: only ssp has a bound; leave it out with consistency: {self.consistency}")
+        if not self.synchronous and self.needs_global_norm:
+            raise ValueError(
+                f"consistency: {self.consistency} updates each chunk as it comes and never sees a whole gradient; "
+                "use bsp with clip_norm or precision: fp16"
+            )
+        if not self.synchronous and self.check_equivalence and self.num_workers > 1:
+            raise ValueError(
+                f"check_equivalence: {self.consistency} trains another model by design; compare final_loss, or use bsp"
+            )
 
     def _has_its_servers(self) -> None:
         served = self.strategy == "parameter_server"
@@ -318,6 +337,11 @@ class RunConfig(BaseModel):
     def speeds(self) -> list[float]:
         """Each worker's speed relative to what the times of the layers are."""
         return parse_speeds(self.speed_factor, self.num_workers)
+
+    @property
+    def synchronous(self) -> bool:
+        """Whether every update holds every worker's gradient of the same step."""
+        return self.consistency == "bsp" or (self.consistency == "ssp" and self.staleness == 0)
 
     @property
     def needs_global_norm(self) -> bool:

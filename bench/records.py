@@ -119,6 +119,11 @@ class Summary(BaseModel):
     scale_link: float | None = None
     scale_compute: float | None = None
     allreduce_algorithm: str | None = None
+    shard_imbalance: float | None = None
+    longest_wait_s: float | None = None
+    mean_staleness: float | None = None
+    staleness_histogram: str | None = None
+    largest_lead: int | None = None
     equivalence_error: float | None = None
     equivalence_bound: float | None = None
     worker_cpu_s: float | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,9 @@ class RankReport:
     peak_memory_bytes: int = 0
     checksum: int | None = None  # of the final weights
     evidence: Evidence | None = None  # what the watch on an emulated node saw
+    missed_updates: Counter[int] = field(default_factory=Counter)
+    largest_lead: int = 0
+    shard_imbalance: float | None = None
     overshoots_s: list[float] = field(default_factory=list)  # of the sleeps in measured steps
 
 
@@ -120,6 +124,24 @@ def wire(config: RunConfig, reports: Sequence[RankReport]) -> dict[str, float | 
             column = f"{name}_per_{role}_per_step_wire"
             columns[column] = total / len(seen) / config.total_steps if seen else None
     return columns
+
+
+def serving(reports: Sequence[RankReport]) -> dict[str, float | str | None]:
+    """Return how a parameter server's load was balanced, how stale its gradients were, and who waited longest."""
+    missed = sum((report.missed_updates for report in reports), Counter[int]())
+    updates = missed.total()
+    waits = [
+        _mean([s for s in report.steps if not s.warmup], "exposed_communication_s")
+        for report in reports
+        if report.steps
+    ]
+    return {
+        "shard_imbalance": reports[0].shard_imbalance,
+        "longest_wait_s": max(waits),
+        "mean_staleness": sum(k * n for k, n in missed.items()) / updates if updates else None,
+        "staleness_histogram": " ".join(f"{k}:{n}" for k, n in sorted(missed.items())) or None,
+        "largest_lead": max(report.largest_lead for report in reports) if updates else None,
+    }
 
 
 def volumes(reports: Sequence[RankReport]) -> tuple[list[Volume], list[Volume]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import platform
 import signal
@@ -91,6 +92,7 @@ def make_options(config: RunConfig) -> Options:
     return Options(
         num_servers=config.num_servers,
         placement=config.placement,
+        staleness=math.inf if config.consistency == "asp" else config.staleness,
         schedule=config.schedule,
         window_bytes=config.window_bytes,
         wire_dtype=WIRE_DTYPES[config.wire_dtype],
@@ -190,7 +192,11 @@ def _report(
 ) -> RankReport:  # fmt: skip
     counters = strategy.counters
     per_step = {name: None if n is None else n / config.total_steps for name, n in vars(counters).items()}
+    found = strategy.staleness()
     return RankReport(
+        missed_updates=found.missed,
+        largest_lead=found.largest_lead,
+        shard_imbalance=strategy.shard_imbalance,
         host=platform.node(),
         cores=frozenset(os.sched_getaffinity(0)),
         is_server=strategy.is_server,
@@ -210,6 +216,7 @@ def _numbers(config: RunConfig, reports: list[RankReport], strategy: Strategy, d
         **timing,
         **summary.losses(reports),
         **summary.resources(reports),
+        **summary.serving(reports),
         "num_nodes": len({report.host for report in reports}),
         "num_parameters": config.gpt.num_parameters,
         "mfu": _mfu(config, timing["tokens_per_s"], device),

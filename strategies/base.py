@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -104,6 +105,18 @@ class CommunicationCounters:
         self.bytes_received = _plus(self.bytes_received, received)
         self.messages_sent = _plus(self.messages_sent, messages_sent)
         self.messages_received = _plus(self.messages_received, messages_received)
+
+
+@dataclass
+class Staleness:
+    """What a server's asynchrony has done so far.
+
+    `missed`: how many updates were by a gradient that did not know so many updates of other workers.
+    `largest_lead`: steps by which a worker was ever given weights ahead of the slowest.
+    """
+
+    missed: Counter[int] = field(default_factory=Counter)
+    largest_lead: int = 0
 
 
 def _plus(count: int | None, more: int | None) -> int | None:
@@ -214,6 +227,15 @@ class Strategy(ABC):
     def wait_in_backward_s(self) -> float:
         """Exposed communication that this step's backward() itself waited for, seconds."""
         return 0.0
+
+    @property
+    def shard_imbalance(self) -> float | None:
+        """λ: the most that a server holds over its share, 1.0 when balanced; None without servers."""
+        return None
+
+    def staleness(self) -> Staleness:
+        """How stale gradients have been on this rank's server, if it has one."""
+        return Staleness()
 
     def settle(self) -> None:  # noqa: B027  # most strategies have nothing left to do
         """Let the model hold the weights of all steps so far, which the next forward would bring."""

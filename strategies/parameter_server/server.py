@@ -11,7 +11,15 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from strategies.base import CommunicationCounters, Group, LossScaler, Options, Strategy, gradient_factor
+from strategies.base import (
+    CommunicationCounters,
+    Group,
+    LossScaler,
+    Options,
+    Staleness,
+    Strategy,
+    gradient_factor,
+)
 from strategies.parameter_server.consistency import Clocks
 from strategies.parameter_server.norm import NormExchange
 from strategies.parameter_server.plan import CLOSE_TAG, Plan, Roles, message, wait_all
@@ -45,15 +53,10 @@ class Server:
         """Whether the last worker has closed."""
         return self._open == 0
 
-    @property
-    def missed(self) -> Counter[int]:
-        """Of all chunks: how many updates had missed how many updates of others."""
-        return sum((clocks.missed for clocks in self._clocks), Counter[int]())
-
-    @property
-    def largest_lead(self) -> int:
-        """How many steps a worker has ever been given weights ahead of the slowest."""
-        return max(clocks.largest_lead for clocks in self._clocks)
+    def staleness(self) -> Staleness:
+        """How stale gradients have been, over all chunks."""
+        missed = sum((clocks.missed for clocks in self._clocks), Counter[int]())
+        return Staleness(missed, max(clocks.largest_lead for clocks in self._clocks))
 
     def prepare(self, plan: Plan, optimizer: torch.optim.Optimizer) -> None:
         """Make the shard, its requests and one receive for worker 0's weights."""
@@ -199,11 +202,20 @@ class ParameterServer(Strategy):
 
         Only the shapes of `model` and the settings of `optimizer` count: the model may be on the meta device.
         """
-        plan = Plan.of(model, self._roles, self.options)
-        self._server.prepare(plan, optimizer)
+        self._plan = Plan.of(model, self._roles, self.options)
+        self._server.prepare(self._plan, optimizer)
         self._server.pass_on_weights()
         self._server.finish_weights()
         return model
+
+    @property
+    def shard_imbalance(self) -> float:
+        """λ of the plan."""
+        return self._plan.imbalance
+
+    def staleness(self) -> Staleness:
+        """How stale gradients have been here."""
+        return self._server.staleness()
 
     def serve(self) -> None:
         """Aggregate, update and return chunks until the last worker closes."""

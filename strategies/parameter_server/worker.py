@@ -14,7 +14,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from strategies.base import Group, Options, Strategy, on_gradient
+from strategies.base import Group, Options, Staleness, Strategy, on_gradient
 from strategies.buffers import as_bytes, host_buffer
 from strategies.parameter_server.outbox import Outbox, sending_order
 from strategies.parameter_server.plan import CLOSE_TAG, NORM_TAG, Chunk, Plan, Roles, message, wait_all
@@ -57,6 +57,15 @@ class ParameterServerWorker(Strategy):
     def wait_in_forward_s(self) -> float:
         """How long this step's forward has waited for weights, seconds."""
         return self._wait_in_forward_s
+
+    @property
+    def shard_imbalance(self) -> float:
+        """λ of the plan."""
+        return self._plan.imbalance
+
+    def staleness(self) -> Staleness:
+        """How stale gradients have been on the server of this rank."""
+        return self._server.staleness() if self._server else Staleness()
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Give the servers worker 0's weights, take them from there, install hooks. Collective."""
