@@ -18,6 +18,9 @@ SHORT = ["--steps", 4, "--warmup-steps", 2, "--batch-size", 4, "--block-size", 3
 SGD = ["--optimizer", "sgd", "--learning-rate", 0.1]
 SERVERS_1 = ["--strategy", "parameter_server", "--num-servers", 1]
 SERVERS_2 = ["--strategy", "parameter_server", "--num-servers", 2]
+COLOCATED = ["--strategy", "parameter_server", "--placement", "colocated"]
+MIXED_1 = ["--strategy", "parameter_server", "--placement", "mixed", "--num-servers", 1]
+PRIORITY = ["--schedule", "priority", "--window-bytes", 100_000]
 RING = ["--strategy", "ring_allreduce"]
 DDP = ["--strategy", "ddp"]
 ACCUMULATE_AND_CLIP = ["--gradient-accumulation", 2, "--clip-norm", 0.3]
@@ -47,8 +50,11 @@ def assert_true_run(record: RunRecord) -> None:
             assert abs(counted - predicted) <= padding_bytes(record.config)
     servers_sent = (record.ledger.bytes_sent_per_server_per_step or 0) * record.config.num_servers
     workers_received = (record.ledger.bytes_received_per_worker_per_step or 0) * record.config.num_workers
-    if record.config.num_servers == 1:
+    if record.config.num_servers == 1 and record.config.placement == "dedicated":
         assert servers_sent == workers_received
+    if record.config.strategy == "parameter_server":
+        assert record.summary.shard_imbalance is not None
+        assert 1 <= record.summary.shard_imbalance <= 1.01
 
 
 @pytest.mark.parametrize(
@@ -59,6 +65,11 @@ def assert_true_run(record: RunRecord) -> None:
         (3, [*SERVERS_1, "--wire-dtype", "bf16", "--precision", "fp16"]),
         (4, [*SERVERS_2]),
         (5, [*SERVERS_2, *ACCUMULATE_AND_CLIP, "--wire-dtype", "fp16", "--chunk-bytes", 40_000]),
+        (2, [*COLOCATED, *SGD]),
+        (3, [*COLOCATED, *ACCUMULATE_AND_CLIP, *PRIORITY]),
+        (4, [*MIXED_1, *SGD, "--chunk-bytes", 10_000]),
+        (4, [*SERVERS_1, *SGD, *PRIORITY, "--consistency", "ssp"]),
+        (5, [*COLOCATED, "--wire-dtype", "bf16", "--precision", "fp16"]),
         (2, [*RING, *SGD, *ACCUMULATE_AND_CLIP]),
         (3, [*RING, "--wire-dtype", "fp16", "--precision", "fp16"]),
         (4, [*RING, *SGD]),
