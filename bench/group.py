@@ -32,10 +32,6 @@ class MPIGroup:
         self.rank = self._comm.rank
         self.size = self._comm.size
 
-    def watch(self, silent: Callable[[int, str], None]) -> Heartbeat:
-        """Have every rank call `silent` with the rank and host of its neighbour if that falls silent. Collective."""
-        return Heartbeat(self._comm, silent)
-
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value in rank order on rank 0, an empty list elsewhere. Collective."""
         return self._comm.gather(value) or []
@@ -115,7 +111,7 @@ def watched(group: Group, placement: Placement, config: Callable[[], RunConfig])
         _end(placement, f"rank {rank} ({config().role(rank)}) on {host} does not answer any more")
 
     threading.excepthook = failed
-    heart = group.watch(silent) if isinstance(group, MPIGroup) and group.size > 1 else None
+    heart = Heartbeat(group, silent) if group.size > 1 else None
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "bench.launch": {"bench.config", "bench.emulate.layout"},
     "bench.emulate.layout": {"bench.config"},
     "bench.emulate.nap": set(),
-    "bench.liveness": set(),
+    "bench.liveness": {"strategies.base"},
     "bench.emulate.cluster": {"bench.config", "bench.emulate", "bench.emulate.layout", "bench.emulate.nap"},
     "bench.devices": set(),
     "bench.emulate.durations": {"bench.config", "bench.devices"},

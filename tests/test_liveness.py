@@ -3,14 +3,61 @@
 from __future__ import annotations
 
 import os
+import queue
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from bench import ends, launch
+from bench import ends, launch, liveness
 from bench.config import RunConfig
 from tests.test_errors import no_rank_left
+
+
+class Neighbours:
+    """A rank of a group whose heartbeats live in this process."""
+
+    def __init__(self, rank: int, size: int, addresses: list[object], all_there: threading.Barrier) -> None:
+        self.rank = rank
+        self.size = size
+        self._addresses = addresses
+        self._all_there = all_there
+
+    def gather(self, value: object) -> list[object]:
+        self._addresses[self.rank] = value
+        self._all_there.wait()
+        return self._addresses
+
+    def broadcast(self, value: object) -> object:
+        return self._addresses
+
+    def barrier(self) -> None:
+        self._all_there.wait()
+
+
+def test_only_the_next_rank_accuses_a_silent_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "BEAT_S", 0.05)
+    size, silent_rank = 4, 2
+    addresses, all_there, accused = [None] * size, threading.Barrier(size), queue.Queue[tuple[int, int]]()
+
+    def beat(rank: int) -> liveness.Heartbeat:
+        group = Neighbours(rank, size, addresses, all_there)
+        return liveness.Heartbeat(group, lambda other, host: accused.put((rank, other)))
+
+    with ThreadPoolExecutor(size) as pool:
+        hearts = list(pool.map(beat, range(size)))
+    assert accused.empty()
+    with pytest.raises(queue.Empty):
+        accused.get(timeout=1.0)  # while all beat
+    hearts[silent_rank].stop()
+    assert accused.get(timeout=30) == (silent_rank + 1, silent_rank)
+    with pytest.raises(queue.Empty):
+        accused.get(timeout=1.0)
+    for rank in set(range(size)) - {silent_rank}:
+        hearts[rank].stop()
+
 
 PROGRAM = """
 import os, signal, threading, time

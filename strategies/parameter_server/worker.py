@@ -78,7 +78,6 @@ class ParameterServerWorker(Strategy):
         self._keep_books()
         self._install_hooks(model)
         self._thread = threading.Thread(target=self._progress.run, args=(self._is_done,), daemon=True)
-        self._thread.start()
         return model
 
     def _exchange_initial_weights(self) -> None:
@@ -155,8 +154,14 @@ class ParameterServerWorker(Strategy):
     @contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
         """Only the gradients of a step's last pass are complete, and pushed."""
+        self._start_thread()
         self._last_pass = last
         yield
+
+    def _start_thread(self) -> None:
+        """Not before: until then this thread may be inside MPI on the harness's behalf."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def _gradient_ready(self, index: int, parameter: Tensor) -> None:
         """Copy a finished gradient to the wire buffer and let every chunk that it completes leave."""
@@ -219,6 +224,7 @@ class ParameterServerWorker(Strategy):
 
     def close(self) -> None:
         """Take the last weights, tell every server that this worker is done, serve until all are. Collective."""
+        self._start_thread()
         self.settle()
         self._progress.post(self._say_goodbye)
         self._thread.join()

@@ -1,0 +1,114 @@
+"""Laws of the parameter server at world sizes 2 to 5, wherever it is placed: no launcher, all ranks in one process."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from bench.config import RunConfig
+from bench.equivalence import checksum
+from bench.ledger import padding_bytes, predict
+from strategies.base import Strategy
+from strategies.parameter_server.outbox import Outbox, sending_order
+from strategies.parameter_server.plan import Chunk
+from tests.test_strategies import assert_equivalent, small
+from tests.virtual import final_weights, run_world
+
+WORLDS: dict[str, dict[str, object]] = {
+    "1+1": {"num_workers": 1, "num_servers": 1},
+    "2+1": {"num_workers": 2, "num_servers": 1},
+    "3+2": {"num_workers": 3, "num_servers": 2},
+    "2 colocated": {"num_workers": 2, "placement": "colocated"},
+    "5 colocated": {"num_workers": 5, "placement": "colocated"},
+    "3+1 mixed": {"num_workers": 3, "num_servers": 1, "placement": "mixed"},
+    "2+2 mixed": {"num_workers": 2, "num_servers": 2, "placement": "mixed"},
+}
+KNOBS: dict[str, dict[str, object]] = {
+    "plain": {},
+    "momentum, priority": {"optimizer": "sgd", "schedule": "priority", "window_bytes": 3000},
+    "clipping, accumulation": {"clip_norm": 0.3, "gradient_accumulation": 2, "optimizer": "sgd"},
+    "fp16": {"precision": "fp16", "wire_dtype": "bf16"},
+    "ssp of no staleness": {"consistency": "ssp"},
+}
+
+
+def served(**values: object) -> RunConfig:
+    return small(strategy="parameter_server", chunk_bytes=2048, **values)
+
+
+def counted_per_step(config: RunConfig, strategies: list[Strategy]) -> list[float]:
+    """What the mean worker counted, in the order of Volume's fields."""
+    workers = [vars(strategy.counters).values() for strategy in strategies[: config.num_workers]]
+    return [sum(column) / config.num_workers / config.total_steps for column in zip(*workers, strict=True)]
+
+
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+@pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
+def test_every_world_trains_the_reference_model_and_counts_every_byte(
+    world: dict[str, object], knobs: dict[str, object]
+) -> None:
+    config = served(**world, **knobs)
+    strategies = run_world(config)
+    weights = final_weights(strategies)
+    assert_equivalent(config, weights[0])
+    assert len(weights) == config.num_workers
+    assert len({checksum(each) for each in weights}) == 1
+    predicted = list(vars(predict(config)[0]).values())
+    padding = padding_bytes(config)
+    assert counted_per_step(config, strategies) == pytest.approx(predicted, rel=1e-12, abs=padding)
+
+
+def test_equal_runs_end_bitwise_equal_whoever_is_late() -> None:
+    config = served(num_workers=3, num_servers=2, steps=6)
+
+    def late(worker: int, step: int) -> None:
+        time.sleep(0.01 * ((worker + step) % 3))
+
+    first, second = (final_weights(run_world(config, delay)) for delay in (late, lambda worker, step: None))
+    assert checksum(first[0]) == checksum(second[0])
+
+
+@pytest.mark.parametrize("staleness", [1, 3])
+def test_ssp_never_exceeds_its_bound_whoever_is_late(staleness: int) -> None:
+    config = served(num_workers=3, num_servers=2, steps=12, consistency="ssp", staleness=staleness)
+    strategies = run_world(config, lambda worker, step: time.sleep(0.05 * (worker == 1)))
+    leads = [strategy.staleness().largest_lead for strategy in strategies[config.num_workers :]]
+    assert leads == [staleness] * 2  # reached, and never passed
+    assert all(strategy.losses[-1] < strategy.losses[0] for strategy in strategies[: config.num_workers])
+
+
+def test_asynchronous_training_learns_like_synchronous() -> None:
+    """Beside BSP's loss curve: less steep for stale gradients, never another way."""
+    curves = {}
+    for consistency in ("bsp", "asp"):
+        config = served(num_workers=3, placement="colocated", steps=40, consistency=consistency, learning_rate=3e-3)
+        strategies = run_world(config)
+        curves[consistency] = [sum(s.losses[i] for s in strategies) / 3 for i in range(config.steps)]
+    began, ended = curves["bsp"][0], curves["bsp"][-1]
+    assert abs(curves["asp"][-1] - ended) < 0.2 * (began - ended)
+
+
+def test_a_worker_begins_each_stripe_with_a_server_of_its_own() -> None:
+    chunks = [Chunk(index, index // 4, index % 4, index, index + 1) for index in range(12)]
+    for schedule, first_stripe in (("fifo", 0), ("priority", 2)):
+        begun_with = set()
+        for worker in range(4):
+            places = sending_order(chunks, schedule, worker, 4)
+            assert sorted(places) == list(range(12))
+            first = chunks[places.index(0)]
+            assert first.stripe == first_stripe
+            begun_with.add(first.server)
+        assert begun_with == {0, 1, 2, 3}
+
+
+def test_a_window_lets_what_is_needed_first_overtake() -> None:
+    chunks = [Chunk(index, index, 0, 10 * index, 10 * index + 10) for index in range(5)]
+    left: list[int] = []
+    outbox = Outbox(chunks, sending_order(chunks, "priority", 0, 1), 20, lambda chunk: left.append(chunk.index))
+    outbox.add([0, 1, 2])
+    assert left == [2, 1]
+    outbox.add([4])
+    outbox.arrived(chunks[2])
+    outbox.arrived(chunks[1])
+    assert left == [2, 1, 4, 0]

@@ -1,0 +1,103 @@
+"""Many ranks in one process, each on a thread of its own, with real MPI messages between them: no launcher needed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from mpi4py import MPI
+
+from bench.config import RunConfig
+from bench.data import load
+from bench.equivalence import Weights, snapshot
+from bench.train import build_model, build_optimizer, train
+from bench.worker import make_options
+from strategies.base import SingleGroup, Strategy
+from strategies.parameter_server.plan import Roles
+from strategies.parameter_server.server import ParameterServer
+from strategies.parameter_server.worker import ParameterServerWorker
+
+DEADLINE_S = 60.0
+
+
+class VirtualComm:
+    """A rank of a world inside this process: every message goes to oneself, its tag says from whom and to whom."""
+
+    def __init__(self, comm: MPI.Intracomm, rank: int, size: int) -> None:
+        self._comm = comm
+        self.rank = rank
+        self.size = size
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        call = getattr(self._comm, name)
+        receives = "ecv" in name
+
+        def act(buffer: object, other: int, tag: int = 0) -> Any:
+            source, target = (other, self.rank) if receives else (self.rank, other)
+            return call(buffer, 0, (tag * self.size + source) * self.size + target)
+
+        return act
+
+    def Free(self) -> None:
+        """The others may still need it."""
+
+
+def run_world(config: RunConfig, delay: Callable[[int, int], None] = lambda worker, step: None) -> list[Strategy]:
+    """Run all ranks of a config to their end; workers then have `final`, their last weights."""
+    comm, roles = MPI.COMM_SELF.Dup(), Roles.make(config.placement, config.world_size, config.num_servers)
+    strategies: list[Strategy] = []
+    failures: list[BaseException] = []
+
+    def act(strategy: Strategy) -> None:
+        try:
+            serve(config, strategy) if strategy.is_server else work(config, strategy, delay)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    for rank in range(config.world_size):
+        make: Any = ParameterServerWorker if rank in roles.workers else ParameterServer
+        virtual = VirtualComm(comm, rank, config.world_size)
+        strategies.append(make(SingleGroup(), make_options(config), virtual, roles))
+    threads = [threading.Thread(target=act, args=(strategy,), daemon=True) for strategy in strategies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    assert not failures
+    assert not any(thread.is_alive() for thread in threads), "the ranks wait for each other"
+    comm.Free()
+    return strategies
+
+
+def serve(config: RunConfig, strategy: Strategy) -> None:
+    model = model_on(config, torch.device("meta"))
+    strategy.prepare(model, build_optimizer(config, model))
+    strategy.serve()
+    strategy.close()
+
+
+def work(config: RunConfig, strategy: Any, delay: Callable[[int, int], None]) -> None:
+    model = model_on(config, torch.device("cpu"))
+    module = strategy.prepare(model, build_optimizer(config, model))
+    strategy.losses = []
+    for step in train(config, module, strategy, load(config), torch.device("cpu")):
+        delay(strategy.worker, step.step)
+        strategy.losses.append(step.loss)
+    strategy.close()
+    strategy.final = snapshot(model)
+
+
+_seeding = threading.Lock()  # build_model seeds torch's one generator
+
+
+def model_on(config: RunConfig, device: torch.device) -> Any:
+    with _seeding:
+        return build_model(config, device)
+
+
+def final_weights(strategies: list[Strategy]) -> list[Weights]:
+    """The last weights of each worker."""
+    return [strategy.final for strategy in strategies if hasattr(strategy, "final")]
