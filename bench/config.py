@@ -19,7 +19,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-StrategyName = Literal["local", "independent", "parameter_server", "ring_allreduce", "ddp"]
+StrategyName = Literal["local", "independent", "parameter_server", "ring_allreduce", "mpi_ring", "ddp"]
 Dtype = Literal["fp32", "bf16", "fp16"]
 
 DTYPE_BYTES: dict[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -28,7 +28,7 @@ EMULATION: tuple[str, ...] = (
     "compute_from", "device_model", "device_mfu", "emulated_forward_s", "emulated_backward_s", "emulated_optimizer_s",
     "speed_factor", "compute_cv", "target",
 )  # fmt: skip
-COMMUNICATING: tuple[str, ...] = ("parameter_server", "ring_allreduce", "ddp")
+COMMUNICATING: tuple[str, ...] = ("parameter_server", "ring_allreduce", "mpi_ring", "ddp")
 
 # Training is chaotic: runs that differ by rounding drift apart faster and faster. The equivalence gate stands early.
 GATE_STEPS = 10
@@ -97,7 +97,8 @@ class RunConfig(BaseModel):
 
     strategy: StrategyName = "local"
     """How gradients become one update: local (one worker), independent (workers that never talk: the
-    ceiling), parameter_server, ring_allreduce (Horovod), ddp (PyTorch DistributedDataParallel)."""
+    ceiling), parameter_server, ring_allreduce (Horovod), mpi_ring (the same ring on mpi4py), ddp (PyTorch
+    DistributedDataParallel)."""
     num_workers: int = Field(1, ge=1)
     """Ranks that train. Under a launcher: its world size less num_servers."""
     num_servers: int = Field(0, ge=0)
@@ -204,6 +205,8 @@ class RunConfig(BaseModel):
     whose weights the next forward needs first."""
     window_bytes: int | None = Field(None, ge=1)
     """Most bytes that a worker has on their way to servers, so that priority can overtake; none: no limit."""
+    segment_bytes: int = Field(64 << 10, ge=64)
+    """Largest message of mpi_ring, bytes; a bucket of it has one such message per worker."""
     fusion_threshold_bytes: int = Field(128 << 20, ge=0)
     """Horovod's fusion buffer (HOROVOD_FUSION_THRESHOLD), bytes."""
     cycle_time_s: float = Field(0.001, gt=0)
@@ -235,7 +238,7 @@ class RunConfig(BaseModel):
             raise ValueError("delay and congestion_control belong to emulated nodes; give a link (link: 200mbit)")
         if self.link and (self.hostfile or self.network_interface):
             raise ValueError("link: emulated nodes have their own hosts; leave hostfile and network_interface out")
-        if self.launcher == "horovodrun" and self.strategy in ("parameter_server", "ddp"):
+        if self.launcher == "horovodrun" and self.strategy in ("parameter_server", "mpi_ring", "ddp"):
             raise ValueError(f"launcher: horovodrun cannot start {self.strategy}; use launcher: mpirun")
         if self.launcher == "srun" and (self.hostfile or self.link):
             raise ValueError("launcher: srun starts ranks on the job's own nodes; leave hostfile and link out")

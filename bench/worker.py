@@ -100,6 +100,7 @@ def make_options(config: RunConfig) -> Options:
         clip_norm=config.clip_norm,
         loss_scaling=config.precision == "fp16",
         chunk_bytes=config.chunk_bytes,
+        segment_bytes=config.segment_bytes,
         bucket_bytes=config.bucket_bytes,
         fusion_threshold_bytes=config.fusion_threshold_bytes,
         cycle_time_s=config.cycle_time_s,

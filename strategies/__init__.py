@@ -25,6 +25,10 @@ def create(name: str, group: Group, options: Options) -> Strategy:
         from strategies.ring_allreduce import RingAllreduce
 
         return RingAllreduce(group, options)
+    if name == "mpi_ring":
+        from strategies.mpi_ring import MPIRing
+
+        return MPIRing(group, options)
     if name == "parameter_server":
         from strategies.parameter_server import create_parameter_server
 

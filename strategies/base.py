@@ -70,6 +70,7 @@ class Options:
     clip_norm: float | None = None
     loss_scaling: bool = False
     chunk_bytes: int = 60_000
+    segment_bytes: int = 64 << 10
     bucket_bytes: int = 25 << 20
     fusion_threshold_bytes: int = 128 << 20
     cycle_time_s: float = 0.001

@@ -40,6 +40,39 @@ class FlatLayout:
                 pieces.append((index, (max(first, begin), min(last, end))))
         return pieces
 
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """Each parameter's part of a flat buffer, in its shape, in the order of `parameters`."""
+        return [flat[begin:end].view(p.shape) for p, (begin, end) in zip(self.parameters, self.ranges(), strict=True)]
+
+
+class Readiness:
+    """Which ranges of the flat vector have got all of their gradients in this step."""
+
+    def __init__(self, layout: FlatLayout, ranges: Sequence[Range]) -> None:
+        pieces = [[index for index, _ in layout.overlapping(*span)] for span in ranges]
+        self._num_pieces = [len(parameters) for parameters in pieces]
+        self._ranges_of: list[list[int]] = [[] for _ in layout.parameters]
+        for number, parameters in enumerate(pieces):
+            for index in parameters:
+                self._ranges_of[index].append(number)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a step: no gradient is there."""
+        self._awaited = list(self._num_pieces)
+        self._here = [False] * len(self._ranges_of)
+
+    def complete(self, index: int) -> list[int]:
+        """Note one parameter's gradient, return the ranges that it was the last for."""
+        self._here[index] = True
+        for number in self._ranges_of[index]:
+            self._awaited[number] -= 1
+        return [number for number in self._ranges_of[index] if self._awaited[number] == 0]
+
+    def missing(self) -> list[int]:
+        """The parameters whose gradient has not come."""
+        return [index for index, here in enumerate(self._here) if not here]
+
 
 def balanced_ranges(begin: int, end: int, parts: int) -> list[Range]:
     """Cut [begin, end) into `parts` ranges whose lengths differ by at most one element."""
