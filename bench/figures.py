@@ -29,11 +29,12 @@ NAMES = {
     "independent": "independent workers",
     "parameter_server": "parameter server",
     "ring_allreduce": "ring-allreduce",
+    "mpi_ring": "ring on mpi4py",
     "ddp": "PyTorch DDP",
 }
 COLOURS = {
     "local": INK, "independent": "#8c8c8c", "parameter_server": "#d55e00", "ring_allreduce": "#0072b2",
-    "ddp": "#009e73",
+    "mpi_ring": "#56b4e9", "ddp": "#009e73",
 }  # fmt: skip
 PHASES = {
     "data_s": "#9a9a9a", "forward_s": "#56b4e9", "backward_s": "#e69f00",

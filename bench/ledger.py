@@ -3,7 +3,8 @@
 M is the bytes of one copy of all gradients or parameters on the wire; N allreduce ranks; W workers;
 S servers. Dense push and pull: a worker sends M and receives M, a dedicated server receives and sends
 W·M/S; with a shard on every worker's rank, each rank sends and receives 2(W−1)/W·M. Ring: every rank sends and
-receives 2(N−1)/N·M (Patarasuk and Yuan, 2009).
+receives 2(N−1)/N·M (Patarasuk and Yuan, 2009); exactly so the mean rank, for in 2(N−1) hops every block leaves
+every rank but one twice. Nothing is padded: blocks of one bucket differ by an element.
 """
 
 from __future__ import annotations
@@ -37,12 +38,10 @@ def predict(config: RunConfig) -> tuple[Volume, Volume | None]:
     """Return the closed form for the mean worker and, if there are any, the mean server."""
     if config.strategy == "parameter_server":
         return _push_pull(config)
-    if config.strategy in ("ring_allreduce", "ddp"):
+    if config.strategy in ("ring_allreduce", "mpi_ring", "ddp"):
         n = config.num_workers
         volume = 2 * (n - 1) / n * config.wire_bytes
-        # The fewest messages: all gradients in as few buckets as their size allows.
-        largest = config.bucket_bytes if config.strategy == "ddp" else config.fusion_threshold_bytes
-        messages = 2 * (n - 1) * -(-config.wire_bytes // max(1, largest))
+        messages = 2 * (n - 1) * _count_buckets(config)
         return Volume(volume, volume, messages, messages), None
     return Volume(0, 0, 0, 0), None
 
@@ -71,6 +70,17 @@ def _push_pull(config: RunConfig) -> tuple[Volume, Volume | None]:
     workers = [moved[rank] for rank in range(config.num_workers)]
     servers = [moved[rank] for rank in range(config.num_workers, config.world_size)]
     return _mean_volume(workers), _mean_volume(servers) if servers else None
+
+
+def _count_buckets(config: RunConfig) -> int:
+    """Rings that the gradients are cut into: for a library the fewest that its largest bucket allows."""
+    itemsize = DTYPE_BYTES[config.wire_dtype]
+    largest = {
+        "ring_allreduce": config.fusion_threshold_bytes,
+        "mpi_ring": config.num_workers * max(1, config.segment_bytes // itemsize) * itemsize,
+        "ddp": config.bucket_bytes,
+    }[config.strategy]
+    return -(-config.wire_bytes // max(1, largest))
 
 
 def _mean_volume(of_ranks: Sequence[Moved]) -> Volume:
@@ -138,7 +148,7 @@ def padding_bytes(config: RunConfig) -> int:
     if config.strategy == "parameter_server" and config.placement == "mixed":
         return 2 * config.num_workers * count_stripes(config, max(server_shares(config).values())) * itemsize
     if config.strategy not in ("ring_allreduce", "ddp"):
-        return 0
+        return 0  # our own ring is counted message by message, and its mean rank is exact
     tensors = 4 + 12 * config.gpt.n_layer
     return 2 * (config.num_workers - 1) * itemsize * tensors
 

@@ -34,7 +34,8 @@ HARNESS = frozenset({
 # Knobs a lone process does not have: a `local` baseline may differ in them.
 COMMUNICATION = frozenset({
     "strategy", "num_workers", "num_servers", "consistency", "staleness", "launcher", "network_interface", "wire_dtype",
-    "placement", "chunk_bytes", "schedule", "window_bytes", "fusion_threshold_bytes", "cycle_time_s", "bucket_bytes",
+    "placement", "chunk_bytes", "schedule", "window_bytes", "segment_bytes", "fusion_threshold_bytes", "cycle_time_s",
+    "bucket_bytes",
 })  # fmt: skip
 # What makes workers unlike each other: a `local` baseline is the even worker, and may differ in them.
 UNEVENNESS = frozenset({"speed_factor", "compute_cv"})

@@ -145,7 +145,7 @@ class Ring:
                     self._advance()
                 if self._finished == len(self._buckets):
                     self._finish()
-        except BaseException as error:  # noqa: BLE001  # whoever waits must hear of it
+        except BaseException as error:  # whoever waits must hear of it
             self._done.put(error)
 
     def _start(self, index: int) -> None:

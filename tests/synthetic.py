@@ -7,7 +7,7 @@ from typing import Any
 from bench.config import RunConfig, cross_product
 from bench.records import Ledger, PlannedRun, RunRecord, Status, Summary
 
-RATES = {"local": 1.0, "parameter_server": 0.7, "ring_allreduce": 0.85, "ddp": 0.9}
+RATES = {"local": 1.0, "parameter_server": 0.7, "ring_allreduce": 0.85, "mpi_ring": 0.87, "ddp": 0.9}
 STARTED = "2025-01-01T00:00:00+00:00"
 
 
@@ -55,7 +55,7 @@ def make_summary(config: RunConfig, tokens_per_s: float, final_loss: float) -> S
         optimizer_s=0.05 * compute_s, communication_s=communication_s,
         overlap_fraction=None if alone else 0.25, first_loss=5.5, final_loss=final_loss,
         held_out_loss=final_loss + 0.1,
-        allreduce_algorithm="ring" if config.strategy == "ring_allreduce" else None,
+        allreduce_algorithm="ring" if "ring" in config.strategy else None,
         equivalence_error=None if alone else 2e-7, equivalence_bound=None if alone else 1e-5,
         worker_cpu_s=20 * step_s, worker_peak_memory_bytes=3e8,
     )  # fmt: skip
@@ -68,7 +68,7 @@ def make_ledger(config: RunConfig) -> Ledger:
         of = {"worker": size, "server": workers * size / servers}
         ways = ("sent", "received")
         numbers = {f"bytes_{way}_per_{role}_per_step": of[role] for way in ways for role in of}
-    elif config.strategy in ("ring_allreduce", "ddp"):
+    elif config.strategy in ("ring_allreduce", "mpi_ring", "ddp"):
         ring = 2 * size * (workers - 1) / workers
         numbers = {f"bytes_{way}_per_worker_per_step": ring for way in ("sent", "received")}
     else:

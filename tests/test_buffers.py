@@ -11,7 +11,7 @@ from torch import nn
 
 from bench.config import PRESETS
 from bench.model import GPT
-from strategies.buffers import FlatLayout, as_bytes, balanced_ranges
+from strategies.buffers import FlatLayout, Readiness, as_bytes, balanced_ranges
 from strategies.parameter_server.plan import Plan, Roles
 
 
@@ -77,3 +77,20 @@ def test_bytes_of_every_wire_dtype_are_a_view() -> None:
         assert view.nbytes == 4 * dtype.itemsize
         view[:] = 255
         assert tensor.isnan().all()
+
+
+@given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=8), most=st.integers(1, 60), data=st.data())
+def test_a_range_is_complete_exactly_with_its_last_gradient(sizes: list[int], most: int, data: st.DataObject) -> None:
+    layout = FlatLayout.of(nn.ParameterList(torch.zeros(size) for size in sizes))
+    ranges = balanced_ranges(0, layout.num_elements, -(-layout.num_elements // most))
+    readiness = Readiness(layout, ranges)
+    order = data.draw(st.permutations(range(len(sizes))))
+    for _ in range(2):
+        filled = torch.zeros(layout.num_elements, dtype=torch.bool)
+        complete: list[int] = []
+        for done, index in enumerate(order):
+            assert sorted(readiness.missing()) == sorted(order[done:])
+            layout.views(filled)[index].fill_(True)
+            complete += readiness.complete(index)
+            assert sorted(complete) == [n for n, (begin, end) in enumerate(ranges) if filled[begin:end].all()]
+        readiness.reset()

@@ -36,7 +36,7 @@ def test_every_label_is_explained_to_users(label: str) -> None:
 def test_help_names_every_strategy(psring: Callable[..., object]) -> None:
     ended = psring("run", "--help")
     assert ended.returncode == 0
-    for strategy in ("local", "independent", "parameter_server", "ring_allreduce", "ddp"):
+    for strategy in ("local", "independent", "parameter_server", "ring_allreduce", "mpi_ring", "ddp"):
         assert strategy in ended.stdout
 
 

@@ -65,7 +65,7 @@ MAY_IMPORT = {
     },
 }  # fmt: skip
 HOMES = {
-    "mpi4py": {"bench.group", "strategies.parameter_server"},
+    "mpi4py": {"bench.group", "strategies.parameter_server", "strategies.mpi_ring"},
     "horovod": {"strategies.ring_allreduce"},
     "matplotlib": {"bench.figures"},
 }

@@ -22,6 +22,7 @@ COLOCATED = ["--strategy", "parameter_server", "--placement", "colocated"]
 MIXED_1 = ["--strategy", "parameter_server", "--placement", "mixed", "--num-servers", 1]
 PRIORITY = ["--schedule", "priority", "--window-bytes", 100_000]
 RING = ["--strategy", "ring_allreduce"]
+MPI_RING = ["--strategy", "mpi_ring"]
 DDP = ["--strategy", "ddp"]
 ACCUMULATE_AND_CLIP = ["--gradient-accumulation", 2, "--clip-norm", 0.3]
 
@@ -74,6 +75,10 @@ def assert_true_run(record: RunRecord) -> None:
         (3, [*RING, "--wire-dtype", "fp16", "--precision", "fp16"]),
         (4, [*RING, *SGD]),
         (5, [*RING]),
+        (2, [*MPI_RING, *SGD, *ACCUMULATE_AND_CLIP, "--segment-bytes", 2000]),
+        (3, [*MPI_RING, "--wire-dtype", "fp16", "--precision", "fp16"]),
+        (4, [*MPI_RING, *SGD, *ACCUMULATE_AND_CLIP, "--wire-dtype", "bf16"]),
+        (5, [*MPI_RING, *SGD]),
         (2, [*DDP, *SGD, "--precision", "bf16"]),
         (3, [*DDP, *ACCUMULATE_AND_CLIP, "--wire-dtype", "bf16"]),
     ],

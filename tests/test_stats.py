@@ -229,7 +229,7 @@ def test_knobs_that_vary_are_columns_in_the_order_of_the_config() -> None:
 def test_rows_are_in_reading_order(demo_summary: pd.DataFrame) -> None:
     first = demo_summary[(demo_summary["precision"] == "fp32") & (demo_summary["batch_size"] == 4)]
     assert list(demo_summary["precision"].unique()) == ["fp32", "bf16"]
-    assert list(first["strategy"].unique()) == ["local", "parameter_server", "ring_allreduce", "ddp"]
+    assert list(first["strategy"].unique()) == ["local", "parameter_server", "ring_allreduce", "mpi_ring", "ddp"]
     for _, curve in first.groupby("strategy"):
         assert all(a < b for a, b in pairwise(curve["num_workers"]))
 
