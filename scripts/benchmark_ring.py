@@ -1,0 +1,92 @@
+"""How near our ring comes to its closed form, and how it stands beside Horovod's, on emulated nodes.
+
+    python scripts/benchmark_ring.py --out results/ring [--num-nodes 4 8] [--link 200mbit] [--launches 5] [--steps 8]
+
+A sweep like any other: gpt-mini's gradients (10.9 MB in fp32), communication alone, one worker per node, both rings by
+turns in launches of their own (Horovod's thread goes on talking between steps). Printed: the median step over launches,
+its ratio to 2(N-1)/N*M/B, B being the payload that a link of this rate carries, and the ratio of the two rings, each
+with its 95 % bootstrap interval. Called again with the same folder it prints what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.config import RunConfig, Sweep
+from bench.emulate.layout import PAYLOAD_SHARE, parse_rate
+from bench.records import RunRecord, read
+from bench.stats import Estimate, median_interval, ratio_interval
+from bench.sweep import run_sweep
+
+ARMS = ("mpi_ring", "ring_allreduce")
+TARGET = 1.10
+
+
+def make_sweep(arguments: argparse.Namespace) -> Sweep:
+    """The two rings at every size, communication alone."""
+    knobs = {"segment_bytes": arguments.segment_bytes} if arguments.segment_bytes else {}
+    arms = [{"strategy": name, **(knobs if name == "mpi_ring" else {})} for name in ARMS]
+    return Sweep.model_validate({
+        "defaults": {
+            "model": arguments.model, "compute": "none", "optimizer": "sgd", "wire_dtype": arguments.wire_dtype,
+            "steps": arguments.steps, "warmup_steps": 3, "eval_batches": 0,
+        },
+        "grid": [{**arm, "num_workers": arguments.num_nodes} for arm in arms],
+        "repeats": arguments.launches,
+        "cluster": {"num_nodes": max(arguments.num_nodes), "link": arguments.link},
+    })  # fmt: skip
+
+
+def ideal_s(config: RunConfig) -> float:
+    """2(N-1)/N * M/B, seconds: a ring that always fills its link and needs no time for anything else."""
+    n, goodput = config.num_workers, parse_rate(str(config.link)) * PAYLOAD_SHARE / 8
+    return 2 * (n - 1) / n * config.wire_bytes / goodput
+
+
+def show(records: list[RunRecord], console: Console) -> None:
+    """Print one row per size and ring."""
+    table = Table("nodes", "ring", "n", "step, s", "closed form, s", "ratio", f"at most {TARGET}", "mpi_ring / Horovod")
+    for size in sorted({record.config.num_workers for record in records}):
+        steps: dict[str, list[float]] = {name: [] for name in ARMS}
+        for record in records:
+            if record.config.num_workers == size and record.summary:
+                steps[record.config.strategy].append(record.summary.step_s)
+                ideal = ideal_s(record.config)
+        for name, samples in steps.items():
+            step = median_interval(samples)
+            ratio = Estimate(*(bound / ideal for bound in step))
+            against = text(ratio_interval(samples, steps["ring_allreduce"])) if name == "mpi_ring" else ""
+            verdict = "met" if ratio.value <= TARGET else "MISSED"
+            cells = (size, name, len(samples), text(step), f"{ideal:.4f}", text(ratio), verdict, against)
+            table.add_row(*map(str, cells))
+    console.print(table)
+
+
+def text(estimate: Estimate) -> str:
+    """A value and its interval."""
+    return f"{estimate.value:.3f} ({estimate.low:.3f}-{estimate.high:.3f})"
+
+
+def main() -> None:
+    """Measure what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--num-nodes", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--link", default="200mbit")
+    parser.add_argument("--model", default="gpt-mini")
+    parser.add_argument("--wire-dtype", default="fp32")
+    parser.add_argument("--segment-bytes", type=int)
+    parser.add_argument("--launches", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=8)
+    arguments = parser.parse_args()
+    console = Console(width=140)
+    run_sweep(make_sweep(arguments), "benchmark_ring", arguments.out, console)
+    show([record for record in read(arguments.out) if record.status == "ok"], console)
+
+
+if __name__ == "__main__":
+    main()
