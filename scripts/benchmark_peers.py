@@ -1,0 +1,124 @@
+"""psring's parameter server beside two that people use: torch.distributed.rpc's and Ray's.
+
+    pip install -e '.[peers]'; python scripts/benchmark_peers.py [--compute none] [--launches 5] [--steps 20]
+
+2 workers and 1 server on this machine, gpt-mini (10.9 MB of gradients up, 10.9 MB of weights down), SGD with momentum,
+each update of both workers' gradients. With --compute none gradients are zeros from memory: communication alone. Arms
+run by turns, each launch in fresh processes, so that drift hits all alike; the launch is the sample. The peers are in
+scripts/peers, each as its own documentation writes it. Transports are everybody's default, or, in the arms that say
+so, TCP. Printed: steps/s, and psring's over each peer's, with 95 % bootstrap intervals.
+
+Unfair to the peers: they do not overlap a step's communication with its backward pass; their documentation does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bench import launch
+from bench.config import RunConfig
+from bench.records import read
+from bench.stats import median_interval, ratio_interval
+
+PEERS = Path(__file__).parent / "peers"
+DEADLINE_S = 180.0
+Arm = Callable[[Path], float]  # runs one launch in a scratch folder, returns its median step, seconds
+
+
+def main() -> None:
+    """Measure all arms by turns, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--compute", choices=["none", "real"], default="none")
+    parser.add_argument("--model", default="gpt-mini")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--launches", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
+    asked = parser.parse_args()
+    arms = make_arms(asked)
+    samples: dict[str, list[float]] = {name: [] for name in arms}
+    console = Console(width=130)
+    order = [name for _ in range(asked.launches) for name in arms]
+    for name in track(order, console=console, disable=not console.is_terminal):
+        with tempfile.TemporaryDirectory() as scratch:
+            samples[name].append(arms[name](Path(scratch)))
+        console.print(f"{name}: {1 / samples[name][-1]:.2f} steps/s", highlight=False)
+    show(samples, console)
+
+
+def make_arms(asked: argparse.Namespace) -> dict[str, Arm]:
+    """Every system that takes part, ours first."""
+    common = {
+        "compute": asked.compute, "model": asked.model, "batch_size": asked.batch_size, "steps": asked.steps,
+        "warmup_steps": 5, "eval_batches": 0, "optimizer": "sgd", "num_workers": 2,
+    }  # fmt: skip
+    server = RunConfig.model_validate({**common, "strategy": "parameter_server", "num_servers": 1})
+    return {
+        "psring": partial(run_psring, server, tcp=False),
+        "psring, TCP": partial(run_psring, server, tcp=True),
+        "torch RPC": partial(run_peer, "torch_rpc", server, tcp=False),
+        "torch RPC, TCP": partial(run_peer, "torch_rpc", server, tcp=True),
+        "Ray": partial(run_peer, "ray_actors", server, tcp=False),
+    }
+
+
+def run_psring(config: RunConfig, scratch: Path, tcp: bool) -> float:
+    """One `psring run`."""
+    argv = launch.command(config, ["run", *launch.run_flags(config), "--out", str(scratch / "out")])
+    if tcp:
+        argv = ["tcp,self" if word == "^openib" else word for word in argv]
+    end(argv, scratch / "log")
+    (record,) = read(scratch / "out")
+    assert record.summary is not None, record.reason
+    return record.summary.step_s
+
+
+def run_peer(module: str, config: RunConfig, scratch: Path, tcp: bool) -> float:
+    """One launch of a peer, which prints the times of its steps."""
+    argv = [sys.executable, str(PEERS / f"{module}.py"), "--config", config.model_dump_json()]
+    lines = end(argv + ["--tcp"] * tcp, scratch / "log")
+    (steps,) = (json.loads(line.removeprefix("STEPS ")) for line in lines if line.startswith("STEPS "))
+    return statistics.median(steps)
+
+
+def end(argv: list[str], log: Path) -> list[str]:
+    """Run a command to its end, return what it printed."""
+    deadline = time.monotonic() + DEADLINE_S
+    outcome = launch.run(argv, log, lambda: deadline)
+    if outcome.returncode != 0:
+        raise SystemExit(f"{' '.join(argv[:6])} failed:\n{outcome.tail}")
+    return log.read_text(errors="replace").splitlines()
+
+
+def show(samples: dict[str, list[float]], console: Console) -> None:
+    """Print each system's rate, and ours over it on the same transport."""
+    table = Table("system", "n", "steps/s", "psring over it", "psring over it, both TCP")
+    for name, step_s in samples.items():
+        rate = median_interval(1 / s for s in step_s)
+        ratios = {ours: ratio_interval(step_s, samples[ours]) for ours in ("psring", "psring, TCP")}
+        cells = [
+            "" if name.startswith("psring") or ("TCP" in name) != ("TCP" in ours) else text(*ratio)
+            for ours, ratio in ratios.items()
+        ]
+        table.add_row(name, str(len(step_s)), text(*rate), *cells)
+    console.print(table)
+
+
+def text(value: float, low: float, high: float) -> str:
+    """A value and its interval."""
+    return f"{value:.2f} ({low:.2f}-{high:.2f})"
+
+
+if __name__ == "__main__":
+    main()
