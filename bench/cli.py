@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NoReturn, get_args, get_origin
 
-from bench.config import CLUSTER_VARIABLE, AgreedBadInput, BadInput, DiskFull, RunConfig, nearest, read_sweep
+from bench.config import (
+    CLUSTER_VARIABLE,
+    AgreedBadInput,
+    BadInput,
+    DiskFull,
+    RunConfig,
+    make_config,
+    nearest,
+    read_sweep,
+)
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 OTHERS_WAIT_S = 3.0
@@ -121,6 +130,10 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
 
     text = "nodes and shaped links inside this machine (network namespaces; needs root)"
     _add_cluster_actions(add("cluster", _cluster, text))
+    tune = add("tune", _tune, "find the fastest message size on this network, for --tuned; under mpirun as run is")
+    _add_knobs(tune)
+    tune.add_argument("--num-workers", metavar="VALUE", help="without mpirun: start the ranks for so many workers")
+    tune.add_argument("--out", type=Path, required=True, metavar="FILE.yaml", help="file that --tuned reads")
     add("doctor", _doctor, "what this machine can run, what is missing, and what mends it")
     flags = {
         name: [flag for action in command._actions for flag in action.option_strings]
@@ -238,6 +251,24 @@ def _scale_model(arguments: argparse.Namespace) -> int:
     from bench.environment import cores
 
     print(scale_model(arguments.target, cores()), end="")
+    return 0
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from bench import tune
+    from bench.launch import Placement, complete_config
+
+    placement = Placement.detect(os.environ)
+    given = {"compute": "none", "optimizer": "sgd", **_knobs(arguments)}
+    if placement.launcher == "none":
+        config = make_config({**given, "num_workers": arguments.num_workers or 1}, "tune")
+    elif arguments.num_workers:
+        raise BadInput("tune: --num-workers is the launcher's world less the servers; leave it out")
+    else:
+        config = complete_config(given, placement, _links_here())
+    tune.tune(config, placement, arguments.out, Console())
     return 0
 
 

@@ -213,6 +213,8 @@ class RunConfig(BaseModel):
     """Pause between two rounds of Horovod's negotiation (HOROVOD_CYCLE_TIME), seconds."""
     bucket_bytes: int = Field(25 << 20, ge=1)
     """Largest gradient bucket of ddp, bytes."""
+    tuned: str | None = None
+    """File of `psring tune` whose knobs for this strategy hold where none is given; none: the defaults."""
 
     check_equivalence: bool = False
     """Afterwards, train one process on the concatenated batches and compare the weights after 10 steps."""
@@ -386,10 +388,36 @@ def parse_speeds(text: str | None, num_workers: int) -> list[float]:
 
 def make_config(values: Mapping[str, object], where: str) -> RunConfig:
     """Build a RunConfig from strings or values; BadInput in one line that begins with `where`."""
+    if values.get("tuned"):
+        values = {**_tuned_knobs(values, where), **values}
     try:
         return RunConfig.model_validate(dict(values))
     except ValidationError as error:
         raise BadInput(f"{where}: {first_problem(error, RunConfig.model_fields)}") from None
+
+
+def _tuned_knobs(values: Mapping[str, object], where: str) -> Mapping[str, object]:
+    """The knobs that a file of `psring tune` has for a strategy; strategies that send nothing need none."""
+    path, strategy = str(values["tuned"]), str(values.get("strategy", ""))
+    found = read_tuned(path)
+    if strategy in COMMUNICATING and strategy not in found:
+        raise BadInput(f"{where}: {path} has no {strategy}; psring tune --strategy {strategy} --out {path}")
+    knobs: Mapping[str, object] = found[strategy]["knobs"] if strategy in found else {}
+    return knobs
+
+
+def read_tuned(path: str) -> dict[str, dict[str, Any]]:
+    """Read a file of `psring tune`: an entry per strategy, its `knobs` among what they come from."""
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise BadInput(f"tuned: there is no file {path}; psring tune --out {path} makes it") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"tuned: {path} cannot be read: {' '.join(str(error).split())}") from None
+    entries = content.values() if isinstance(content, dict) else [None]
+    if not all(isinstance(entry, dict) and isinstance(entry.get("knobs"), dict) for entry in entries):
+        raise BadInput(f"tuned: {path} is no file of psring tune; make one: psring tune --out {path}.new")
+    return dict(content)
 
 
 def first_problem(error: ValidationError, known: Iterable[str]) -> str:

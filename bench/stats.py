@@ -29,7 +29,7 @@ SEED = 20_02_1971
 # dimensions beside it say the same, overrides included.
 HARNESS = frozenset({
     "model", "steps", "warmup_steps", "eval_batches", "check_equivalence", "timeout_s", "hostfile",
-    "peak_flops_per_s", "target",
+    "peak_flops_per_s", "target", "tuned",
 })  # fmt: skip
 # Knobs a lone process does not have: a `local` baseline may differ in them.
 COMMUNICATION = frozenset({
