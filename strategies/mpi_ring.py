@@ -166,13 +166,15 @@ class Ring:
 
     def _advance(self) -> None:
         """Take what has come, start what has become ready, sleep if there was neither."""
-        moved = MPI.Request.Testsome(self._awaited) or []
-        for index in moved:
+        arrived = MPI.Request.Testsome(self._awaited) or []
+        for index in arrived:
             self._pass_on(index)
+        idle = not arrived and self._ready.empty()
         while not self._ready.empty():
-            moved.append(self._ready.get())
-            self._start(moved[-1])
-        if moved:
+            ready = self._ready.get()
+            assert ready is not None  # close() comes between two steps
+            self._start(ready)
+        if not idle:
             self._nap_s = SHORTEST_NAP_S
         else:
             time.sleep(self._nap_s)
