@@ -7,6 +7,7 @@ their gradients and get the whole updated model back. Changed: the model, and wh
 from __future__ import annotations
 
 import os
+import socket
 import threading
 
 import payload
@@ -97,6 +98,7 @@ def run(rank: int, config: RunConfig, tcp: bool) -> None:
 
 if __name__ == "__main__":
     asked = payload.arguments()
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
     asked_config = RunConfig.model_validate_json(asked.config)
     mp.spawn(run, args=(asked_config, asked.tcp), nprocs=asked_config.num_workers + 1)
