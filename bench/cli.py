@@ -261,7 +261,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     from bench.launch import Placement, complete_config
 
     placement = Placement.detect(os.environ)
-    given = {"compute": "none", "optimizer": "sgd", **_knobs(arguments)}
+    given = {"compute": "none", **_knobs(arguments)}
     if placement.launcher == "none":
         config = make_config({**given, "num_workers": arguments.num_workers or 1}, "tune")
     elif arguments.num_workers:
