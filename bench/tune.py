@@ -106,7 +106,7 @@ def rounds_here(placement: Placement) -> Round:
 def launched(configs: Sequence[RunConfig], number: int) -> tuple[list[float], float]:
     """A round whose ranks are started for it, as `psring sweep` starts them."""
     began = time.monotonic()
-    sweep = Sweep(grid=[config.model_dump(exclude_defaults=True) for config in configs])
+    sweep = Sweep.model_validate({"grid": [config.model_dump(exclude_defaults=True) for config in configs]})
     with tempfile.TemporaryDirectory() as folder:
         done = run_sweep(sweep, "tune", Path(folder) / f"round-{number}", Console(quiet=True))
     found = {record.config: step_s_of(record) for record in done}

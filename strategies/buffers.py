@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +80,11 @@ def balanced_ranges(begin: int, end: int, parts: int) -> list[Range]:
     length = end - begin
     cuts = [begin + length * i // parts for i in range(parts + 1)]
     return list(itertools.pairwise(cuts))
+
+
+def chunk_ranges(begin: int, end: int, max_elements: int) -> list[Range]:
+    """Cut [begin, end) into the fewest balanced ranges of at most `max_elements`; none if it is empty."""
+    return balanced_ranges(begin, end, -(-(end - begin) // max_elements)) if end > begin else []
 
 
 def as_bytes(tensor: Tensor) -> np.ndarray:
