@@ -112,6 +112,8 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
     )
     _add_knobs(calibrate)
     calibrate.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    text = "two folders, or two strategies of one, cell by cell: B against A, with intervals"
+    _add_comparison(add("compare", _compare, text))
 
     scale = add(
         "scale-model", _scale_model, "print a sweep file that models a larger cluster on this machine's emulated nodes"
@@ -158,6 +160,14 @@ def _add_knobs(command: argparse.ArgumentParser) -> None:
 def _knobs(arguments: argparse.Namespace) -> dict[str, object]:
     """The knobs that were given."""
     return {name: getattr(arguments, name) for name in RUN_FLAGS if getattr(arguments, name) is not None}
+
+
+def _add_comparison(compare: argparse.ArgumentParser) -> None:
+    compare.add_argument("a", metavar="A", help="results folder; with --within, a strategy")
+    compare.add_argument("b", metavar="B", help="results folder; with --within, a strategy")
+    compare.add_argument("--within", type=Path, metavar="DIR", help="results folder whose strategies A and B are")
+    text = "exit with 1 if B is surely slower than A by more than this share in any cell, or lost its numbers"
+    compare.add_argument("--fail-if-slower", metavar="SHARE", help=f"{text}; 5%% or 0.05")
 
 
 def _add_cluster_actions(cluster: argparse.ArgumentParser) -> None:
@@ -337,6 +347,19 @@ def _report(arguments: argparse.Namespace) -> int:
     for path in written:
         print(path)
     return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from bench import compare
+
+    share = None if arguments.fail_if_slower is None else compare.share_of(arguments.fail_if_slower)
+    found = compare.compare(arguments.a, arguments.b, arguments.within)
+    print(compare.as_text(found, arguments.a, arguments.b))
+    slower = found.iloc[:0] if share is None else compare.slower_than(found, share)
+    if len(slower):
+        cells = f"{len(slower)} of {len(found)} cells"
+        print(f"psring: B is slower by more than {arguments.fail_if_slower}, or lost, in {cells}", file=sys.stderr)
+    return EXIT_FAILED if len(slower) else 0
 
 
 def _data(arguments: argparse.Namespace) -> int:

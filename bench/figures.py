@@ -1,16 +1,13 @@
-"""The figures of a report, drawn from a summary table; every Figure stands alone, pyplot is never used.
+"""The figures of a report, drawn from a summary table; every Figure stands alone.
 
-One panel per (precision, batch_size). A strategy has one colour everywhere (Okabe and Ito's palette, safe for
-colour-blind readers); what else varies in the sweep is told apart by line and marker. Bars are the 95 %
-interval over launches; a panel names the labels (oversubscribed, …) that its rows carry.
+One panel per setting (place, precision, batch_size), so that no line joins emulated nodes to one machine. Bars are
+intervals over launches; a panel names the labels (oversubscribed, …) that its rows carry. Only ok cells are drawn.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -18,56 +15,43 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter
 
-from bench.config import COMMUNICATING, GPTShape
-from bench.stats import COMMUNICATION, HARNESS, varying
+from bench.config import COMMUNICATING
+from bench.looks import COLOURS, INK, MARKERS, NAMES, PANEL, PAPER, PHASES, curves, with_looks
+from bench.panels import HEIGHT, WIDTH, Draw, dress, grid, legend, shown_labels, size_axis, title_of
+from bench.stats import PLACES
 
-INK, PAPER = "#1b1b1f", "#ffffff"  # report.py turns these two into the reader's light or dark colours
-NAMES = {
-    "local": "local",
-    "independent": "independent workers",
-    "parameter_server": "parameter server",
-    "ring_allreduce": "ring-allreduce",
-    "mpi_ring": "ring on mpi4py",
-    "ddp": "PyTorch DDP",
-}
-COLOURS = {
-    "local": INK, "independent": "#8c8c8c", "parameter_server": "#d55e00", "ring_allreduce": "#0072b2",
-    "mpi_ring": "#56b4e9", "ddp": "#009e73",
-}  # fmt: skip
-PHASES = {
-    "data_s": "#9a9a9a", "forward_s": "#56b4e9", "backward_s": "#e69f00",
-    "exposed_communication_s": "#cc79a7", "optimizer_s": "#f0e442",
-}  # fmt: skip
-LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
-NOTE_WIDTH = 52  # letters that fit above a panel beside long tick labels
 IDEAL = "ideal: workers × baseline"
-MARKERS = "osD^vPX*"
 KINDS = ("svg", "png", "pdf")
+MAX_BARS = 20  # of the step-time figure, per panel
 DESCRIPTIONS = {
-    "throughput": "Tokens per second against workers; dotted: workers × baseline. Bars: 95 % interval.",
+    "overview": "Left: tokens per second against size; dotted: workers × baseline. Right: tokens per second of the "
+    "ring ÷ those of the parameter server, per size; above 1 the ring is faster. Bars: interval over launches.",
+    "throughput": "Tokens per second against workers; dotted: workers × baseline. Bars: interval over launches.",
     "scaling_efficiency": "Share of ideal weak scaling against workers; hollow: servers count as ranks too.",
-    "communication_volume": "Megabytes sent per step against workers: lines predicted, markers counted.",
+    "strong_scaling": "Speedup against workers with the global batch fixed; dotted: ideal.",
+    "communication_volume": "Megabytes sent per step against workers: lines predicted, markers counted, "
+    "crosses on the wire.",
     "step_time": "Phases of one step as stacked bars; the tick is the whole step of the slowest worker.",
+    "batch_size": "Tokens per second against sequences per worker, by precision, at the most workers.",
+    "loss_against_time": "Training loss against the time since the first step, at the most workers.",
+    "front": "Time against bytes sent by all ranks until the loss that every cell reached; circled: no other cell "
+    "is better in both.",
 }
-PANEL = ["precision", "batch_size"]
+PRECISION_LINES = {"fp32": "-", "bf16": "--", "fp16": ":"}
 STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "psring", "font.size": 9.0}
 
-Curve = tuple[str, dict[str, Any], pd.DataFrame]
-Draw = Callable[[Axes, pd.DataFrame], None]
 
-
-def write_figures(summary: pd.DataFrame, folder: Path) -> list[str]:
-    """Write figures/<name>.svg, .png and .pdf for every figure the summary has numbers for; return names."""
+def write_figures(figures: dict[str, Figure], folder: Path) -> list[str]:
+    """Write figures/<name>.svg, .png and .pdf for every figure; return names."""
     (folder / "figures").mkdir(exist_ok=True)
-    figures = make_figures(summary)
     # No date and no random ids: the same runs give the same files.
     no_date: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {}, "pdf": {"CreationDate": None}}
     with matplotlib.rc_context(STYLE):
         for name, figure in figures.items():
             figure.draw_without_rendering()  # one layout serves all kinds of file
-            figure.set_layout_engine("none")
+            figure.set_layout_engine(None)  # a placeholder would have every file drawn twice
             for kind, metadata in no_date.items():
                 partial = folder / "figures" / f"{name}.{kind}.partial"
                 figure.savefig(partial, format=kind, metadata=metadata, dpi=150)
@@ -75,29 +59,102 @@ def write_figures(summary: pd.DataFrame, folder: Path) -> list[str]:
     return list(figures)
 
 
-def make_figures(summary: pd.DataFrame) -> dict[str, Figure]:
-    """The figures by name; without the ones that no row has numbers for."""
+def make_figures(summary: pd.DataFrame, duels: pd.DataFrame, progress: pd.DataFrame) -> dict[str, Figure]:
+    """The figures by name, in the order of DESCRIPTIONS; without the ones that no row has numbers for.
+
+    `duels` is ring against server per size (`duels.duels`), `progress` the loss against time (`progress.read`).
+    """
     ok = summary[summary["status"] == "ok"]
-    makers = {
-        "throughput": (throughput, "tokens_per_s"),
-        "scaling_efficiency": (scaling_efficiency, "scaling_efficiency"),
-        "communication_volume": (communication_volume, "bytes_sent_per_worker_per_step"),
-        "step_time": (step_time, "step_s"),
+    ok = with_looks(ok.loc[ok["place"].map(PLACES.index).sort_values(kind="stable").index])  # what says most first
+    several = ok[ok["num_workers"] > 1]
+    makers: dict[str, tuple[Callable[[], Figure], pd.Series]] = {
+        "overview": (lambda: overview(ok, duels), ok["tokens_per_s"]),
+        "throughput": (lambda: throughput(ok), ok["tokens_per_s"]),
+        "scaling_efficiency": (lambda: scaling_efficiency(ok), ok["scaling_efficiency"]),
+        "strong_scaling": (lambda: strong_scaling(ok), several["strong_speedup"]),
+        "communication_volume": (lambda: communication_volume(ok), ok["bytes_sent_per_worker_per_step"]),
+        "step_time": (lambda: step_time(ok), ok["step_s"]),
+        "batch_size": (lambda: batch_size(ok), _if_varied(ok)),
+        "loss_against_time": (lambda: loss_against_time(ok, progress), progress["loss"]),
+        "front": (lambda: front(ok), ok["bytes_to_loss"]),
     }
     with matplotlib.rc_context(STYLE):
-        return {name: make(ok) for name, (make, needs) in makers.items() if ok[needs].notna().any()}
+        return {name: make() for name, (make, needed) in makers.items() if needed.notna().any()}
+
+
+def _if_varied(ok: pd.DataFrame) -> pd.Series:
+    """Rates of the communicating cells, if more than one batch size or precision was swept."""
+    varied = len(ok.drop_duplicates(["precision", "batch_size"])) > 1
+    return ok.loc[ok["strategy"].isin(COMMUNICATING) & varied, "tokens_per_s"]
+
+
+def overview(ok: pd.DataFrame, duels: pd.DataFrame) -> Figure:
+    """The answer in one figure: scaling of the most telling setting, and ring ÷ server per size."""
+    setting = main_setting(ok, duels)
+    rows = _only(ok, setting)
+    by_nodes = rows["num_nodes"].nunique() > 1
+    x = "num_nodes" if by_nodes else "num_workers"
+    here = _only(duels, setting) if len(duels) else duels
+    columns = 2 if len(here) else 1
+    figure = Figure(figsize=(WIDTH * columns + 0.4, HEIGHT + 1.2), layout="constrained", facecolor=PAPER)
+    axes = figure.add_subplot(1, columns, 1)
+    _draw_throughput(axes, rows, x)
+    dress(axes, title_of(ok, setting), shown_labels(rows))
+    size_axis(axes, sorted(int(n) for n in rows[x].unique()))
+    axes.set_xlabel("emulated nodes" if by_nodes and setting["place"] == PLACES[1] else x.removeprefix("num_"))
+    axes.set_ylabel("tokens per second")
+    if len(here):
+        _draw_ratio(figure.add_subplot(1, columns, 2), here)
+    legend(figure)
+    return figure
+
+
+def main_setting(ok: pd.DataFrame, duels: pd.DataFrame) -> dict[str, Any]:
+    """Place, precision and batch size that the report opens with: at the first place, the most sizes compared."""
+    table = duels if len(duels) else ok
+    table = table[table["place"] == min(table["place"], key=PLACES.index)]
+    return dict(zip(PANEL, table.groupby(PANEL, sort=False).size().idxmax(), strict=True))
+
+
+def _only(table: pd.DataFrame, setting: dict[str, Any]) -> pd.DataFrame:
+    return table[(table[list(setting)] == list(setting.values())).all(axis=1)]
+
+
+def _draw_ratio(axes: Axes, duels: pd.DataFrame) -> None:
+    """Ring ÷ server against size, a line per kind of equality and, where several were swept, per wire dtype."""
+    axes.axhline(1, color=INK, linestyle=":", linewidth=1)
+    looks: Any = {"workers": {"marker": "o", "linestyle": "-"}, "ranks": {"marker": "s", "linestyle": "--"}}
+    wires = list(duels["wire_dtype"].unique())
+    for (equal, wire), found in duels.groupby(["equal", "wire_dtype"], sort=False):
+        name = f"at equal {equal}" + (f", {wire} wire" if len(wires) > 1 else "")
+        fill = COLOURS["ring_allreduce"] if wires.index(wire) == 0 else PAPER
+        style = {"color": COLOURS["ring_allreduce"], "markerfacecolor": fill, **looks[str(equal)]}
+        _points(axes, found.drop_duplicates("size"), "ratio", "size", label=name, **style)
+    dress(axes, "ring ÷ parameter server")
+    size_axis(axes, sorted({int(n) for n in duels["size"]}))
+    axes.set_ylim(top=max(1.2, axes.get_ylim()[1]))
+    axes.set_xlabel("workers, or ranks")
+    axes.set_ylabel("tokens per second, ring ÷ server")
 
 
 def throughput(ok: pd.DataFrame) -> Figure:
     """Tokens per second against workers, beside n times the baseline."""
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
-        _ideal_throughput(axes, rows)
-        for label, look, curve in curves(ok, rows):
-            _points(axes, curve, "tokens_per_s", label=label, **look)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+        _draw_throughput(axes, rows, "num_workers")
 
-    return _panels(ok, draw, "workers", "tokens per second")
+    return grid(ok, {"tokens per second": draw}, "workers")
+
+
+def _draw_throughput(axes: Axes, rows: pd.DataFrame, x: str) -> None:
+    """A curve per strategy and variant, and a line through n times the rate of each distinct baseline."""
+    workers = rows.groupby(x)["num_workers"].max()
+    rates = sorted({float(rate) for rate in (rows["tokens_per_s"] / rows["speedup"]).dropna().round(6)})
+    for rate in rates:
+        axes.plot(workers.index, rate * workers, color=INK, linestyle=":", linewidth=1, label=IDEAL, zorder=5)
+    for label, look, curve in curves(rows):
+        _points(axes, curve, "tokens_per_s", x, label=label, **look)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
 
 
 def scaling_efficiency(ok: pd.DataFrame) -> Figure:
@@ -105,13 +162,29 @@ def scaling_efficiency(ok: pd.DataFrame) -> Figure:
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
         axes.axhline(1, color=INK, linestyle=":", linewidth=1, label="ideal")
-        for label, look, curve in curves(ok, rows):
+        for label, look, curve in curves(rows):
             _points(axes, curve, "scaling_efficiency", label=label, **look)
             if (curve["num_servers"] > 0).any():
                 hollow = {**look, "markerfacecolor": "none", "linewidth": 0.8, "alpha": 0.75}
                 _points(axes, curve, "scaling_efficiency_per_rank", label=f"{label}, per rank", **hollow)
 
-    return _panels(ok, draw, "workers", "scaling efficiency (1 = ideal)")
+    return grid(ok, {"scaling efficiency (1 = ideal)": draw}, "workers")
+
+
+def strong_scaling(ok: pd.DataFrame) -> Figure:
+    """Speedup against workers, the batch of all workers together fixed."""
+    known = ok[ok["strong_speedup"].notna()]
+    known = known.assign(global_batch_size=known["num_workers"] * known["batch_size"])
+    panel = ["place", "precision", "global_batch_size"]
+    scaled = known.groupby(panel)["num_workers"].transform("nunique") > 1
+
+    def draw(axes: Axes, rows: pd.DataFrame) -> None:
+        workers = np.sort(rows["num_workers"].unique())
+        axes.plot(workers, workers, color=INK, linestyle=":", linewidth=1, label="ideal")
+        for label, look, curve in curves(rows):
+            _points(axes, curve, "strong_speedup", label=label, **look)
+
+    return grid(known[scaled], {"speedup, global batch fixed": draw}, "workers", panel=panel)
 
 
 def communication_volume(ok: pd.DataFrame) -> Figure:
@@ -120,16 +193,18 @@ def communication_volume(ok: pd.DataFrame) -> Figure:
     def draw(axes: Axes, rows: pd.DataFrame, role: str = "worker") -> None:
         column = f"bytes_sent_per_{role}_per_step"
         talking = rows[rows["strategy"].isin(COMMUNICATING)]
-        for label, look, curve in curves(ok, talking):
+        for label, look, curve in curves(talking):
             # Two strategies may send the same: later ones are finer, so that earlier ones show around them.
             weight = len(COMMUNICATING) - COMMUNICATING.index(curve["strategy"].iloc[0])
             line = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 0.2 + 0.9 * weight}
             dot = {"color": look["color"], "marker": look["marker"], "markersize": 2 + 2 * weight}
-            sizes = curve[[column, f"{column}_predicted"]].astype("float64") / 1e6
-            if sizes.notna().any(axis=None):
-                workers = curve["num_workers"]
+            sizes = curve.filter(like=column).astype("float64") / 1e6
+            workers = curve["num_workers"]
+            if sizes[[column, f"{column}_predicted"]].notna().any(axis=None):
                 axes.plot(workers, sizes[f"{column}_predicted"], **line, label=f"{label}, predicted")
                 axes.plot(workers, sizes[column], **dot, linestyle="", label=f"{label}, counted")
+            if f"{column}_wire" in sizes and sizes[f"{column}_wire"].notna().any():
+                axes.plot(workers, sizes[f"{column}_wire"], "x", color=INK, markersize=6, label="on the wire")
 
     def draw_server(axes: Axes, rows: pd.DataFrame) -> None:
         draw(axes, rows, "server")
@@ -137,16 +212,17 @@ def communication_volume(ok: pd.DataFrame) -> Figure:
     sides: dict[str, Draw] = {"MB sent per worker per step": draw}
     if ok["bytes_sent_per_server_per_step_predicted"].notna().any():
         sides["MB sent per server per step"] = draw_server
-    return _grid(ok, sides, "workers")
+    return grid(ok, sides, "workers")
 
 
 def step_time(ok: pd.DataFrame) -> Figure:
     """Where one step's time goes, a bar per cell; the tick is the whole step of the slowest worker."""
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
+        shown = _largest(rows)
         bars = [
             (str(row["num_workers"]) if place else f"{label} · {row['num_workers']}", row)
-            for label, _, curve in curves(ok, rows)
+            for label, _, curve in curves(shown)
             for place, row in enumerate(curve.to_dict("records"))
         ]
         start = np.zeros(len(bars))
@@ -161,146 +237,79 @@ def step_time(ok: pd.DataFrame) -> Figure:
         axes.set_yticks(places, [name for name, _ in bars], fontsize=8)
         axes.invert_yaxis()
         axes.set_xlim(left=0)
+        if len(shown) < len(rows):
+            axes.set_title(f"{len(shown)} of {len(rows)}: most workers", loc="right", fontsize=7.5, color=INK)
 
-    bars_in_panel = int(ok.groupby(PANEL).size().max())
-    return _panels(ok, draw, "ms per step", "strategy · workers", height=1.1 + 0.2 * bars_in_panel)
-
-
-def curves(ok: pd.DataFrame, rows: pd.DataFrame) -> Iterator[Curve]:
-    """The curves of a panel: label, look and rows in order of workers. A curve looks alike in every panel."""
-    fields = ["strategy", "num_servers", *told_apart(ok)]
-    variants: dict[str, Iterator[int]] = {name: itertools.count() for name in NAMES}
-    for key, every in ok.groupby(fields, sort=False, dropna=False):
-        strategy = str(every["strategy"].iloc[0])
-        variant = next(variants[strategy])
-        look = {
-            "color": COLOURS[strategy], "linestyle": LINES[variant % len(LINES)],
-            "marker": MARKERS[(list(NAMES).index(strategy) + 5 * variant) % len(MARKERS)],
-        }  # fmt: skip
-        here = rows.loc[rows.index.intersection(every.index)]
-        if len(here):
-            yield curve_label(dict(zip(fields, key, strict=True))), look, here.sort_values("num_workers")
+    bars_in_panel = min(MAX_BARS, int(ok.groupby(PANEL).size().max()))
+    return grid(ok, {"strategy · workers": draw}, "ms per step", height=1.1 + 0.2 * bars_in_panel)
 
 
-def told_apart(ok: pd.DataFrame) -> list[str]:
-    """Knobs that vary in the sweep and have neither an axis, a panel nor a colour."""
-    shown = {"strategy", "num_workers", "num_servers", *PANEL}
-    talking = varying(ok[ok["strategy"].isin(COMMUNICATING)])
-    fields = [field for field in varying(ok) if field not in shown | (HARNESS - {"model"})]
-    fields = [field for field in fields if field not in COMMUNICATION or field in talking]
-    shape = [name for name in GPTShape.model_fields if name in ok]
-    if ok.groupby("model")[shape].nunique().le(1).all(axis=None):  # the model's name says it all
-        fields = [field for field in fields if field not in shape]
-    return fields
+def _largest(rows: pd.DataFrame) -> pd.DataFrame:
+    """The cells of the most workers, at most MAX_BARS, in their order."""
+    if len(rows) <= MAX_BARS:
+        return rows
+    return rows.sort_values("num_workers", ascending=False, kind="stable").iloc[:MAX_BARS].sort_index()
 
 
-def curve_label(values: dict[str, Any]) -> str:
-    """'parameter server, 2 servers, fp16 wire': what makes this curve another one."""
-    words = [NAMES[values["strategy"]]]
-    if values["num_servers"]:
-        words.append(f"{values['num_servers']} server" + "s" * (values["num_servers"] > 1))
-    for field, value in values.items():
-        if field in COMMUNICATION and values["strategy"] not in COMMUNICATING:
-            continue  # such a knob says nothing of a strategy that sends nothing
-        if field == "wire_dtype":
-            words.append(f"{value} wire")
-        elif field in ("launcher", "model"):
-            words.append(str(value))
-        elif field not in ("strategy", "num_servers"):
-            words.append(f"{field} {value}")
-    return ", ".join(words)
+def batch_size(ok: pd.DataFrame) -> Figure:
+    """Tokens per second against sequences per worker, a panel per strategy and a colour per precision."""
+    most = ok[ok["num_workers"] == ok.groupby("place")["num_workers"].transform("max")]
+    most = most[most["strategy"].isin(COMMUNICATING)]
+
+    def draw(axes: Axes, rows: pd.DataFrame) -> None:
+        for label, look, curve in curves(rows):
+            for precision, line in curve.groupby("precision", sort=False):
+                style = {**look, "linestyle": PRECISION_LINES[str(precision)]}
+                _points(axes, line, "tokens_per_s", "batch_size", label=f"{label}, {precision}", **style)
+        size_axis(axes, sorted(int(n) for n in ok["batch_size"].unique()))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+
+    return grid(most, {"tokens per second": draw}, "sequences per worker", panel=["place", "strategy"])
 
 
-def _points(axes: Axes, curve: pd.DataFrame, column: str, **look: Any) -> None:
-    """Medians with their intervals; a point of one launch has no bar."""
-    middle = curve[column].astype("float64")
-    low, high = (curve[f"{column}_{end}"].astype("float64") for end in ("low", "high"))
+def loss_against_time(ok: pd.DataFrame, progress: pd.DataFrame) -> Figure:
+    """Training loss against time, a line per curve at its most workers: medians over launches, step by step."""
+    lines = progress.groupby(["cell", "step"])[["elapsed_s", "loss"]].median()
+    ok = ok[ok["cell"].isin(lines.index.get_level_values("cell"))]
+
+    def draw(axes: Axes, rows: pd.DataFrame) -> None:
+        for label, look, curve in curves(rows):
+            row = curve.iloc[-1]
+            line = lines.loc[row["cell"]]
+            style = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 1.4}
+            axes.plot(line["elapsed_s"], line["loss"], label=f"{label} · {row['num_workers']}", **style)
+        axes.set_xlim(left=0)
+
+    return grid(ok, {"training loss, nats per token": draw}, "seconds since the first step")
+
+
+def front(ok: pd.DataFrame) -> Figure:
+    """Time against bytes until the same loss; who is not circled is beaten in both by somebody."""
+    known = ok.dropna(subset=["time_to_loss_s", "bytes_to_loss"])
+
+    def draw(axes: Axes, rows: pd.DataFrame) -> None:
+        for strategy, cells in rows.groupby("strategy", sort=False):
+            style: Any = {"color": COLOURS[str(strategy)], "marker": MARKERS[list(NAMES).index(str(strategy))]}
+            megabytes = cells["bytes_to_loss"] / 1e6
+            axes.plot(megabytes, cells["time_to_loss_s"], linestyle="", label=NAMES[str(strategy)], **style)
+        best = rows[rows["on_front"]]
+        circle: Any = {"color": INK, "markersize": 13, "markerfacecolor": "none", "label": "on the front"}
+        axes.plot(best["bytes_to_loss"] / 1e6, best["time_to_loss_s"], "o", **circle)
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xlim(left=-0.1)
+        axes.set_ylim(bottom=0)
+
+    panel = ["place", "target_loss"]
+    return grid(known, {"seconds to the loss": draw}, "MB sent by all ranks to the loss", panel=panel)
+
+
+def _points(axes: Axes, curve: pd.DataFrame, column: str, x: str = "num_workers", **look: Any) -> None:
+    """Medians joined by lines, and their intervals as bars; a point of one launch has no bar."""
+    curve = curve.sort_values(x)
+    middle, low, high = (curve[f"{column}{end}"].astype("float64") for end in ("", "_low", "_high"))
     if middle.notna().any():
-        bars = np.nan_to_num(np.vstack([middle - low, high - middle]))
-        axes.errorbar(curve["num_workers"], middle, yerr=bars, capsize=3, markersize=5, elinewidth=1, **look)
-
-
-def _ideal_throughput(axes: Axes, rows: pd.DataFrame) -> None:
-    """A line through n times the rate of each distinct baseline."""
-    rates = sorted({float(rate) for rate in (rows["tokens_per_s"] / rows["speedup"]).dropna().round(6)})
-    workers = np.array(sorted(rows["num_workers"].unique()))
-    for rate in rates:
-        axes.plot(workers, rate * workers, color=INK, linestyle=":", linewidth=1, label=IDEAL, zorder=5)
-
-
-def _panels(ok: pd.DataFrame, draw: Draw, x: str, y: str, height: float = 3.0) -> Figure:
-    """A figure of one panel per (precision, batch_size)."""
-    return _grid(ok, {y: draw}, x, height)
-
-
-def _grid(ok: pd.DataFrame, sides: dict[str, Draw], x: str, height: float = 3.0) -> Figure:
-    """A figure of panels in two columns, every panel drawn once per side, with one legend below."""
-    panels = [(key, rows, side) for key, rows in ok.groupby(PANEL, sort=False) for side in sides]
-    columns = min(2, len(panels))
-    lines = -(-len(panels) // columns)
-    size = (4.8 * columns + 0.4, height * lines + 1.0)
-    figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
-    for number, ((precision, batch_size), rows, side) in enumerate(panels, start=1):
-        axes = figure.add_subplot(lines, columns, number)
-        sides[side](axes, rows)
-        _dress(axes, f"{precision}, {batch_size} sequences per worker", fill(shown_labels(rows), NOTE_WIDTH))
-        axes.set_xlabel(x)
-        axes.set_ylabel(side)
-        if x == "workers":
-            _worker_axis(axes, sorted(int(n) for n in ok["num_workers"].unique()))
-    _legend(figure)
-    return figure
-
-
-def _dress(axes: Axes, title: str, labels: str) -> None:
-    axes.set_title(title, loc="left", fontsize=9.5, fontweight="bold", color=INK, pad=6 + 10 * len(labels.splitlines()))
-    if labels:
-        axes.text(0, 1.02, labels, transform=axes.transAxes, fontsize=7.5, style="italic", color=INK)
-    axes.set_facecolor(PAPER)
-    axes.grid(axis="both", color="#8c8c8c", alpha=0.25, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    for spine in axes.spines.values():
-        spine.set_color(INK)
-    axes.tick_params(colors=INK)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
-
-
-def shown_labels(rows: pd.DataFrame) -> str:
-    """'loopback; oversubscribed at 4 workers': the labels of the rows that communicate, and where, unless on all."""
-    talking = rows[rows["strategy"].isin(COMMUNICATING)]
-    of_row = (talking if len(talking) else rows)["labels"].str.split()
-    words = []
-    for label in sorted(set(of_row.explode().dropna())):
-        where = of_row.map(lambda labels, label=label: label in labels)
-        workers = ", ".join(str(n) for n in sorted(rows.loc[where.index[where], "num_workers"].unique()))
-        words.append(label.replace("_", " ") + ("" if where.all() else f" at {workers} workers"))
-    return "; ".join(words)
-
-
-def _worker_axis(axes: Axes, workers: list[int]) -> None:
-    """Whole workers as ticks, doublings evenly spaced when the range is wide; the other axis from zero."""
-    if workers[-1] / workers[0] > 4:
-        axes.set_xscale("log", base=2)
-        axes.set_xlim(workers[0] / 1.2, workers[-1] * 1.2)
-    else:
-        margin = 0.06 * (workers[-1] - workers[0]) or 0.5
-        axes.set_xlim(workers[0] - margin, workers[-1] + margin)
-    axes.xaxis.set_major_locator(FixedLocator(workers))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:.0f}"))
-    axes.set_ylim(bottom=0, top=axes.get_ylim()[1] * 1.05)
-
-
-def _legend(figure: Figure) -> None:
-    """One legend for all panels, every label once."""
-    entries: dict[str, Any] = {}
-    for axes in figure.axes:
-        handles, labels = axes.get_legend_handles_labels()
-        entries |= dict(zip(labels, handles, strict=True))
-    if entries:
-        figure.legend(
-            list(entries.values()), list(entries), loc="outside lower center",
-            ncols=2 if max(map(len, entries)) > 40 else 3, frameon=False, labelcolor=INK, fontsize=8,
-        )  # fmt: skip
+        places = curve[x].astype("float64")
+        axes.plot(places, middle, markersize=5, **look)
+        known = low.notna()
+        faint = {"color": look["color"], "linewidth": 1, "alpha": look.get("alpha", 1)}
+        axes.vlines(places[known], low[known], high[known], **faint)

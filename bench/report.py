@@ -1,4 +1,4 @@
-"""report.html, report.md, summary.csv and the figures of a results folder, rebuilt from runs.jsonl alone.
+"""report.html, report.md, tables and figures of a results folder, rebuilt from runs.jsonl and steps/ alone.
 
 The same runs give the same files, byte for byte: no clock, no random id, no network. Every number in them
 comes from the summary table; the templates hold none.
@@ -8,29 +8,39 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import jinja2
+import pandas as pd
 
-from bench import answer, figures, records, stats, tables
-from bench.config import BadInput
+from bench import answer, duels, figures, progress, records, sections, stats, tables
+from bench.config import BadInput, RunConfig
+from bench.launch import run_flags
+from bench.looks import INK, PAPER
+from bench.records import RunRecord
 
 TEMPLATES = Path(__file__).with_name("templates")
 
 
 def write_report(folder: Path, *, allow_mixed: bool = False) -> list[Path]:
-    """Write runs.csv, summary.csv, figures/, report.html and report.md into a results folder; their paths.
+    """Write the tables, figures/, report.html and report.md into a results folder; their paths.
 
     BadInput without runs, or when they come from different environments and allow_mixed is not given.
     """
-    runs = records.frame(records.read(folder))
+    kept = records.read(folder)
+    runs = records.frame(kept)
+    lines = progress.read(folder, runs) if len(runs) else runs
     summary = stats.summarize(runs, allow_mixed=allow_mixed)
-    drawn = figures.write_figures(summary, folder)
+    summary = progress.add_progress(summary, runs, lines)
+    compared = duels.duels(runs)
+    drawn = figures.write_figures(figures.make_figures(summary, compared, lines), folder)
     context = {
         "name": folder.resolve().name,
-        "answer": answer.answer(runs, summary),
+        "answer": answer.answer(compared, summary),
         "facts": answer.facts(runs, summary),
-        "sections": tables.sections(summary, drawn),
+        "sections": sections.sections(summary, duels.precision_effects(runs), drawn),
+        "drawn": drawn,
         "method": answer.method(),
         "descriptions": figures.DESCRIPTIONS,
         "environment": read_environment(folder / "environment.json"),
@@ -40,13 +50,36 @@ def write_report(folder: Path, *, allow_mixed: bool = False) -> list[Path]:
     texts = {
         "runs.csv": runs.to_csv(index=False),
         "summary.csv": summary.to_csv(index=False),
-        "report.html": render("report.html.j2", pictures=pictures, **context),
+        "report.html": render("report.html.j2", pictures=pictures, commands=commands(kept), **context),
         "report.md": render("report.md.j2", **context),
     }
     for name, text in texts.items():
         records.write_whole(folder / name, text)
+    write_parquet({"runs.parquet": runs, "summary.parquet": summary}, folder)
     images = [f"figures/{name}.{kind}" for name in drawn for kind in figures.KINDS]
-    return [folder / name for name in (*texts, *images)]
+    return [folder / name for name in (*texts, "runs.parquet", "summary.parquet", *images)]
+
+
+def write_parquet(frames: dict[str, pd.DataFrame], folder: Path) -> None:
+    """The tables once more for others' tools, each replaced in one move."""
+    for name, frame in frames.items():
+        partial = folder / f"{name}.partial"
+        frame.convert_dtypes().to_parquet(partial, index=False)
+        partial.replace(folder / name)
+
+
+def commands(kept: list[RunRecord]) -> tables.Table:
+    """How to run each cell by hand: the launcher, then every knob that is not its default."""
+    configs = {record.cell: record.config for record in kept}
+    rows = [[cell, command(config)] for cell, config in configs.items()]
+    return tables.Table("By hand, cell by cell", ["cell", "command"], rows)
+
+
+def command(config: RunConfig) -> str:
+    """One line for a shell; add the hosts and the network of your own cluster."""
+    launchers = {"mpirun": "mpirun --bind-to none -n", "horovodrun": "horovodrun --gloo -np"}
+    prefix = f"{launchers.get(config.launcher, config.launcher)} {config.world_size} " if config.world_size > 1 else ""
+    return prefix + shlex.join(["psring", "run", *run_flags(config)])
 
 
 def render(template: str, **context: object) -> str:
@@ -69,7 +102,7 @@ def inline_svg(text: str, prefix: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
-    text = text.replace(figures.INK, "currentColor").replace(figures.PAPER, "none")
+    text = text.replace(INK, "currentColor").replace(PAPER, "none")
     return text.replace("<svg", f'<svg role="img" aria-label="{figures.DESCRIPTIONS[prefix]}"', 1)
 
 

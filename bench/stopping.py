@@ -55,7 +55,7 @@ def imprecise(found: Iterable[RunRecord], target: float) -> set[str]:
 
     `target` is the half width of the 95 % interval relative to the median.
     """
-    from bench.stats import median_interval  # here, so that a sweep without a target does not wait for pandas
+    from bench.intervals import median_interval  # here, so that a sweep without a target does not wait for numpy
 
     rates: dict[str, list[float]] = {}
     for record in found:

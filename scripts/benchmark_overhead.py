@@ -30,7 +30,7 @@ from torch import nn
 from bench.config import GPTShape, RunConfig
 from bench.data import Corpus, load
 from bench.group import MPIGroup
-from bench.stats import median_interval
+from bench.intervals import median_interval
 from bench.train import build_model, build_optimizer, train
 from bench.worker import make_options
 from strategies import create

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from bench.config import RunConfig, cross_product
-from bench.records import Ledger, PlannedRun, RunRecord, Status, Summary
+from bench.records import Ledger, PlannedRun, RunRecord, Status, StepRecord, Summary
 
 RATES = {"local": 1.0, "parameter_server": 0.7, "ring_allreduce": 0.85, "mpi_ring": 0.87, "ddp": 0.9}
+PHASES = ("data_s", "forward_s", "backward_s", "exposed_communication_s", "optimizer_s")
 STARTED = "2025-01-01T00:00:00+00:00"
 
 
@@ -107,3 +108,21 @@ def demo_failures() -> list[RunRecord]:
         *(make_failure("timeout", "no step within 600 s <rank 3>", repeat=r, **server) for r in range(2)),
         make_failure("failed", "rank 1 was killed by signal 9", repeat=9, **ring, batch_size=4),
     ]
+
+
+def make_steps(record: RunRecord) -> list[StepRecord]:
+    """The raw steps of an ok run: the loss falls from first to final, with a little noise of step and worker."""
+    config, found = record.config, record.summary
+    assert found is not None
+    phases = {name: getattr(found, name) for name in PHASES}
+    fall = (found.first_loss or 0) - (found.final_loss or 0)
+    return [
+        StepRecord(
+            worker=worker, step=step, warmup=step < config.warmup_steps,
+            loss=(found.final_loss or 0) + fall * 0.8**step + 0.01 * ((3 * step + worker) % 4),
+            step_s=found.step_s * (1 + 0.01 * ((step + worker) % 3)), communication_s=found.communication_s, **phases,
+            bytes_sent=None, bytes_received=None, messages_sent=None, messages_received=None,
+        )
+        for worker in range(config.num_workers)
+        for step in range(config.total_steps)
+    ]  # fmt: skip

@@ -25,7 +25,7 @@ from bench.records import write_json
 from tests.test_strategies import small
 
 SECONDS = {"compute": "emulated", "emulated_forward_s": 1.0, "emulated_backward_s": 2.0}
-ALONE = Placement("none", 0, 1, 0, 1)
+ALONE = Placement("none", 0, 1, 0)
 
 
 @pytest.mark.parametrize("name", PRESETS)

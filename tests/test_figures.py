@@ -10,13 +10,22 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from bench import figures, records, stats
+from bench import duels, figures, looks, panels, progress, records, stats
 from bench.records import RunRecord
-from tests.synthetic import demo_records, make_failure, make_record
+from tests.synthetic import demo_records, make_failure, make_record, make_steps
+
+BY_SETTING = ("throughput", "scaling_efficiency", "communication_volume", "step_time", "loss_against_time")
 
 
 def summarize(*runs: RunRecord) -> pd.DataFrame:
     return stats.summarize(records.frame(runs))
+
+
+def draw(*runs: RunRecord, folder: Path = Path("nowhere")) -> dict[str, Figure]:
+    table = records.frame(runs)
+    lines = progress.read(folder, table)
+    summary = progress.add_progress(stats.summarize(table), table, lines)
+    return figures.make_figures(summary, duels.duels(table), lines)
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +34,13 @@ def summary() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def drawn(summary: pd.DataFrame) -> dict[str, Figure]:
-    return figures.make_figures(summary)
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Figure]:
+    folder = tmp_path_factory.mktemp("study")
+    runs = demo_records(repeats=2)
+    for run in runs:
+        if run.summary is not None:
+            records.write_steps(folder, run.run_id, make_steps(run))
+    return draw(*runs, folder=folder)
 
 
 def colours(axes: Axes) -> dict[str, str]:
@@ -35,30 +49,82 @@ def colours(axes: Axes) -> dict[str, str]:
     return {label: to_hex(line.get_color()) for label, line in zip(labels, lines, strict=True)}
 
 
-def test_all_four_figures_are_described(drawn: dict[str, Figure]) -> None:
+def test_all_figures_are_described(drawn: dict[str, Figure]) -> None:
     assert list(drawn) == list(figures.DESCRIPTIONS)
 
 
 def test_each_figure_has_one_panel_per_precision_and_batch(drawn: dict[str, Figure]) -> None:
-    for name, figure in drawn.items():
-        titles = [axes.get_title(loc="left") for axes in figure.axes]
+    for name in BY_SETTING:
+        titles = [axes.get_title(loc="left") for axes in drawn[name].axes]
         assert len(set(titles)) == 4
         assert len(titles) == (8 if name == "communication_volume" else 4)  # per worker and per server
 
 
+def test_many_settings_are_not_all_drawn_and_the_figure_says_so() -> None:
+    runs = [make_record(strategy="ddp", num_workers=2, batch_size=n) for n in range(1, panels.MAX_PANELS + 3)]
+    figure = draw(*runs)["throughput"]
+    assert len(figure.axes) == panels.SHOWN
+    assert f"of {len(runs)} settings" in figure.get_suptitle()
+
+
+def test_many_cells_keep_the_step_time_figure_short_and_the_largest_in_it() -> None:
+    runs = [make_record(strategy="ddp", num_workers=n) for n in range(1, 2 * figures.MAX_BARS)]
+    axes = draw(*runs)["step_time"].axes[0]
+    assert len(axes.get_yticklabels()) == figures.MAX_BARS
+    assert axes.get_yticklabels()[-1].get_text() == str(2 * figures.MAX_BARS - 1)
+    assert f"of {len(runs)}" in axes.get_title(loc="right")
+
+
 def test_a_strategy_has_one_colour_everywhere(drawn: dict[str, Figure]) -> None:
-    for name in ("throughput", "scaling_efficiency", "communication_volume"):
+    for name in ("overview", "throughput", "scaling_efficiency", "communication_volume", "batch_size", "front"):
         for axes in drawn[name].axes:
             for label, colour in colours(axes).items():
-                for strategy, text in figures.NAMES.items():
+                for strategy, text in looks.NAMES.items():
                     if label.split(",")[0] == text:
-                        assert colour == figures.COLOURS[strategy]
+                        assert colour == looks.COLOURS[strategy]
+
+
+def test_strategies_differ_in_colour_and_marker() -> None:
+    assert len(set(looks.COLOURS.values())) == len(looks.COLOURS) == len(looks.NAMES)
+
+
+def test_emulated_nodes_come_first_and_share_no_line_with_one_machine() -> None:
+    both = [
+        make_record(strategy=strategy, num_workers=n, labels=(label,), tokens_per_s=rate * n, seed=seed)
+        for strategy in ("ring_allreduce", "parameter_server")
+        for n in (1, 2, 4)
+        for label, rate, seed in (("loopback", 1000.0, 1), ("emulated", 10.0, 2))
+    ]
+    nodes = [run if "loopback" in run.labels else with_nodes(run) for run in both]
+    found = draw(*nodes)
+    first = found["overview"].axes[0]
+    assert "emulated nodes" in first.get_title(loc="left")
+    assert first.get_xlabel() == "emulated nodes"
+    assert max(max(line.get_ydata()) for line in first.lines) < 1000
+    assert [axes.get_title(loc="left").split(",")[0] for axes in found["throughput"].axes] == [
+        "emulated nodes", "one machine",
+    ]  # fmt: skip
+
+
+def with_nodes(run: RunRecord) -> RunRecord:
+    assert run.summary is not None
+    return run.model_copy(update={"summary": run.summary.model_copy(update={"num_nodes": run.config.world_size})})
+
+
+def test_invalid_rows_are_in_no_figure() -> None:
+    good = make_record(strategy="ddp", num_workers=2, tokens_per_s=100.0)
+    bad = make_record(strategy="ddp", num_workers=4, tokens_per_s=9e9).model_copy(
+        update={"status": "invalid", "reason": "the machine was the bottleneck"}
+    )
+    axes = draw(good, bad)["throughput"].axes[0]
+    assert max(max(line.get_ydata()) for line in axes.lines) < 9e9
 
 
 def test_axes_start_at_zero_and_have_units(drawn: dict[str, Figure]) -> None:
     for name, figure in drawn.items():
         for axes in figure.axes:
-            assert (axes.get_xlim() if name == "step_time" else axes.get_ylim())[0] == 0
+            if name != "loss_against_time":  # a loss has no zero to be compared with
+                assert (axes.get_xlim() if name == "step_time" else axes.get_ylim())[0] == 0
             assert axes.get_xlabel()
             assert axes.get_ylabel()
 
@@ -70,8 +136,8 @@ def test_scaling_plots_show_the_ideal(drawn: dict[str, Figure]) -> None:
 
 
 def test_labels_are_written_on_every_panel(drawn: dict[str, Figure]) -> None:
-    for figure in drawn.values():
-        for axes in figure.axes:
+    for name in BY_SETTING:
+        for axes in drawn[name].axes:
             assert [text.get_text() for text in axes.texts] == ["few launches; loopback; oversubscribed at 4 workers"]
 
 
@@ -87,7 +153,7 @@ def test_what_varies_tells_curves_apart() -> None:
         make_record(strategy="parameter_server", num_workers=2, num_servers=2, wire_dtype="fp16"),
         make_record(strategy="ring_allreduce", num_workers=2, wire_dtype="fp16", launcher="horovodrun"),
     )
-    names = [label for label, _, _ in figures.curves(table, table)]
+    names = [label for label, _, _ in looks.curves(looks.with_looks(table))]
     assert len(set(names)) == len(names)
     assert "local" in names  # a strategy that sends nothing is not named by its wire
     assert "ring-allreduce, horovodrun, fp16 wire" in names
@@ -96,8 +162,7 @@ def test_what_varies_tells_curves_apart() -> None:
 
 def test_wide_ranges_of_workers_double_by_equal_steps() -> None:
     narrow, wide = (
-        figures.make_figures(summarize(*(make_record(strategy="ddp", num_workers=n) for n in sizes)))
-        for sizes in ([1, 2, 4], [1, 2, 4, 8])
+        draw(*(make_record(strategy="ddp", num_workers=n) for n in sizes)) for sizes in ([1, 2, 4], [1, 2, 4, 8])
     )
     assert narrow["throughput"].axes[0].get_xscale() == "linear"
     assert wide["throughput"].axes[0].get_xscale() == "log"
@@ -107,22 +172,22 @@ def test_wide_ranges_of_workers_double_by_equal_steps() -> None:
 def test_error_bars_need_more_than_one_launch() -> None:
     for repeats in (1, 3):
         runs = [make_record(repeat=r, tokens_per_s=100.0 + r) for r in range(repeats)]
-        axes = figures.make_figures(summarize(*runs))["throughput"].axes[0]
+        axes = draw(*runs)["throughput"].axes[0]
         spread = [segment for bars in axes.collections for segment in bars.get_segments()]
-        heights = [segment[1][1] - segment[0][1] for segment in spread]
-        assert (max(heights) > 0) == (repeats > 1)
+        assert len(spread) == (1 if repeats > 1 else 0)
+        assert all(segment[1][1] - segment[0][1] == repeats - 1 for segment in spread)
 
 
 def test_figures_without_numbers_are_left_out(tmp_path: Path) -> None:
-    assert figures.write_figures(summarize(make_failure("failed", "killed")), tmp_path) == []
-    assert "communication_volume" not in figures.make_figures(summarize(make_record()))
+    assert figures.write_figures(draw(make_failure("failed", "killed")), tmp_path) == []
+    assert not {"communication_volume", "batch_size", "strong_scaling", "front"} & set(draw(make_record()))
 
 
 def test_the_same_summary_gives_the_same_files(tmp_path: Path) -> None:
     contents = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        assert "throughput" in figures.write_figures(summarize(make_record()), tmp_path / name)
+        assert "throughput" in figures.write_figures(draw(make_record()), tmp_path / name)
         files = sorted((tmp_path / name / "figures").iterdir())
         contents.append({file.name: file.read_bytes() for file in files})
     assert contents[0] == contents[1]

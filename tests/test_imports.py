@@ -14,8 +14,9 @@ MODULES = {
     for path in (REPOSITORY / folder).rglob("*.py")
 }
 WITHOUT_TORCH = [
-    "config", "records", "stats", "figures", "report", "answer", "tables", "sweep", "status", "slurm", "launch",
-    "ledger", "environment", "doctor", "devices", "emulate.durations", "emulate.similitude",
+    "config", "records", "intervals", "stats", "duels", "compare", "progress", "looks", "panels", "figures", "tables",
+    "sections", "report", "answer", "sweep", "status", "slurm", "launch", "ledger", "environment", "doctor", "devices",
+    "emulate.durations", "emulate.similitude",
 ]  # fmt: skip
 MAY_IMPORT = {
     "bench.config": set(),
@@ -54,10 +55,15 @@ MAY_IMPORT = {
     },
     "bench.folder": {"bench.config", "bench.environment", "bench.records"},
     "bench.journal": {"bench.folder", "bench.records"},
-    "bench.stopping": {"bench.records", "bench.stats"},
+    "bench.stopping": {"bench.records", "bench.intervals"},
     "bench.slurm": {"bench.config"},
-    "bench.stats": {"bench.records", "bench.config"},
-    "bench.figures": {"bench.stats", "bench.config"},
+    "bench.intervals": set(),
+    "bench.stats": {"bench.records", "bench.config", "bench.intervals"},
+    "bench.duels": {"bench.stats", "bench.intervals"},
+    "bench.progress": {"bench.stats", "bench.intervals"},
+    "bench.looks": {"bench.stats", "bench.config"},
+    "bench.panels": {"bench.looks", "bench.config"},
+    "bench.figures": {"bench.stats", "bench.config", "bench.looks", "bench.panels"},
     "bench.emulate.link": {"bench.config", "bench.emulate.layout"},
     "bench.train": {
         "bench.clock", "bench.config", "bench.data", "bench.emulate.link", "bench.model", "bench.records",
@@ -67,7 +73,8 @@ MAY_IMPORT = {
 HOMES = {
     "mpi4py": {"bench.group", "strategies.parameter_server", "strategies.mpi_ring"},
     "horovod": {"strategies.ring_allreduce"},
-    "matplotlib": {"bench.figures"},
+    "matplotlib": {"bench.figures", "bench.panels"},
+    "pyarrow": {"bench.progress"},
 }
 
 

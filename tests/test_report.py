@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import answer, records, stats, tables
+from bench import answer, duels, progress, records, sections, stats, tables
 from bench.config import BadInput
 from bench.records import LABELS, RunRecord
 from bench.report import flatten, inline_svg, markdown, write_report
-from tests.synthetic import demo_records, make_failure, make_record
+from tests.synthetic import demo_records, make_failure, make_record, make_steps
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -55,6 +55,8 @@ def write_runs(folder: Path, runs: list[RunRecord]) -> Path:
     folder.mkdir(exist_ok=True)
     for run in runs:
         records.append(folder, run)
+        if run.summary is not None:
+            records.write_steps(folder, run.run_id, make_steps(run))
     return folder
 
 
@@ -78,7 +80,8 @@ def test_html_is_well_formed_and_loads_nothing(page: str) -> None:
     assert all(target.startswith("#") for target in parsed.loaded)
     assert not re.search(r"@import|url\((?!#)", page)
     assert not re.search(r"https?://", re.sub(r'xmlns(:\w+)?="[^"]*"', "", page))
-    assert not parsed.tags & {"script", "link", "img", "iframe"}
+    assert not parsed.tags & {"link", "img", "iframe"}
+    assert "default-src 'none'" in page
 
 
 def test_ids_are_unique_and_every_reference_has_its_target(page: str) -> None:
@@ -100,20 +103,58 @@ def test_every_cell_and_every_reason_is_in_both_reports(folder: Path, page: str)
         assert markdown(word) in text
 
 
-def test_every_table_has_a_row_per_cell(folder: Path) -> None:
-    runs = records.frame(records.read(folder))
-    summary = stats.summarize(runs)
-    cells = [part for part in tables.sections(summary, []) for part in part.tables if "batch" in part.head]
-    per_cell = [table for table in cells if table.caption != "Cells without numbers, or with fewer"]
-    assert len(per_cell) == 6
-    assert all(len(table.rows) == len(summary) for table in per_cell)
-    assert all(len(row) == len(table.head) for table in cells for row in table.rows)
+def all_sections(*runs: RunRecord) -> list[sections.Section]:
+    table = records.frame(runs)
+    lines = pd.DataFrame(columns=["run_id", "cell", "step", "elapsed_s", "loss"])
+    summary = progress.add_progress(stats.summarize(table), table, lines)
+    return sections.sections(summary, duels.precision_effects(table), [])
+
+
+def test_tables_of_cells_have_a_row_per_cell() -> None:
+    runs = demo_records(repeats=2)
+    count = len({run.cell for run in runs})
+    found = {table.caption: table for part in all_sections(*runs) for table in part.tables}
+    for caption in ("Throughput and its witness, the loss", "Weak scaling", "Sent by a worker in one step",
+                    "Phases of a step", "Resources", "Loss witness and equivalence gate"):  # fmt: skip
+        assert len(found[caption].rows) == count
+    assert all(len(row) == len(table.head) for table in found.values() for row in table.rows)
+
+
+def test_a_section_is_there_only_where_it_has_something_to_say() -> None:
+    alone = [part.title for part in all_sections(make_record())]
+    served = [part.title for part in all_sections(make_record(strategy="parameter_server"))]
+    assert set(served) - set(alone) == {"Parameter server"}
+    assert "Strong scaling" not in [table.caption for part in all_sections(make_record()) for table in part.tables]
+
+
+def test_whatever_a_summary_says_of_servers_is_shown() -> None:
+    summary = stats.summarize(records.frame([make_record(strategy="parameter_server")]))
+    summary = summary.assign(server_queue_wait_s=0.25, mean_staleness=1.5, server_idle_s=float("nan"))
+    found = sections.server_table(summary, tables.cell_names(summary))
+    assert {"server_queue_wait", "mean_staleness"} <= {head.replace(" ", "_") for head in found.head}
+    assert "server idle" not in found.head
+    assert {"250 ms", "1.50"} <= set(found.rows[0])
 
 
 def test_markdown_shows_every_figure_by_a_file_that_is_there(folder: Path) -> None:
     images = re.findall(r"!\[[^]]+\]\(([^)]+)\)", (folder / "report.md").read_text())
-    assert len(images) == 4
+    assert len(images) == 9
     assert all((folder / image).is_file() for image in images)
+
+
+def test_the_commands_rebuild_every_cell(folder: Path, page: str) -> None:
+    assert "mpirun --bind-to none -n 3 psring run --strategy parameter_server --num-servers 1" in page
+    assert page.count("psring run") >= len({run.cell for run in demo_records(repeats=2)})
+
+
+def test_parquet_holds_the_same_as_csv(folder: Path) -> None:
+    for name in ("runs", "summary"):
+        text, binary = pd.read_csv(folder / f"{name}.csv"), pd.read_parquet(folder / f"{name}.parquet")
+        assert list(text.columns) == list(binary.columns)
+        for column in text.select_dtypes("number"):
+            assert binary[column].astype("float64").to_numpy() == pytest.approx(
+                text[column].to_numpy(dtype="float64"), nan_ok=True
+            )
 
 
 def test_markdown_tables_are_rectangular(folder: Path) -> None:
@@ -136,7 +177,16 @@ def test_a_report_is_rebuilt_equal(tmp_path: Path) -> None:
         folder = write_runs(tmp_path / parent / "study", runs)
         contents.append({path.name: path.read_bytes() for path in write_report(folder)})
     assert contents[0] == contents[1]
-    assert {"runs.csv", "summary.csv", "report.html", "report.md", "throughput.svg"} <= set(contents[0])
+    expected = {
+        "runs.csv",
+        "summary.csv",
+        "runs.parquet",
+        "summary.parquet",
+        "report.html",
+        "report.md",
+        "overview.svg",
+    }
+    assert expected <= set(contents[0])
 
 
 def test_a_folder_of_failures_still_reports_them(tmp_path: Path) -> None:
@@ -153,28 +203,59 @@ def test_mixed_environments_are_refused_then_named(tmp_path: Path) -> None:
     assert "Mixed environments" in (tmp_path / "report.html").read_text()
 
 
-def answer_to(ring: list[float], server: list[float]) -> answer.Answer:
+def answer_to(ring: list[float], server: list[float], sizes: tuple[int, ...] = (2,)) -> answer.Answer:
     arms = {"ring_allreduce": ring, "parameter_server": server}
     runs = records.frame([
-        make_record(strategy=strategy, num_workers=2, repeat=repeat, tokens_per_s=speed)
+        make_record(strategy=strategy, num_workers=workers, repeat=repeat, tokens_per_s=speed)
         for strategy, speeds in arms.items()
+        for workers in sizes
         for repeat, speed in enumerate(speeds)
     ])  # fmt: skip
-    return answer.answer(runs, stats.summarize(runs))
+    return answer.answer(duels.duels(runs), stats.summarize(runs))
 
 
 def test_the_answer_names_the_winner_and_how_sure_it_is() -> None:
     ring = answer_to([200.0] * 5, [100.0] * 5)
-    assert ring.headline == "At equal workers, of 1 setting: ring-allreduce is faster in 1."
-    assert "2.00 (2.00–2.00) times" in ring.lines[0][1]
+    assert ring.headline == "At equal workers, at 2, the ring is faster: 2.00× (2.00–2.00)."
     assert not any(note.startswith("Weak evidence") for note in ring.caveats)
     server = answer_to([100.0, 100.0], [200.0, 200.0])
-    assert "the parameter server is faster, 2.00 (2.00–2.00) times" in server.lines[0][1]
-    spread = answer_to([100.0, 110.0, 120.0], [220.0, 220.0, 220.0]).lines[0][1]
-    assert "the parameter server is faster, 2.00 (1.83–2.20) times" in spread
+    assert "the parameter server is ahead: 2.00× (2.00–2.00)" in server.headline
     assert any(note.startswith("Weak evidence: as few as 2 launches") for note in server.caveats)
-    assert "a tie" in answer_to([90.0, 110.0], [100.0, 100.0]).lines[0][1]
-    assert "no verdict" in answer_to([200.0], [100.0]).lines[0][1]
+    assert any("covers 50 %, not 95 %" in note for note in server.caveats)
+    spread = answer_to([100.0, 110.0, 120.0], [220.0, 220.0, 220.0]).headline
+    assert "the parameter server is ahead: 2.00× (1.83–2.20)" in spread
+    assert "it is a tie" in answer_to([90.0, 110.0], [100.0, 100.0]).headline
+    assert "no verdict" in answer_to([200.0], [100.0]).headline
+
+
+def test_the_answer_says_from_which_size_on() -> None:
+    speeds = {1: (100.0, 100.0), 2: (100.0, 110.0), 4: (180.0, 100.0), 8: (210.0, 100.0)}
+    runs = records.frame([
+        make_record(strategy=strategy, num_workers=size, repeat=r, tokens_per_s=speed * (1 + wiggle * (r - 2)))
+        for size, (ring, server) in speeds.items()
+        for strategy, speed, wiggle in (("ring_allreduce", ring, 0.01), ("parameter_server", server, 0.0))
+        for r in range(5)
+    ])  # fmt: skip
+    found = duels.duels(runs)
+    words = answer.crossover_words(found[found["equal"] == "workers"])
+    assert words == (
+        "At equal workers, from 4 on, the ring is faster: 1.80× (1.76–1.84) at 4, 2.10× (2.06–2.14) at 8; before, "
+        "at 1 it is a tie, ring ÷ server 1.00× (0.980–1.02); "
+        "at 2 the parameter server is faster, 1.10× (1.08–1.12)."
+    )
+
+
+def test_many_settings_are_counted_and_the_winner_comes_first() -> None:
+    runs = records.frame([
+        make_record(strategy=strategy, num_workers=2, batch_size=batch, repeat=repeat, tokens_per_s=speed)
+        for batch, ring in ((4, 100.0), (8, 150.0), (16, 300.0))
+        for strategy, speed in (("ring_allreduce", ring), ("parameter_server", 100.0))
+        for repeat in range(5)
+    ])  # fmt: skip
+    headline = answer.answer(duels.duels(runs), stats.summarize(runs)).headline
+    assert headline == (
+        "At equal workers, the ring is faster in 2 of 3 settings (1.50 to 3.00 times), it is a tie in 1 of 3 settings."
+    )
 
 
 def test_without_both_topologies_there_is_no_answer() -> None:

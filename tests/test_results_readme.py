@@ -6,7 +6,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from bench import records, stats
+from bench import progress, records, stats
 from bench.config import GPTShape, RunConfig
 from bench.records import Ledger, RunRecord, StepRecord, Summary
 from tests.synthetic import demo_records
@@ -27,12 +27,12 @@ def test_every_field_of_every_record_is_described() -> None:
 
 def test_every_column_of_the_tables_is_described() -> None:
     runs = records.frame(demo_records(repeats=1))
-    columns = {*runs.columns, *stats.summarize(runs).columns}
+    columns = {*runs.columns, *stats.summarize(runs).columns, *progress.COLUMNS}
     assert sorted(columns - described()) == []
 
 
 def test_nothing_is_described_that_is_not_there() -> None:
     runs = records.frame(demo_records(repeats=1))
-    known = {*runs.columns, *stats.summarize(runs).columns, *RunRecord.model_fields}
+    known = {*runs.columns, *stats.summarize(runs).columns, *progress.COLUMNS, *RunRecord.model_fields}
     known |= {field.name for field in fields(StepRecord)}
     assert sorted(described() - known) == []

@@ -11,13 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import records, stats
+from bench import duels, records, stats
 from bench.config import BadInput
 from bench.records import RunRecord
 from tests.synthetic import demo_records, make_failure, make_record
-
-rates = st.floats(min_value=1.0, max_value=1e6)
-launches = st.lists(rates, min_size=2, max_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -44,41 +41,6 @@ def only(table: pd.DataFrame, **where: Any) -> pd.Series:
         rows = rows[rows[column] == value]
     assert len(rows) == 1
     return rows.iloc[0]
-
-
-@settings(max_examples=25, deadline=None)
-@given(launches)
-def test_an_interval_contains_its_median_and_stays_within_the_samples(values: list[float]) -> None:
-    value, low, high = stats.median_interval(values)
-    assert min(values) <= low <= value <= high <= max(values)
-
-
-@settings(max_examples=25, deadline=None)
-@given(launches, launches)
-def test_the_interval_of_a_ratio_contains_the_ratio_of_medians(top: list[float], bottom: list[float]) -> None:
-    value, low, high = stats.ratio_interval(top, bottom)
-    assert low <= value <= high
-    assert value == pytest.approx(stats.median_interval(top).value / stats.median_interval(bottom).value)
-
-
-@settings(max_examples=25, deadline=None)
-@given(rates, st.integers(2, 8))
-def test_constant_launches_have_a_point_as_interval(rate: float, n: int) -> None:
-    assert stats.median_interval([rate] * n) == (rate, rate, rate)
-    assert stats.ratio_interval([rate] * n, [rate] * n) == (1, 1, 1)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(rates, min_size=2, max_size=8).flatmap(lambda xs: st.tuples(st.just(xs), st.permutations(xs))))
-def test_the_order_of_launches_moves_nothing(both: tuple[list[float], list[float]]) -> None:
-    assert stats.median_interval(both[0]) == stats.median_interval(both[1])
-
-
-def test_a_ratio_is_less_certain_than_its_numerator() -> None:
-    samples = [90.0, 95.0, 100.0, 105.0, 110.0]
-    one, both = stats.ratio_interval(samples, [100.0] * 5), stats.ratio_interval(samples, samples)
-    # Were the arms resampled together, equal samples would always give exactly 1.
-    assert both.high - both.low > one.high - one.low
 
 
 def test_one_launch_has_no_spread() -> None:
@@ -168,7 +130,31 @@ def test_uneven_workers_scale_from_the_even_one_and_are_compared_with_their_like
     assert only(table, strategy="ring_allreduce")["speedup"] == pytest.approx(1.2)
     assert only(table, strategy="ring_allreduce")["baseline"] == "local"
     faster = make_record(strategy="parameter_server", tokens_per_s=200.0, **{**slept, "num_workers": 2})
-    assert list(stats.compare_topologies(records.frame([*pair, faster]))["ratio"]) == [1.0]
+    assert list(duels.duels(records.frame([*pair, faster]))["ratio"]) == [1.0]
+
+
+@settings(max_examples=15)
+@given(st.integers(2, 8), st.floats(0.1, 10))
+def test_strong_scaling_compares_at_equal_global_batch(workers: int, ratio: float) -> None:
+    alone = make_record(batch_size=2 * workers, tokens_per_s=100.0)
+    weak = make_record(batch_size=2, tokens_per_s=50.0)
+    ring = make_record(strategy="ring_allreduce", num_workers=workers, batch_size=2, tokens_per_s=100.0 * ratio)
+    row = only(summarize(alone, weak, ring), strategy="ring_allreduce")
+    assert (row["strong_baseline"], row["baseline"]) == ("local", "local")
+    assert row["strong_speedup"] == pytest.approx(ratio)
+    assert row["speedup"] == pytest.approx(2 * ratio)
+    assert row["strong_scaling_efficiency"] == pytest.approx(ratio / workers)
+
+
+def test_strong_and_weak_scaling_are_the_same_for_one_worker(demo_summary: pd.DataFrame) -> None:
+    alone = demo_summary[(demo_summary["num_workers"] == 1) & (demo_summary["n"] > 0)]
+    assert (alone["strong_speedup"] == alone["speedup"]).all()
+
+
+def test_without_the_global_batch_alone_there_is_no_strong_scaling() -> None:
+    row = only(summarize(make_record(), make_record(strategy="ddp", num_workers=3)), strategy="ddp")
+    assert row["strong_baseline"] == ""
+    assert math.isnan(row["strong_speedup"])
 
 
 def test_a_failed_baseline_is_no_baseline() -> None:
@@ -205,7 +191,17 @@ def test_one_leaking_launch_fails_the_gate_of_its_cell() -> None:
     row = summarize(good, bad).iloc[0]
     assert row["status"] == "invalid"  # its other launch trained the same wrong thing
     assert row["n"] == 0
-    assert stats.compare_topologies(records.frame([good, bad])).empty
+    assert duels.duels(records.frame([good, bad])).empty
+
+
+def test_an_invalid_launch_that_the_gate_did_not_see_speaks_for_itself_alone() -> None:
+    good, other, guarded = runs_of([1.0, 2.0, 3.0], strategy="ring_allreduce", num_workers=2)
+    assert guarded.summary is not None
+    unchecked = guarded.summary.model_copy(update={"equivalence_error": None, "equivalence_bound": None})
+    update = {"status": "invalid", "reason": "the machine was the bottleneck", "summary": unchecked}
+    row = summarize(good, other, guarded.model_copy(update=update)).iloc[0]
+    assert (row["status"], row["n"], row["tokens_per_s"]) == ("ok", 2, 1.5)
+    assert "the machine was the bottleneck" in row["reason"]
 
 
 def test_environments_are_mixed_only_when_asked() -> None:
@@ -226,47 +222,18 @@ def test_knobs_that_vary_are_columns_in_the_order_of_the_config() -> None:
     assert extra == ["seed", "chunk_bytes"]
 
 
+def test_a_cell_knows_where_its_messages_went() -> None:
+    table = summarize(
+        make_record(strategy="ddp", num_workers=2, labels=("emulated",)),
+        make_record(strategy="ddp", num_workers=4, labels=("loopback",)),
+        make_failure("failed", "killed", strategy="ddp", num_workers=8),
+    )
+    assert list(table["place"]) == ["emulated nodes", "one machine", ""]
+
+
 def test_rows_are_in_reading_order(demo_summary: pd.DataFrame) -> None:
     first = demo_summary[(demo_summary["precision"] == "fp32") & (demo_summary["batch_size"] == 4)]
     assert list(demo_summary["precision"].unique()) == ["fp32", "bf16"]
     assert list(first["strategy"].unique()) == ["local", "parameter_server", "ring_allreduce", "mpi_ring", "ddp"]
     for _, curve in first.groupby("strategy"):
         assert all(a < b for a, b in pairwise(curve["num_workers"]))
-
-
-def duels(ring: list[float], server: list[float], workers: int = 2) -> pd.DataFrame:
-    runs = [
-        *runs_of(ring, strategy="ring_allreduce", num_workers=workers),
-        *runs_of(server, strategy="parameter_server", num_workers=workers),
-    ]
-    return stats.compare_topologies(records.frame(runs))
-
-
-@pytest.mark.parametrize(
-    ("ring", "server", "verdict"),
-    [
-        ([20.0, 21.0], [10.0, 11.0], "ring_allreduce"),
-        ([10.0, 11.0], [20.0, 21.0], "parameter_server"),
-        ([10.0, 12.0], [11.0, 11.0], "tie"),
-        ([20.0], [10.0, 10.0], "unknown"),
-    ],
-)
-def test_a_verdict_needs_an_interval_without_one(ring: list[float], server: list[float], verdict: str) -> None:
-    assert list(duels(ring, server)["verdict"]) == [verdict]
-
-
-def test_swapping_the_arms_turns_the_ratio() -> None:
-    there, back = (duels(*arms).iloc[0] for arms in ([[20.0] * 5, [10.0] * 5], [[10.0] * 5, [20.0] * 5]))
-    assert there["ratio"] == pytest.approx(1 / back["ratio"])
-
-
-def test_topologies_meet_at_the_largest_common_size_and_on_equal_work_only(demo: pd.DataFrame) -> None:
-    table = stats.compare_topologies(demo)
-    assert len(table) == 2 * 4  # equal workers and equal ranks, for two precisions and two batch sizes
-    assert set(table.loc[table["equal"] == "workers", "size"]) == {4}
-    assert set(table.loc[table["equal"] == "ranks", "size"]) == {2}
-    apart = records.frame([
-        make_record(strategy="ring_allreduce", num_workers=2, batch_size=4),
-        make_record(strategy="parameter_server", num_workers=2, batch_size=8),
-    ])  # fmt: skip
-    assert stats.compare_topologies(apart).empty

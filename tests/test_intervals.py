@@ -1,0 +1,123 @@
+"""Intervals cover what they say they cover, agree with scipy and closed forms, and mind no order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from bench.intervals import _coverage, confidence, median_interval, paired_interval, ratio_interval
+from scripts.interval_coverage import NOISES, cover_median, cover_paired, cover_ratio
+
+rates = st.floats(min_value=1.0, max_value=1e6)
+launches = st.lists(rates, min_size=2, max_size=12)
+by_repeat = st.dictionaries(st.integers(0, 9), rates, min_size=2)
+
+
+@given(launches)
+def test_an_interval_contains_its_median_and_stays_within_the_samples(values: list[float]) -> None:
+    value, low, high = median_interval(values)
+    assert min(values) <= low <= value <= high <= max(values)
+
+
+@given(st.lists(rates, min_size=2, max_size=40, unique=True))
+def test_an_interval_lies_between_the_order_statistics_of_the_sign_test(values: list[float]) -> None:
+    """Scipy inverts the sign test without interpolation: one order statistic wider or narrower on either side."""
+    _, low, high = median_interval(values)
+    ordered = sorted(values)
+    n = len(values)
+    exact = scipy_stats.quantile_test(values, q=0, p=0.5).confidence_interval(0.95)
+    if n < 6:
+        assert (low, high) == (ordered[0], ordered[-1])
+        return
+    assert exact.low <= low
+    assert high <= exact.high
+    depth = ordered.index(exact.low)
+    assert low <= ordered[depth + 1]
+    assert high >= ordered[n - depth - 2]
+
+
+@given(st.integers(2, 60), st.data())
+def test_the_coverage_of_order_statistics_is_the_binomial_of_scipy(n: int, data: st.DataObject) -> None:
+    depth = data.draw(st.integers(1, n // 2))
+    assert _coverage(n, depth) == pytest.approx(1 - 2 * scipy_stats.binom.cdf(depth - 1, n, 0.5))
+
+
+@given(st.integers(2, 100))
+def test_confidence_is_that_of_the_whole_range_until_95_percent(n: int) -> None:
+    assert confidence(n) == pytest.approx(min(0.95, 1 - 2.0 ** (1 - n)))
+
+
+@given(launches, launches)
+def test_the_interval_of_a_ratio_contains_the_ratio_of_medians(top: list[float], bottom: list[float]) -> None:
+    value, low, high = ratio_interval(top, bottom)
+    assert low <= value <= high
+    assert value == pytest.approx(np.median(top) / np.median(bottom))
+
+
+def test_the_bootstrap_of_a_ratio_is_that_of_scipy() -> None:
+    rng = np.random.default_rng(5)
+    top, bottom = rng.lognormal(0, 0.2, 40), rng.lognormal(0.3, 0.2, 31)
+    theirs = scipy_stats.bootstrap(
+        (top, bottom), lambda a, b, axis: np.median(a, axis=axis) / np.median(b, axis=axis), vectorized=True,
+        method="percentile", n_resamples=20_000, rng=np.random.default_rng(6),
+    ).confidence_interval  # fmt: skip
+    _, low, high = ratio_interval(top, bottom)
+    assert (low, high) == pytest.approx((theirs.low, theirs.high), rel=0.02)
+
+
+@given(rates, st.integers(2, 8))
+def test_constant_launches_have_a_point_as_interval(rate: float, n: int) -> None:
+    assert median_interval([rate] * n) == (rate, rate, rate)
+    assert ratio_interval([rate] * n, [rate] * n) == (1, 1, 1)
+    assert paired_interval(dict.fromkeys(range(n), rate), dict.fromkeys(range(n), rate)) == ((1, 1, 1), n)
+
+
+@given(st.lists(rates, min_size=2, max_size=8).flatmap(lambda xs: st.tuples(st.just(xs), st.permutations(xs))))
+def test_the_order_of_launches_moves_nothing(both: tuple[list[float], list[float]]) -> None:
+    assert median_interval(both[0]) == median_interval(both[1])
+
+
+def test_a_ratio_is_less_certain_than_its_numerator() -> None:
+    samples = [90.0, 95.0, 100.0, 105.0, 110.0]
+    one, both = ratio_interval(samples, [100.0] * 5), ratio_interval(samples, samples)
+    # Were the arms resampled together, equal samples would always give exactly 1.
+    assert both.high - both.low > one.high - one.low
+
+
+@given(by_repeat, by_repeat)
+def test_turning_a_pair_round_turns_its_interval_round(a: dict[int, float], b: dict[int, float]) -> None:
+    (ratio, low, high), n = paired_interval(a, b)
+    back, same = paired_interval(b, a)
+    assert n == same == len(a.keys() & b.keys())
+    assert (ratio, low, high) == pytest.approx((1 / back.value, 1 / back.high, 1 / back.low), nan_ok=True)
+
+
+@given(st.dictionaries(st.integers(0, 9), st.floats(0.01, 100), min_size=2), st.floats(0.1, 10))
+def test_drift_that_hits_both_launches_of_a_pair_cancels(drift: dict[int, float], ratio: float) -> None:
+    found, _ = paired_interval({r: ratio * 7 * d for r, d in drift.items()}, {r: 7 * d for r, d in drift.items()})
+    assert found == pytest.approx((ratio, ratio, ratio))
+
+
+def test_one_launch_has_no_spread() -> None:
+    assert np.isnan([*median_interval([3.0])[1:], *ratio_interval([3.0], [2.0, 2.0])[1:], confidence(1)]).all()
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("n", [5, 6, 7, 9, 10, 20])
+def test_95_percent_intervals_cover_the_median_93_to_97_times_in_100(noise: str, n: int) -> None:
+    assert 0.93 <= cover_median(noise, n) <= 0.97
+    assert 0.93 <= cover_paired(noise, n) <= 0.97
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_fewer_launches_cover_what_confidence_says(n: int) -> None:
+    for noise in NOISES:
+        assert cover_median(noise, n) == pytest.approx(confidence(n), abs=0.02)
+
+
+@pytest.mark.parametrize("n", [5, 10])
+def test_ratios_of_enough_launches_cover_at_least_as_often_as_they_say(n: int) -> None:
+    assert cover_ratio("lognormal", n, trials=800) >= 0.94
