@@ -169,7 +169,7 @@ def _speed(rates: dict[int, float]) -> dict[str, object]:
 
 
 def _measured(runs: pd.DataFrame) -> dict[str, dict[Any, Any]]:
-    """Per cell, medians over the ok launches; the worst of what is held to a bound, for a gate that leaks once leaks."""
+    """Medians over the ok launches per cell; of what is held to a bound the worst: a gate that leaks once leaks."""
     ok = runs[runs["status"] == "ok"]
     numbers = ok[list(MEASURED)].astype("float64").groupby(ok["cell"])
     table = numbers.median()
