@@ -57,7 +57,8 @@ def match_folders(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
         ratio = ratio_interval(rates[1].values(), rates[0].values())
         hosts = list(dict.fromkeys(str(config["environment"]) for config in found))
         apart = {"environments": " and ".join(hosts) if len(hosts) > 1 else ""}
-        rows.append({**found[0], **apart, **_side_by_side(rates[0], rates[1], ratio, min(map(len, rates)))})
+        row: dict[Any, Any] = {**found[0], **apart}
+        rows.append({**row, **_side_by_side(rates[0], rates[1], ratio, min(map(len, rates)))})
     return _ordered(rows)
 
 

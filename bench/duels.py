@@ -33,10 +33,10 @@ def finished(runs: pd.DataFrame) -> pd.DataFrame:
     return cells
 
 
-def same(cells: pd.DataFrame, fields: list[str], **how: bool) -> Iterable[tuple[Any, pd.DataFrame]]:
+def same(cells: pd.DataFrame, fields: list[str], sort: bool = True) -> Iterable[tuple[Any, pd.DataFrame]]:
     """Group cells that agree in some fields; only those that vary at all are looked at, for there are many."""
     apart = [field for field in fields if cells[field].nunique(dropna=False) > 1]
-    return cells.groupby(apart, dropna=False, **how) if apart else [((), cells)]
+    return cells.groupby(apart, dropna=False, sort=sort) if apart else [((), cells)]
 
 
 def duels(runs: pd.DataFrame) -> pd.DataFrame:

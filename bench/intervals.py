@@ -92,7 +92,7 @@ def _sorted(values: Iterable[float]) -> Samples:
 
 def _coverage(n: int, depth: int) -> float:
     """Chance that the median lies between the depth-th smallest and the depth-th largest of n launches."""
-    return 1 - 2 * sum(comb(n, k) for k in range(depth)) / 2**n
+    return float(1 - 2 * sum(comb(n, k) for k in range(depth)) / 2**n)
 
 
 @lru_cache

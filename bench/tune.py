@@ -14,9 +14,9 @@ from rich.table import Table
 
 from bench import environment, records
 from bench.config import BadInput, RunConfig, Sweep, read_tuned
+from bench.intervals import Estimate, median_interval
 from bench.launch import Placement
 from bench.records import PlannedRun, RunRecord
-from bench.stats import Estimate, median_interval
 from bench.sweep import run_sweep
 
 # The knob that each strategy's speed hangs on, and the sizes to try beside its default, bytes.

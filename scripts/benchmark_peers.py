@@ -29,8 +29,8 @@ from rich.table import Table
 
 from bench import launch
 from bench.config import RunConfig
+from bench.intervals import median_interval, ratio_interval
 from bench.records import read
-from bench.stats import median_interval, ratio_interval
 
 PEERS = Path(__file__).parent / "peers"
 DEADLINE_S = 180.0

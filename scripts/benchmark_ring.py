@@ -18,8 +18,8 @@ from rich.table import Table
 
 from bench.config import RunConfig, Sweep
 from bench.emulate.layout import PAYLOAD_SHARE, parse_rate
+from bench.intervals import Estimate, median_interval, ratio_interval
 from bench.records import RunRecord, read
-from bench.stats import Estimate, median_interval, ratio_interval
 from bench.sweep import run_sweep
 
 ARMS = ("mpi_ring", "ring_allreduce")

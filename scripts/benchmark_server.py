@@ -26,7 +26,7 @@ from rich.console import Console
 from bench import launch
 from bench.config import RunConfig, Sweep
 from bench.emulate import cluster, layout
-from bench.stats import median_interval
+from bench.intervals import median_interval
 from bench.sweep import run_sweep
 
 ROWS: list[tuple[dict[str, object], float]] = [

@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "bench.records": {"bench.config"},
     "bench.ledger": {"bench.config", "bench.records"},
     "bench.environment": {"bench.config", "bench.launch"},
-    "bench.ends": {"bench.launch", "bench.records"},
+    "bench.ends": {"bench.config", "bench.launch", "bench.records"},
     "bench.estimate": {
         "bench.config",
         "bench.emulate",
