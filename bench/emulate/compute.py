@@ -173,6 +173,7 @@ class EmulatedOptimizer(torch.optim.Optimizer):
     """Sleeps where a worker would update its weights."""
 
     def __init__(self, params: Any, pace: Pace | None = None) -> None:
+        _leave_compiler_out()
         super().__init__(params, {"pace": pace})
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -190,3 +191,14 @@ class NoData(Corpus):
         """Return rows without columns, to be cut into passes."""
         rows = torch.empty(config.batch_size, 0, dtype=torch.int64)
         return rows, rows
+
+
+def _leave_compiler_out() -> None:
+    """Spare every rank the import of torch's compiler (more than a second of CPU), which an optimizer's methods cause.
+
+    They import it to exclude themselves from what it compiles (torch._compile); here nothing is compiled.
+    """
+    for method in vars(torch.optim.Optimizer).values():
+        inner = getattr(method, "__wrapped__", None)
+        if inner is not None:
+            inner.__dynamo_disable = inner
