@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
-import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from bench.config import RunConfig
+from bench.config import RunConfig, StrategyName
 from bench.emulate import compute
 from bench.emulate.compute import EmulatedGPT, EmulatedOptimizer
 from bench.emulate.durations import by_flops, durations, forward_flops, slowdown
 from bench.records import StepRecord
-from bench.train import build_model, build_optimizer, train
+from bench.train import build_model, train
 from bench.worker import build, load_data, make_options
 from strategies import create
 from strategies.base import SingleGroup, Strategy, on_gradient
 from strategies.parameter_server.plan import Roles
-from strategies.parameter_server.server import ParameterServer
 from strategies.parameter_server.worker import ParameterServerWorker
 from tests.test_strategies import CPU, small
 
@@ -72,19 +69,9 @@ def trace(config: RunConfig) -> list[Event]:
         spy(strategy, events)
         list(steps_of(config, strategy, events))
         return events
-    comm, roles, options = MPI.COMM_SELF.Dup(), Roles(workers=(0,), servers=(0,)), make_options(config)
-    server, worker = (kind(SingleGroup(), options, comm, roles) for kind in (ParameterServer, ParameterServerWorker))
-    meta = build_model(config, torch.device("meta"))
-
-    def serve() -> None:
-        server.prepare(meta, build_optimizer(config, meta))
-        server.serve()
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
+    comm, roles = MPI.COMM_SELF.Dup(), Roles.make("colocated", 1, 0)
+    worker = ParameterServerWorker(SingleGroup(), make_options(config), comm, roles)
     list(steps_of(config, worker, events))
-    thread.join(timeout=30)
-    assert not thread.is_alive()
     return events
 
 
@@ -112,10 +99,11 @@ KNOBS: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
-@pytest.mark.parametrize("strategy", ["local", "independent", "ring_allreduce", "ddp", "parameter_server"])
+@pytest.mark.parametrize("strategy", get_args(StrategyName))
 def test_everything_happens_in_the_order_of_real_training(strategy: str, knobs: dict[str, object]) -> None:
     """Modules, gradients, sends: the tied embedding's gradient comes last, after both its uses."""
-    values = {"strategy": strategy, "num_servers": int(strategy == "parameter_server"), "steps": 2, **knobs}
+    place = {"placement": "colocated"} if strategy == "parameter_server" else {}
+    values = {"strategy": strategy, "steps": 2, **place, **knobs}
     awake = trace(small(**values))
     assert trace(emulated(**values)) == awake
     assert trace(small(compute="none", **values)) == awake
