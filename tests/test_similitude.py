@@ -41,8 +41,9 @@ def test_a_scale_model_keeps_what_decides(text: str) -> None:
         assert run.world_size == target.num_nodes
         assert run.compute_cv == target.config.compute_cv
         assert run.gpt.n_layer == target.config.gpt.n_layer
-        chunks = [config.wire_bytes / config.chunk_bytes for config in (run, target.config)]
-        assert chunks[0] == pytest.approx(chunks[1], rel=0.01)
+        for size in ("bucket_bytes", "fusion_threshold_bytes"):
+            buckets = [config.wire_bytes / getattr(config, size) for config in (run, target.config)]
+            assert buckets[0] == pytest.approx(buckets[1], rel=0.01)
         optimizer_s = durations(run).optimizer_s / durations(target.config).optimizer_s
         assert optimizer_s == pytest.approx(found["scale_compute"], rel=1e-3)
 
@@ -72,7 +73,7 @@ def test_the_file_can_be_planned_and_says_what_does_not_scale() -> None:
     text = scale_model(EXAMPLE, cores=2)
     sweep = Sweep.model_validate(yaml.safe_load(text))
     assert {run.config.world_size for launch in plan(sweep, "scale model") for run in launch} == {8}
-    assert [(run.num_workers, run.num_servers) for run in runs_of(EXAMPLE)] == [(8, 0), (7, 1), (6, 2), (4, 4)]
+    assert [(run.num_workers, run.num_servers) for run in runs_of(EXAMPLE)] == [(8, 0), (8, 0), (7, 1), (6, 2), (4, 4)]
     comment = text.split("defaults")[0]
     assert all(line.startswith("#") for line in comment.splitlines())
     for word in ("Held equal", "Not scaled", "unfair", "M/(B·T)", EXAMPLE):
@@ -90,7 +91,7 @@ def test_a_target_may_say_more() -> None:
     )
     assert (config.batch_size, config.precision, config.wire_dtype, config.compute_cv) == (4, "fp16", "fp16", 0.1)
     assert (target.num_nodes, target.num_servers) == (8, 2)
-    assert [run.num_servers for run in runs_of("gpt2, 25gbit, a100 at 40% MFU, 8 nodes, 2 servers")] == [0, 2]
+    assert [run.num_servers for run in runs_of("gpt2, 25gbit, a100 at 40% MFU, 8 nodes, 2 servers")] == [0, 0, 2]
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,6 @@ def _scaled(target: Target, text: str, cores: int) -> RunConfig:
         "emulated_forward_s": _digits(compute_s / 3),
         "emulated_backward_s": _digits(compute_s * 2 / 3),
         "emulated_optimizer_s": _digits(durations(target.config).optimizer_s * time),
-        "chunk_bytes": max(64, round(target.config.chunk_bytes * payload)),
         "fusion_threshold_bytes": round(target.config.fusion_threshold_bytes * payload),
         "bucket_bytes": max(1, round(target.config.bucket_bytes * payload)),
         "cycle_time_s": _digits(target.config.cycle_time_s * time),
@@ -177,7 +176,7 @@ def _digits(seconds: float) -> float:
 
 
 def _grid(target: Target) -> list[dict[str, Any]]:
-    """Equal hardware: all nodes in the ring, or some of them as servers."""
+    """Equal hardware: all nodes in the ring, all with a worker and a server, or some of them as servers."""
     nodes = target.num_nodes
     servers = (
         [target.num_servers]
@@ -185,7 +184,8 @@ def _grid(target: Target) -> list[dict[str, Any]]:
         else [2**i for i in range(nodes.bit_length()) if 2 ** (i + 1) <= nodes]
     )
     split = [{"strategy": "parameter_server", "num_workers": nodes - count, "num_servers": count} for count in servers]
-    return [{"strategy": "ring_allreduce", "num_workers": nodes}, *split]
+    shared = {"strategy": "parameter_server", "num_workers": nodes, "placement": "colocated"}
+    return [{"strategy": "ring_allreduce", "num_workers": nodes}, shared, *split]
 
 
 def _heading(target: Target, run: RunConfig, text: str) -> str:
@@ -198,6 +198,7 @@ def _heading(target: Target, run: RunConfig, text: str) -> str:
         ("compute T, ms", compute_s[0] * 1e3, compute_s[1] * 1e3),
         ("M/(B·T)", communication_compute_ratio(there) or 0.0, ratio or 0.0),
     ]
+    _, by_link, by_time, _ = (two / one for _, one, two in rows)
     table = [f"{name:16}{one:12.5g}{two:12.5g}{two / one:12.4g}" for name, one, two in rows]
     lines = [
         f"Scale model of: {text} ({there.precision}, {there.batch_size} sequences per worker)",
@@ -206,11 +207,11 @@ def _heading(target: Target, run: RunConfig, text: str) -> str:
         *table,
         "",
         "Held equal to the target: M/(B·T), workers and servers, spread of the workers' times, every layer's share of",
-        "payload and compute, the number of chunks and buckets, Horovod's cycle relative to a step. Nodes are equal",
-        "for both topologies, so that servers take the place of workers.",
-        "Not scaled: what a message costs and how long it travels (if it costs the same, it weighs "
-        f"{compute_s[0] / compute_s[1]:.2g} times",
-        "what it would there), and the servers' sums and updates, which all share this machine's cores: unfair to the",
-        "server. Tokens are the scaled model's; compare ratios between rows, not rates with the target's.",
+        "payload and compute, the number of fusion buffers and buckets, Horovod's cycle relative to a step. Nodes are",
+        "equal for both topologies, so that servers take the place of workers.",
+        f"Not scaled: the latency of a message (against a step it weighs {1 / by_time:.2g} times as much), the size",
+        f"and cost of the server's messages (against the link {by_link:.2g} times as much), and the servers' sums and",
+        "updates, which all share this machine's cores: unfair to the server. Tokens are the scaled model's; compare",
+        "ratios between rows, not rates with the target's.",
     ]
     return "".join(f"# {line}".rstrip() + "\n" for line in lines)
