@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from bench.config import RunConfig
 from bench.data import Corpus
@@ -148,7 +149,7 @@ class EmulatedGPT(Chain):
     """The module tree of GPT, asleep. The head is tied to wte, whose gradient is ready last, so it needs no layer."""
 
     def __init__(self, config: RunConfig, durations: Durations, worker: int) -> None:
-        with torch.device("meta"):
+        with torch.device("meta"), _Uninitialised():
             original = GPT(config.gpt)
         pace = Pace(config, durations, worker)
         # NumPy's zeros take no memory until someone writes to them.
@@ -191,6 +192,16 @@ class NoData(Corpus):
         """Return rows without columns, to be cut into passes."""
         rows = torch.empty(config.batch_size, 0, dtype=torch.int64)
         return rows, rows
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves parameters as they are: on the meta device there is nothing to fill, and trying imports the compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Skip the functions of torch.nn.init, call all others."""
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _leave_compiler_out() -> None:
