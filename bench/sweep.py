@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -52,16 +53,15 @@ def _world(config: RunConfig) -> tuple[object, ...]:
     """
     ring = config.strategy == "ring_allreduce" and (config.fusion_threshold_bytes, config.cycle_time_s)
     launcher = config.launcher if config.world_size > 1 else "none"
-    network = (config.hostfile, config.network_interface, config.link, config.delay, config.congestion_control)
-    return (launcher, config.world_size, config.num_servers if config.link else 0, *network, ring)
+    return (launcher, config.world_size, config.hostfile, config.network_interface, emulated(config), ring)
 
 
 def emulated(config: RunConfig) -> Cluster | None:
     """The cluster that a config asks for, one node per rank; BadInput if there can be none like it."""
     if config.link is None:
         return None
-    links = (config.link, config.num_servers, config.delay, config.congestion_control)
-    return layout.make("sweep", config.world_size, *links)
+    num_servers = config.num_servers if "server" in config.link else 0  # else cells of any roles share nodes
+    return layout.make("sweep", config.world_size, config.link, num_servers, config.delay, config.congestion_control)
 
 
 def describe_plan(launches: list[list[PlannedRun]], found: Sequence[RunRecord] = ()) -> list[str]:
@@ -91,8 +91,14 @@ def describe_plan(launches: list[list[PlannedRun]], found: Sequence[RunRecord] =
 
 def missing(launches: Sequence[list[PlannedRun]], found: Sequence[RunRecord]) -> list[list[PlannedRun]]:
     """Return what is left of the launches: runs without a record, and those that came to nothing."""
-    finished = {record.run_id for record in found if record.status in ("ok", "unsupported")}
-    left = [[run for run in planned if run.run_id not in finished] for planned in launches]
+    ended = {record.run_id: record.status for record in found}
+
+    def finished(run: PlannedRun) -> bool:
+        """What could not be emulated here may have become possible; what no library can run has not."""
+        status = ended.get(run.run_id)
+        return status == "ok" or (status == "unsupported" and run.config.unsupported() is not None)
+
+    left = [[run for run in planned if not finished(run)] for planned in launches]
     return [planned for planned in left if planned]
 
 
@@ -104,8 +110,7 @@ def run_sweep(sweep: Sweep, where: str, out: Path, console: Console) -> list[Run
     launches = plan(sweep, where)
     for name in {run.config.launcher for planned in launches for run in planned if run.config.world_size > 1}:
         launch.find_launcher(name)  # found out before anything is written
-    if [nodes for planned in launches if (nodes := emulated(planned[0].config))]:
-        sandbox.enter()
+    no_nodes = _enter_sandbox(launches)
     stop = Stop(sweep.budget_s)
     with folder.opened(out, sweep) as here:
         before = folder.existing(out)
@@ -116,10 +121,9 @@ def run_sweep(sweep: Sweep, where: str, out: Path, console: Console) -> list[Run
             book.say(f"estimate: {estimate.cost(todo, before).describe()}")
         try:
             with stop.on_signals(book.say), book.progress:
-                for planned in todo:
-                    _run_all(planned, out, here, book, stop)
-                for planned in _until_precise(sweep, where, before, book):
-                    _run_all(planned, out, here, book, stop)
+                for planned in itertools.chain(todo, _until_precise(sweep, where, before, book)):
+                    runnable = list(_refuse(planned, no_nodes, here, book))
+                    _run_all(runnable, out, here, book, stop)
         except BudgetSpent:
             book.say(f"the budget of {sweep.budget} is spent; the same command goes on from here")
         finally:
@@ -146,15 +150,34 @@ def _until_precise(sweep: Sweep, where: str, before: Sequence[RunRecord], book: 
         repeat += 1
 
 
-def _run_all(planned: list[PlannedRun], out: Path, here: str, book: Journal, stop: Stop) -> None:
-    """Bring a record for each planned run: launch, and launch the rest again after one that failed."""
-    pending = []
+def _enter_sandbox(launches: Sequence[list[PlannedRun]]) -> str:
+    """Go where emulated nodes can be made, if any are planned; return why there can be none, or nothing.
+
+    BadInput if nothing else is planned, or a cluster is described wrongly.
+    """
+    wanted = [emulated(planned[0].config) is not None for planned in launches]
+    try:
+        if any(wanted):
+            sandbox.enter()
+    except BadInput as error:
+        if all(wanted):
+            raise
+        return str(error)
+    return ""
+
+
+def _refuse(planned: Sequence[PlannedRun], no_nodes: str, here: str, book: Journal) -> Iterator[PlannedRun]:
+    """Yield the runs that can run; the others become rows with a reason."""
     for run in planned:
-        reason = run.config.unsupported()
+        reason = run.config.unsupported() or (no_nodes if run.config.link else None)
         if reason:
             book.keep(run, run.record("unsupported", here, reason=reason))
         else:
-            pending.append(run)
+            yield run
+
+
+def _run_all(pending: list[PlannedRun], out: Path, here: str, book: Journal, stop: Stop) -> None:
+    """Bring a record for each run: launch, and launch the rest again after one that failed."""
     while pending:
         stop.check()
 
