@@ -50,8 +50,10 @@ def write_figures(figures: dict[str, Figure], folder: Path) -> list[str]:
     no_date: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {}, "pdf": {"CreationDate": None}}
     with matplotlib.rc_context(STYLE):
         for name, figure in figures.items():
-            figure.draw_without_rendering()  # one layout serves all kinds of file
-            figure.set_layout_engine(None)  # a placeholder would have every file drawn twice
+            layout = figure.get_layout_engine()
+            if layout is not None:
+                layout.execute(figure)  # once for all kinds of file
+                figure.set_layout_engine(None)  # a placeholder would have every file drawn twice
             for kind, metadata in no_date.items():
                 partial = folder / "figures" / f"{name}.{kind}.partial"
                 figure.savefig(partial, format=kind, metadata=metadata, dpi=150)
