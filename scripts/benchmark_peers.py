@@ -1,12 +1,13 @@
-"""psring's parameter server beside two that people use: torch.distributed.rpc's and Ray's.
+"""psring's parameter server beside two that people use, and colocated beside what most people use instead.
 
     pip install -e '.[peers]'; python scripts/benchmark_peers.py [--compute none] [--launches 5] [--steps 20]
 
-2 workers and 1 server on this machine, gpt-mini (10.9 MB of gradients up, 10.9 MB of weights down), SGD with momentum,
-each update of both workers' gradients. With --compute none gradients are zeros from memory: communication alone. Arms
-run by turns, each launch in fresh processes, so that drift hits all alike; the launch is the sample. The peers are in
-scripts/peers, each as its own documentation writes it. Transports are everybody's default, or, in the arms that say
-so, TCP. Printed: steps/s, and psring's over each peer's, with 95 % bootstrap intervals.
+2 workers and 1 server on this machine (colocated and DDP: 2 workers alone), gpt-mini (10.9 MB of gradients up, as many
+of weights down), SGD with momentum, each update of both workers' gradients. With --compute none gradients are zeros
+from memory: communication alone. Arms run by turns, each launch in fresh processes, so that drift hits all alike; the
+launch is the sample. The peers are in scripts/peers, each as its own documentation writes it. Transports are
+everybody's default, or, in the arms that say so, TCP. Printed: steps/s, and psring's over each peer's, with 95 %
+bootstrap intervals.
 
 Unfair to the peers: they do not overlap a step's communication with its backward pass; their documentation does not.
 """
@@ -64,7 +65,11 @@ def make_arms(asked: argparse.Namespace) -> dict[str, Arm]:
         "warmup_steps": 5, "eval_batches": 0, "optimizer": "sgd", "num_workers": 2,
     }  # fmt: skip
     server = RunConfig.model_validate({**common, "strategy": "parameter_server", "num_servers": 1})
+    colocated = RunConfig.model_validate({**common, "strategy": "parameter_server", "placement": "colocated"})
+    ddp = RunConfig.model_validate({**common, "strategy": "ddp"})
     return {
+        "psring, colocated": partial(run_psring, colocated, tcp=False),
+        "DDP": partial(run_psring, ddp, tcp=False),
         "psring": partial(run_psring, server, tcp=False),
         "psring, TCP": partial(run_psring, server, tcp=True),
         "torch RPC": partial(run_peer, "torch_rpc", server, tcp=False),
@@ -103,14 +108,11 @@ def end(argv: list[str], log: Path) -> list[str]:
 
 def show(samples: dict[str, list[float]], console: Console) -> None:
     """Print each system's rate, and ours over it on the same transport."""
-    table = Table("system", "n", "steps/s", "psring over it", "psring over it, both TCP")
+    table = Table("system", "n", "steps/s", "psring's like it", "over it")
     for name, step_s in samples.items():
         rate = median_interval(1 / s for s in step_s)
-        ratios = {ours: ratio_interval(step_s, samples[ours]) for ours in ("psring", "psring, TCP")}
-        cells = [
-            "" if name.startswith("psring") or ("TCP" in name) != ("TCP" in ours) else text(*ratio)
-            for ours, ratio in ratios.items()
-        ]
+        ours = "psring, colocated" if name == "DDP" else "psring, TCP" if name.endswith("TCP") else "psring"
+        cells = ("", "") if name.startswith("psring") else (ours, text(*ratio_interval(step_s, samples[ours])))
         table.add_row(name, str(len(step_s)), text(*rate), *cells)
     console.print(table)
 
