@@ -1,7 +1,8 @@
 """torch.distributed.rpc's synchronous parameter server, as PyTorch's documentation writes it.
 
 https://pytorch.org/tutorials/intermediate/rpc_async_execution.html ("Batch-updating parameter server"): trainers send
-their gradients and get the whole updated model back. Changed: the model, and where gradients come from.
+their gradients and get the whole updated model back. Changed: the model, where gradients come from, and the
+timeout (0, without end, no longer starts).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from bench.config import RunConfig
 from bench.model import GPT
+
+TIMEOUT_S = 120
 
 
 class BatchUpdateParameterServer:
@@ -81,7 +84,7 @@ def run(rank: int, config: RunConfig, tcp: bool) -> None:
     """Be the server (rank 0) or wait for its orders."""
     # Without options PyTorch picks shared memory on one machine.
     transport = {"_transports": ["uv"], "_channels": ["basic"]} if tcp else {}
-    options = rpc.TensorPipeRpcBackendOptions(num_worker_threads=16, rpc_timeout=0, **transport)
+    options = rpc.TensorPipeRpcBackendOptions(num_worker_threads=16, rpc_timeout=TIMEOUT_S, **transport)
     world_size = config.num_workers + 1
     if rank != 0:
         rpc.init_rpc(f"trainer{rank}", rank=rank, world_size=world_size, rpc_backend_options=options)
