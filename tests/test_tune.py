@@ -10,7 +10,7 @@ import yaml
 
 from bench import records, tune
 from bench.config import BadInput, RunConfig, Sweep, make_config, read_tuned
-from bench.stats import Estimate
+from bench.intervals import Estimate
 
 GIVEN = {"parameter_server": {"num_servers": 1}}
 
