@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -79,9 +80,9 @@ with group.watched(group.MPIGroup(), placement, lambda: config):
 @pytest.mark.parametrize(
     ("act", "said"),
     [
-        ("os.kill(os.getpid(), signal.SIGSTOP)", "does not answer any more"),
-        ("threading.Thread(target=lambda: 1 / 0).start()", "failed: ZeroDivisionError: division by zero"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", "was ended by signal 9"),
+        ("os.kill(os.getpid(), signal.SIGSTOP)", r"rank 2 \(server\) on \S+ does not answer any more"),
+        ("threading.Thread(target=lambda: 1 / 0).start()", r"rank 2 \(server\) on \S+ failed: ZeroDivisionError"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", r"rank 2 .*was ended by signal 9"),
     ],
     ids=["stops", "raises", "dies"],
 )
@@ -100,7 +101,6 @@ def test_a_rank_that_is_gone_ends_the_run_and_is_named(
     assert not outcome.timed_out
     status, reason = ends.diagnose(outcome, config)
     assert status == "failed"
-    assert "rank 2 (server) on " in reason
-    assert said in reason
+    assert re.search(said, reason)
     assert "\n" not in reason
     assert no_rank_left(marker)
