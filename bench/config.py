@@ -112,6 +112,10 @@ class RunConfig(BaseModel):
     staleness: int = Field(0, ge=0)
     """Steps that a worker may be given weights ahead of the slowest (ssp); with 0 ssp is bsp."""
 
+    server_role: Literal["update", "sum"] = "update"
+    """What servers do with the sum of the gradients; update: they hold the optimizer and return weights; sum: they
+    return the mean gradient, and every worker runs the optimizer."""
+
     launcher: Literal["none", "mpirun", "horovodrun", "srun"] = "mpirun"
     """What starts the ranks of a sweep; under `psring run` it is found out. One rank alone needs none."""
     hostfile: str | None = None
@@ -277,6 +281,8 @@ class RunConfig(BaseModel):
             raise ValueError(f"consistency: {self.consistency} needs a parameter_server; use bsp with {self.strategy}")
         if self.staleness and self.consistency != "ssp":
             raise ValueError(f"staleness: only ssp has a bound; leave it out with consistency: {self.consistency}")
+        if not self.synchronous and self.server_role == "sum":
+            raise ValueError(f"server_role: {self.consistency} has no sum of all workers to return; use update, or bsp")
         if not self.synchronous and self.needs_global_norm:
             raise ValueError(
                 f"consistency: {self.consistency} updates each chunk as it comes and never sees a whole gradient; "
@@ -350,8 +356,8 @@ class RunConfig(BaseModel):
 
     @property
     def needs_global_norm(self) -> bool:
-        """Whether no part of an update may be applied before the norm of the whole gradient is known."""
-        return self.clip_norm is not None or self.precision == "fp16"
+        """Whether servers may apply no part of an update before the norm of the whole gradient is known."""
+        return self.server_role == "update" and (self.clip_norm is not None or self.precision == "fp16")
 
     def digest(self) -> str:
         """Twelve hex digits that name this config, whatever its place in a sweep."""

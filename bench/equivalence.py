@@ -133,13 +133,14 @@ def bound(config: RunConfig, update: float) -> float:
       the steps that follow start from where it led: 16·u of the update. Adam keeps only the sign of a
       gradient that has not yet a history, and an error of 4·u turns the sign of about that share of the
       elements, twice their length each: 2·sqrt(4·u) of the update.
-    - A parameter server returns weights in the wire dtype: one more rounding, u of the weights.
+    - A parameter server that updates returns weights in the wire dtype: one more rounding, u of the weights.
     """
     u = max(UNIT_ROUNDOFF[config.wire_dtype], UNIT_ROUNDOFF[config.precision])
     if u == UNIT_ROUNDOFF["fp32"]:
         return min(FP32_BOUND, update / 100 + u * gate_steps(config))
     of_update = 2 * math.sqrt(4 * u) if config.optimizer == "adamw" else 16 * u
-    served = config.strategy == "parameter_server" and config.wire_dtype != "fp32"
+    returned = config.strategy == "parameter_server" and config.server_role == "update"
+    served = returned and config.wire_dtype != "fp32"
     return of_update * update + (UNIT_ROUNDOFF[config.wire_dtype] if served else 0.0)
 
 

@@ -31,9 +31,9 @@ HARNESS = frozenset({
 LINKS = ("link", "delay", "congestion_control")
 # Knobs a lone process does not have: a `local` baseline may differ in them.
 COMMUNICATION = frozenset({
-    "strategy", "num_workers", "num_servers", "consistency", "staleness", "launcher", "network_interface", "wire_dtype",
-    "placement", "chunk_bytes", "schedule", "window_bytes", "segment_bytes", "fusion_threshold_bytes", "cycle_time_s",
-    "bucket_bytes", *LINKS,
+    "strategy", "num_workers", "num_servers", "placement", "consistency", "staleness", "server_role", "launcher",
+    "network_interface", "wire_dtype", "chunk_bytes", "schedule", "window_bytes", "segment_bytes",
+    "fusion_threshold_bytes", "cycle_time_s", "bucket_bytes", *LINKS,
 })  # fmt: skip
 # What makes workers unlike each other: a `local` baseline is the even worker, and may differ in them.
 UNEVENNESS = frozenset({"speed_factor", "compute_cv"})

@@ -93,6 +93,7 @@ def make_options(config: RunConfig) -> Options:
         num_servers=config.num_servers,
         placement=config.placement,
         staleness=math.inf if config.consistency == "asp" else config.staleness,
+        server_role=config.server_role,
         schedule=config.schedule,
         window_bytes=config.window_bytes,
         wire_dtype=WIRE_DTYPES[config.wire_dtype],
@@ -165,7 +166,8 @@ def build(config: RunConfig, strategy: Strategy, device: torch.device) -> tuple[
         model = build_model(config, device)
         return model, build_optimizer(config, model)
     asleep = EmulatedGPT(config, durations(config), strategy.worker)
-    if config.strategy == "parameter_server":  # its workers never step; a server on a worker's rank takes the settings
+    # Where servers update, workers never do; a server on a worker's rank takes the settings.
+    if config.strategy == "parameter_server" and config.server_role == "update":
         return asleep, build_optimizer(config, asleep)
     return asleep, EmulatedOptimizer(asleep.parameters(), asleep.pace)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -63,6 +63,7 @@ class Options:
     num_servers: int = 0
     placement: str = "dedicated"
     staleness: float = 0.0
+    server_role: str = "update"
     schedule: str = "fifo"
     window_bytes: int | None = None
     wire_dtype: torch.dtype = torch.float32
@@ -77,8 +78,8 @@ class Options:
 
     @property
     def needs_norm(self) -> bool:
-        """Whether no part of an update may be applied before the norm of the whole gradient is known."""
-        return self.clip_norm is not None or self.loss_scaling
+        """Whether servers may apply no part of an update before the norm of the whole gradient is known."""
+        return self.server_role == "update" and (self.clip_norm is not None or self.loss_scaling)
 
 
 @dataclass
@@ -262,6 +263,23 @@ class Strategy(ABC):
         self._first_gradient_at = None
 
 
+def apply_mean_gradient(
+    parameters: Iterable[nn.Parameter], apply: Callable[[], object], options: Options, scaler: LossScaler
+) -> None:
+    """Unscale, clip, apply; skip where the gradient is not finite, which every worker sees alike."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    finite = True
+    if options.clip_norm is not None or scaler.enabled:
+        norm = float(nn.utils.get_total_norm(gradients)) / scaler.scale
+        finite = norm < float("inf")
+        factor = gradient_factor(norm, options.clip_norm) / scaler.scale
+        if finite and factor != 1.0:
+            torch._foreach_mul_(gradients, factor)
+    if finite:
+        apply()
+    scaler.update(finite)
+
+
 class WorkerOptimizer(Strategy):
     """A strategy whose workers each hold the mean gradient and run the same optimizer on it."""
 
@@ -280,19 +298,9 @@ class WorkerOptimizer(Strategy):
         """Nothing travels."""
 
     def step(self) -> None:
-        """Unscale, clip, apply; skip where the gradient is not finite, which every worker sees alike."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        finite = True
-        if self.options.clip_norm is not None or self.scaler.enabled:
-            norm = float(nn.utils.get_total_norm(gradients)) / self.scaler.scale
-            finite = norm < float("inf")
-            factor = gradient_factor(norm, self.options.clip_norm) / self.scaler.scale
-            if finite and factor != 1.0:
-                torch._foreach_mul_(gradients, factor)
-        if finite:
-            self._apply()
+        """Apply the mean gradient, or skip it."""
+        apply_mean_gradient(self._parameters, self._apply, self.options, self.scaler)
         self._optimizer.zero_grad()
-        self.scaler.update(finite)
 
     def _apply(self) -> None:
         self._optimizer.step()

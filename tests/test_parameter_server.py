@@ -30,6 +30,8 @@ KNOBS: dict[str, dict[str, object]] = {
     "clipping, accumulation": {"clip_norm": 0.3, "gradient_accumulation": 2, "optimizer": "sgd"},
     "fp16": {"precision": "fp16", "wire_dtype": "bf16"},
     "ssp of no staleness": {"consistency": "ssp"},
+    "sum": {"server_role": "sum", "optimizer": "sgd", "clip_norm": 0.3, "gradient_accumulation": 2},
+    "sum, fp16": {"server_role": "sum", "precision": "fp16", "wire_dtype": "fp16"},
 }
 
 

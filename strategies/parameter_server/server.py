@@ -33,6 +33,7 @@ class Server:
     Under BSP a chunk is updated with the workers' mean gradient and returned as soon as every worker has
     pushed it, unless the update needs the norm of the whole gradient. Under ASP and SSP each worker's gradient is
     an update of its own, a W-th as long, and its answer may be held back until the slowest worker is near.
+    A server that only sums returns the mean gradient where one that updates returns weights.
     """
 
     def __init__(
@@ -63,7 +64,8 @@ class Server:
         workers, options = self._roles.workers, self._options
         self._chunks = plan.of_server(self._roles.servers.index(self._comm.rank))
         answers = 1 if self._staleness == 0 else len(workers)
-        self._shard = Shard(plan.layout, self._chunks, optimizer, len(workers), options.wire_dtype, answers)
+        updates = optimizer if options.server_role == "update" else None
+        self._shard = Shard(plan.layout, self._chunks, updates, len(workers), options.wire_dtype, answers)
         self._clocks = [Clocks(len(workers), self._staleness) for _ in self._chunks]
         indices = range(len(self._chunks))
         self._receives = [
@@ -116,6 +118,7 @@ class Server:
             self._update_alone(index, worker)
             self._answer(index, free)
         elif free:
+            wait_all(self._sends[index])  # they read what now changes; long done, for their receivers have answered
             self._shard.sum(index)
             for each in free:
                 self._receive(index, each)
@@ -146,7 +149,6 @@ class Server:
         self.on_norm(norm)
 
     def _step(self, index: int, factor: float) -> None:
-        wait_all(self._sends[index] if self._staleness == 0 else [])  # they read the weights; long done
         self._shard.step(index, factor / len(self._roles.workers))
 
     def _answer(self, index: int, workers: Sequence[int]) -> None:

@@ -13,11 +13,12 @@ from strategies.parameter_server.plan import Chunk
 class Shard:
     """Master weights, gradient and optimizer of some chunks, which lie side by side here.
 
-    `answers`: how many answers to different workers may be on their way with different contents.
+    Without an optimizer it returns gradients and not weights. `answers`: how many answers to different workers may be
+    on their way with different contents.
     """
 
     def __init__(
-        self, layout: FlatLayout, chunks: list[Chunk], optimizer: torch.optim.Optimizer,
+        self, layout: FlatLayout, chunks: list[Chunk], optimizer: torch.optim.Optimizer | None,
         num_workers: int, wire_dtype: torch.dtype, answers: int,
     ) -> None:  # fmt: skip
         size = sum(chunk.size for chunk in chunks)
@@ -26,10 +27,11 @@ class Shard:
         self._weights = torch.empty(size)
         self._gradient = torch.empty(size)
         self._pushed = torch.empty(num_workers, size, dtype=wire_dtype)
-        in_place = wire_dtype == torch.float32 and answers == 1
-        self._answers = self._weights[None] if in_place else torch.empty(answers, size, dtype=wire_dtype)
+        self._returned = self._weights if optimizer else self._gradient
+        self._in_place = wire_dtype == torch.float32 and answers == 1
+        self._answers = self._returned[None] if self._in_place else torch.empty(answers, size, dtype=wire_dtype)
         self._optimizers = [
-            self._chunk_optimizer(optimizer, layout, chunk, span)
+            self._chunk_optimizer(optimizer, layout, chunk, span) if optimizer else None
             for chunk, span in zip(chunks, self._spans, strict=True)
         ]
 
@@ -81,11 +83,13 @@ class Shard:
         return float(torch.linalg.vector_norm(self._gradient, dtype=torch.float64)) ** 2
 
     def step(self, index: int, factor: float) -> None:
-        """Update one chunk with `factor` times its gradient."""
+        """Multiply the gradient of one chunk by `factor`, and update its weights with that."""
         self._gradient[self._spans[index]] *= factor
-        self._optimizers[index].step()
+        optimizer = self._optimizers[index]
+        if optimizer:
+            optimizer.step()
 
     def fill_answer(self, index: int, which: int = 0) -> None:
-        """Let an answer be the weights as they are now, in the wire dtype."""
-        if self._answers.data_ptr() != self._weights.data_ptr():
-            self._answers[which, self._spans[index]] = self._weights[self._spans[index]]
+        """Let an answer be what is returned as it is now, in the wire dtype."""
+        if not self._in_place:
+            self._answers[which, self._spans[index]] = self._returned[self._spans[index]]

@@ -14,7 +14,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from strategies.base import Group, Options, Staleness, Strategy, on_gradient
+from strategies.base import Group, Options, Staleness, Strategy, apply_mean_gradient, on_gradient
 from strategies.buffers import as_bytes, host_buffer
 from strategies.parameter_server.outbox import Outbox, sending_order
 from strategies.parameter_server.plan import CLOSE_TAG, NORM_TAG, Chunk, Plan, Roles, message, wait_all
@@ -23,7 +23,7 @@ from strategies.parameter_server.server import Server
 
 
 class ParameterServerWorker(Strategy):
-    """Trains; its optimizer runs on the servers, one of which may share its rank.
+    """Trains; its optimizer runs on the servers, one of which may share its rank, or here if servers only sum.
 
     A chunk leaves as soon as backward has produced its last gradient, and the new weights are taken when the
     next forward reaches the module that needs them. All messages are moved by a thread that sleeps when it has
@@ -71,6 +71,7 @@ class ParameterServerWorker(Strategy):
         """Give the servers worker 0's weights, take them from there, install hooks. Collective."""
         self._plan = Plan.of(model, self._roles, self.options)
         self._parameters = self._plan.layout.parameters
+        self._optimizer = optimizer if self.options.server_role == "sum" else None
         if self._server:
             self._server.prepare(self._plan, optimizer)
         self._exchange_initial_weights()
@@ -198,9 +199,14 @@ class ParameterServerWorker(Strategy):
             self._norm_known.wait()
             self._norm_known.clear()
             self.scaler.update(math.isfinite(self._norm))
+        if self._optimizer:
+            self.settle()
 
     def step(self) -> None:
-        """The servers update, and the next forward takes over their weights."""
+        """Apply the mean gradient; or, where servers update, leave their weights to be taken by the next forward."""
+        if self._optimizer:
+            apply_mean_gradient(self._parameters, self._optimizer.step, self.options, self.scaler)
+            self._optimizer.zero_grad()
         self._wait_in_forward_s = 0.0
 
     def _before_forward(self, needed: Sequence[int], *_: object) -> None:
@@ -208,18 +214,22 @@ class ParameterServerWorker(Strategy):
             self._take(index)
 
     def _take(self, index: int) -> None:
-        """Take over a parameter's new weights, waiting for them if need be."""
+        """Take over a parameter's new weights, or its mean gradient, waiting for them if need be."""
         if self._taken[index]:
             return
         began = time.perf_counter()
         self._pulled[index].wait()
+        self._taken[index] = True
+        parameter, pulled = self._parameters[index], self._pull_views[index]
+        if self._optimizer:
+            parameter.grad = pulled.to(parameter)
+            return
         self._wait_in_forward_s += time.perf_counter() - began
         with torch.no_grad():
-            self._parameters[index].copy_(self._pull_views[index])
-        self._taken[index] = True
+            parameter.copy_(pulled)
 
     def settle(self) -> None:
-        """Take over all new weights."""
+        """Take over all that is still to come."""
         self._before_forward(range(len(self._parameters)))
 
     def close(self) -> None:
