@@ -1,6 +1,6 @@
 """How near the parameter server comes to what its network allows, on emulated nodes (needs root).
 
-    python scripts/benchmark_server.py [--repeats 5] [--link 200mbit] [--only colocated] [--set schedule=priority]
+    python scripts/benchmark_server.py [--repeats 5] [--out DIR] [--only colocated] [--set schedule=priority]
 
 Each row is a placement of servers. Its step time is divided by the lower bound that the links set, with M bytes of
 gradients (gpt-mini in fp32) and B what TCP can carry on a link, its rate times 1448/1514:
@@ -13,6 +13,7 @@ to send each other a copy at once than one takes to send the other one; 1 is ful
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import statistics
 import subprocess
@@ -23,7 +24,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import launch
+from bench import launch, records
 from bench.config import RunConfig, Sweep
 from bench.emulate import cluster, layout
 from bench.intervals import median_interval
@@ -57,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--link", default="200mbit")
+    parser.add_argument("--out", type=Path, help="results folder; called again, only what is missing is run")
     parser.add_argument("--only", default="", help="rows whose description contains this")
     parser.add_argument("--set", nargs="*", default=[], metavar="KNOB=VALUE", help="knobs for all rows")
     parser.add_argument("--probe", action="store_true", help="what two ranks run to measure φ; not for people")
@@ -72,10 +74,13 @@ def main() -> None:
     grid = [config.model_dump(exclude_defaults=True) for config in cells]
     sweep = Sweep.model_validate({"grid": grid, "repeats": arguments.repeats})
     with tempfile.TemporaryDirectory() as folder:
-        records = run_sweep(sweep, "benchmark", Path(folder, "out"), Console(stderr=True))
+        out = arguments.out or Path(folder, "out")
+        with contextlib.suppress(KeyboardInterrupt):  # show what there is
+            run_sweep(sweep, "benchmark", out, Console(stderr=True))
+        found = records.read(out)
     for config, target in cells.items():
         bound = bound_s(config, layout.parse_rate(arguments.link))
-        of_row = [record for record in records if record.config.digest() == config.digest()]
+        of_row = [record for record in found if record.config.digest() == config.digest()]
         ratios = [record.summary.step_s / bound for record in of_row if record.summary]
         verdict = "met" if ratios and statistics.median(ratios) <= target else "MISSED"
         lost = "".join(f"; lost: {record.reason}" for record in of_row if record.status != "ok")
