@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, NoReturn, get_args, get_origin
 
@@ -85,6 +88,8 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
     run = add("run", _run, "one run; under mpirun or horovodrun, every rank calls this")
     _add_knobs(run)
     run.add_argument("--out", type=Path, metavar="DIR", help="new folder for the record and the raw samples")
+    text = "write what all ranks did in the last step as a Chrome trace (chrome://tracing, ui.perfetto.dev)"
+    run.add_argument("--trace", type=Path, metavar="FILE.json", help=text)
     run.add_argument("--save-parameters", type=Path, metavar="FILE", help="write rank 0's final weights (torch.save)")
 
     sweep = add("sweep", _sweep, "the whole grid of a sweep file; resumes what is missing")
@@ -207,11 +212,11 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.save_parameters and config.compute != "real":
         raise BadInput(f"--save-parameters: compute: {config.compute} trains nothing; use --compute real")
     if placement.rank == 0:
-        if arguments.save_parameters:
-            check_writable(arguments.save_parameters)
+        for file in filter(None, (arguments.save_parameters, arguments.trace)):
+            check_writable(file)
         if arguments.out:
             open_folder(arguments.out)
-    from bench import worker
+    from bench import trace, worker
 
     kept: list[worker.Result] = []
 
@@ -223,7 +228,7 @@ def _run(arguments: argparse.Namespace) -> int:
         kept.append(result)
 
     planned = PlannedRun(config=config)
-    worker.run([planned], placement, keep)
+    worker.run([planned], placement, keep, partial(trace.write, arguments.trace) if arguments.trace else None)
     for result in kept:
         print(f"{planned.describe()}: {result.record.describe()}", flush=True)
     return EXIT_FAILED if any(result.record.status != "ok" for result in kept) else 0
@@ -289,6 +294,7 @@ def _ranks(arguments: argparse.Namespace) -> int:
 
     lines = arguments.plan.read_text().splitlines()
     planned = [PlannedRun.model_validate_json(line) for line in lines]
+    faulthandler.register(signal.SIGTERM, chain=True)  # whatever ends the launch, its log says where this rank was
     worker.run(planned, Placement.detect(os.environ), lambda result: worker.write_folder(arguments.out, result))
     return 0
 

@@ -21,6 +21,7 @@ class PhaseTimer:
     def begin_step(self) -> None:
         """Forget the last step's phases and start the step's clock."""
         self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.spans: list[tuple[str, float, float]] = []  # name, begin, end
         self._began = self.now()
 
     def now(self) -> float:
@@ -34,7 +35,9 @@ class PhaseTimer:
         """Add the time of the enclosed block to a phase."""
         began = self.now()
         yield
-        self.seconds[name] += self.now() - began
+        ended = self.now()
+        self.seconds[name] += ended - began
+        self.spans.append((name, began, ended))
 
     def move(self, source: str, target: str, seconds: float) -> None:
         """Book seconds that were spent in one phase on behalf of another."""

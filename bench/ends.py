@@ -13,6 +13,7 @@ from bench.launch import Outcome
 from bench.records import Status
 
 OUT_OF_MEMORY_SIGNS = ("MemoryError", "out of memory", "can't allocate memory", "Cannot allocate memory")
+SILENCE_SIGN = "does not answer any more"
 # What mpirun (--tag-output), horovodrun and srun (--label) put before a rank's output, in the middle of lines too.
 _TAG = re.compile(r"\[(?:\d+,)?(\d+)\]<std(?:out|err)>:|^(\d+): ", flags=re.MULTILINE)
 _KILLED = re.compile(
@@ -35,6 +36,8 @@ def diagnose(outcome: Outcome, config: RunConfig) -> tuple[Status, str]:
     reason = _reason(said, config, "" if outcome.returncode >= 0 else _signalled(-outcome.returncode, num_ranks))
     if outcome.oom_kills or any(sign in line for line in lines for sign in OUT_OF_MEMORY_SIGNS):
         return "out_of_memory", reason
+    if SILENCE_SIGN in reason:
+        reason += "; " + where_ranks_are(said, num_ranks)
     return "failed", f"exit code {outcome.returncode}: {reason}"
 
 

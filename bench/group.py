@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import platform
+import signal
 import sys
 import threading
 import time
@@ -19,6 +21,7 @@ from bench.records import PlannedRun
 from strategies.base import Group, Options, SingleGroup
 
 FLUSH_S = 0.2
+STACKS_S = 5.0
 Value = TypeVar("Value")
 
 
@@ -108,6 +111,7 @@ def watched(group: Group, placement: Placement, config: Callable[[], RunConfig])
         end_everyone(placement, config(), arguments.exc_value or RuntimeError("a thread failed"))
 
     def silent(rank: int, host: str) -> None:
+        faulthandler.dump_traceback()  # where this rank waits for that one
         _end(placement, f"rank {rank} ({config().role(rank)}) on {host} does not answer any more")
 
     threading.excepthook = failed
@@ -118,6 +122,22 @@ def watched(group: Group, placement: Placement, config: Callable[[], RunConfig])
         threading.excepthook = threading.__excepthook__
         if heart:
             heart.stop()
+
+
+def set_deadline(timeout_s: float) -> None:
+    """Past the deadline print the stacks of all threads, whatever they wait in, and end some seconds later.
+
+    The first rank that ends takes the others with it: in between they all print theirs.
+    """
+    faulthandler.register(signal.SIGALRM, chain=False)
+    signal.setitimer(signal.ITIMER_REAL, timeout_s)
+    faulthandler.dump_traceback_later(timeout_s + STACKS_S, exit=True)
+
+
+def clear_deadline() -> None:
+    """There is no deadline any more."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    faulthandler.cancel_dump_traceback_later()
 
 
 def end_everyone(placement: Placement, config: RunConfig, error: BaseException) -> NoReturn:

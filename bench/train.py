@@ -49,10 +49,11 @@ def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager[
 
 
 def train(
-    config: RunConfig, module: nn.Module, strategy: Strategy, corpus: Corpus, device: torch.device
-) -> Iterator[StepRecord]:
-    """Train one worker for all steps of the run and yield what each step took."""
-    clock = PhaseTimer(device)
+    config: RunConfig, module: nn.Module, strategy: Strategy, corpus: Corpus, device: torch.device,
+    clock: PhaseTimer | None = None,
+) -> Iterator[StepRecord]:  # fmt: skip
+    """Train one worker for all steps of the run and yield what each step took; `clock` keeps the last one's phases."""
+    clock = clock or PhaseTimer(device)
     passes = config.gradient_accumulation
     for step in range(config.total_steps):
         before, link_before = CommunicationCounters(**vars(strategy.counters)), bytes_on_link()

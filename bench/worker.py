@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import faulthandler
 import math
 import os
 import platform
-import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,8 @@ import torch
 import yaml
 from torch import nn
 
-from bench import data, environment, equivalence, group, records, summary
+from bench import data, environment, equivalence, group, records, summary, trace
+from bench.clock import PhaseTimer
 from bench.config import BadInput, RunConfig
 from bench.emulate import guard
 from bench.emulate.compute import EmulatedGPT, EmulatedOptimizer, NoData
@@ -33,8 +32,6 @@ from bench.train import build_model, build_optimizer, held_out_loss, train
 from strategies import create
 from strategies.base import WIRE_DTYPES, Group, Options, Strategy
 
-STACKS_S = 5.0
-
 
 @dataclass(frozen=True)
 class Result:
@@ -45,7 +42,10 @@ class Result:
     weights: equivalence.Weights
 
 
-def run(planned: Sequence[PlannedRun], placement: Placement, keep: Callable[[Result], None]) -> None:
+def run(
+    planned: Sequence[PlannedRun], placement: Placement, keep: Callable[[Result], None],
+    keep_trace: Callable[[list[trace.Lane]], None] | None = None,
+) -> None:  # fmt: skip
     """Do this rank's part of all runs, one after the other; rank 0 calls `keep` after each. Collective.
 
     Each run has a fresh model and a deadline of its own. BadInput is raised on every rank alike; any other
@@ -54,37 +54,21 @@ def run(planned: Sequence[PlannedRun], placement: Placement, keep: Callable[[Res
     if placement.launcher != "none":
         die_with_parent()
     os.environ.update(mpi_environment(os.environ))
-    faulthandler.register(signal.SIGALRM, chain=False)
-    set_deadline(planned[0].config.timeout_s)
+    group.set_deadline(planned[0].config.timeout_s)
     now = planned[0]
     try:
         ranks = group.join([run.config.strategy for run in planned], placement, make_options(now.config))
         group.agree(ranks, planned)
         with group.watched(ranks, placement, lambda: now.config):
             for now in planned:
-                set_deadline(now.config.timeout_s)
-                _run(now, placement, ranks, keep)
+                group.set_deadline(now.config.timeout_s)
+                _run(now, placement, ranks, keep, keep_trace)
     except BadInput:
         raise
     except Exception as error:
         group.end_everyone(placement, now.config, error)
     finally:
-        clear_deadline()
-
-
-def set_deadline(timeout_s: float) -> None:
-    """Past the deadline print the stacks of all threads, whatever they wait in, and end some seconds later.
-
-    The first rank that ends takes the others with it: in between they all print theirs.
-    """
-    signal.setitimer(signal.ITIMER_REAL, timeout_s)
-    faulthandler.dump_traceback_later(timeout_s + STACKS_S, exit=True)
-
-
-def clear_deadline() -> None:
-    """There is no deadline any more."""
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    faulthandler.cancel_dump_traceback_later()
+        group.clear_deadline()
 
 
 def make_options(config: RunConfig) -> Options:
@@ -108,7 +92,10 @@ def make_options(config: RunConfig) -> Options:
     )
 
 
-def _run(planned: PlannedRun, placement: Placement, ranks: Group, keep: Callable[[Result], None]) -> None:
+def _run(
+    planned: PlannedRun, placement: Placement, ranks: Group, keep: Callable[[Result], None],
+    keep_trace: Callable[[list[trace.Lane]], None] | None,
+) -> None:  # fmt: skip
     """Build, train or serve, gather, judge: one run from end to end. Collective."""
     config, started_at = planned.config, records.now()
     torch.set_num_threads(config.num_threads)
@@ -128,10 +115,11 @@ def _run(planned: PlannedRun, placement: Placement, ranks: Group, keep: Callable
     gated = config.check_equivalence and planned.repeat == 0 and config.strategy != "independent"
     steps: list[StepRecord] = []
     at_gate: equivalence.Weights = {}
+    clock = PhaseTimer(device)
     if corpus is None:
         strategy.serve()
     else:
-        for step in train(config, module, strategy, corpus, device):
+        for step in train(config, module, strategy, corpus, device, clock):
             steps.append(step)
             if gated and len(steps) == equivalence.gate_steps(config):
                 strategy.settle()
@@ -139,6 +127,10 @@ def _run(planned: PlannedRun, placement: Placement, ranks: Group, keep: Callable
     cpu_s = summary.cpu_s() - cpu_before
     strategy.close()
     ranks.barrier()
+    if keep_trace is not None:
+        lanes = ranks.gather(trace.lane(ranks.rank, clock, strategy))
+        if ranks.rank == 0:
+            keep_trace(lanes)
     evidence = watch.end() if watch else None
     checksum = equivalence.checksum(equivalence.snapshot(model)) if gated and corpus else None
     late_s = model.pace.overshoots_s if isinstance(model, EmulatedGPT) else []

@@ -52,6 +52,11 @@ STACKS = (
             "rank 2 on n1",
         ),
         (Outcome(1, False, "[0]<stderr>:psring: boom\nTraceback\nRuntimeError: Horovod"), "failed", "psring: boom"),
+        (
+            Outcome(1, False, f"{STACKS[33:]}[1,0]<stderr>:psring: rank 2 (server 0) on n2 does not answer any more\n"),
+            "failed",
+            "rank 2 (server 0) on n2 does not answer any more; ranks 0, 1 in wait (a.py:11); rank 2 printed no stack",
+        ),
         (Outcome(-9, False, "[1,0]<stderr>:a warning\n"), "failed", "the launcher was ended by SIGKILL"),
         (Outcome(1, False, ""), "failed", "no output"),
     ],

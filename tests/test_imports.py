@@ -55,6 +55,7 @@ MAY_IMPORT = {
     },
     "bench.folder": {"bench.config", "bench.environment", "bench.records"},
     "bench.journal": {"bench.folder", "bench.records"},
+    "bench.trace": {"bench.clock", "bench.records", "strategies.base"},
     "bench.stopping": {"bench.records", "bench.intervals"},
     "bench.slurm": {"bench.config"},
     "bench.intervals": set(),

@@ -1,0 +1,48 @@
+"""Laws of a trace: it holds the last step's phases as the raw samples have them, one after the other, on one clock."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.trace import Lane, write
+
+
+def complete(path: Path) -> list[dict[str, Any]]:
+    return [event for event in json.loads(path.read_text())["traceEvents"] if event["ph"] == "X"]
+
+
+def test_clocks_meet_at_the_barrier(tmp_path: Path) -> None:
+    phases = [("forward", 0.0, 1.0), ("exposed_communication", 1.0, 1.5)]
+    later = [(name, begin + 100, end + 100) for name, begin, end in phases]  # the same step on a clock set otherwise
+    lanes = [Lane(0, "n0", 2.0, phases, [("communication", 0.5, 1.5)]), Lane(1, "n1", 102.0, later, [])]
+    write(tmp_path / "trace.json", [*lanes, Lane(2, "n2", 7.0, [], [])])
+    first, second = ([e for e in complete(tmp_path / "trace.json") if e["pid"] == rank] for rank in (0, 1))
+    assert [(e["name"], e["ts"], e["dur"]) for e in first if e["tid"] == 0] == [
+        ("forward", 0.0, 1e6),
+        ("exposed_communication", 1e6, 0.5e6),
+    ]
+    assert [(e["name"], e["ts"]) for e in second] == [(e["name"], e["ts"]) for e in first if e["tid"] == 0]
+    assert [(e["ts"], e["dur"]) for e in first if e["tid"] == 1] == [(0.5e6, 1e6)]
+
+
+@pytest.mark.launcher
+def test_a_trace_says_what_the_raw_samples_say(mpirun: Callable[..., Any], tmp_path: Path) -> None:
+    flags = ["--strategy", "parameter_server", "--num-servers", 1, "--steps", 3, "--block-size", 16]
+    ended = mpirun(2, "run", *flags, "--out", tmp_path / "out", "--trace", tmp_path / "trace.json")
+    assert ended.returncode == 0, ended.stderr
+    (samples,) = (tmp_path / "out/steps").iterdir()
+    last = list(csv.DictReader(samples.open()))[-1]
+    events = complete(tmp_path / "trace.json")
+    assert {event["pid"] for event in events} == {0}  # a server has no phases
+    phases = [event for event in events if event["tid"] == 0]
+    for phase in ("data", "optimizer"):  # no time of these is ever booked elsewhere
+        assert sum(e["dur"] for e in phases if e["name"] == phase) == pytest.approx(float(last[f"{phase}_s"]) * 1e6)
+    for before, after in pairwise(phases):
+        assert before["ts"] + before["dur"] <= after["ts"] + 1e-3
