@@ -59,6 +59,8 @@ addEventListener("load", () => {
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     for run in demo_records(repeats=2):
+        if run.config.strategy == "mpi_ring":
+            continue  # a table begins with 50 rows, and the laws below are about all of them
         records.append(folder, run)
         if run.summary is not None:
             records.write_steps(folder, run.run_id, make_steps(run))

@@ -42,7 +42,7 @@ class Reading:
     timeouts: int
     drops: int
     overlimits: int  # how often the shaped link made a packet wait
-    run_delay_s: float  # how long this rank was ready and had no core (schedstats)
+    run_delay_s: float  # how long this rank's threads were ready and had no core (schedstats)
     machine_cpu_s: float  # used by all processes, and stolen by other machines
     cpu_s: float  # used by this rank
     wall_s: float
@@ -110,7 +110,7 @@ def read() -> Reading:
         timeouts=tcp["TCPTimeouts"],
         drops=drops,
         overlimits=overlimits,
-        run_delay_s=int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9,
+        run_delay_s=sum(int(path.read_text().split()[1]) for path in Path("/proc/self/task").glob("*/schedstat")) / 1e9,
         machine_cpu_s=(user + nice + system + steal) / os.sysconf("SC_CLK_TCK"),
         cpu_s=time.process_time(),
         wall_s=time.monotonic(),
