@@ -35,14 +35,18 @@ class Heartbeat:
         self._host = addresses[self._previous][0]
         self._silent = silent
         self._stopped = threading.Event()
+        self._beat()  # everybody listens by now: whoever stops from here on is missed
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    def _beat(self) -> None:
+        with contextlib.suppress(OSError):  # no such host, or its socket is closed already
+            self._socket.sendto(BEAT, self._next)
 
     def _run(self) -> None:
         watched, missed = False, 0
         while not self._stopped.wait(BEAT_S):
-            with contextlib.suppress(OSError):  # no such host, or its socket is closed already
-                self._socket.sendto(BEAT, self._next)
+            self._beat()
             if self._heard():
                 watched, missed = True, 0
             elif watched:
