@@ -19,7 +19,7 @@ os.environ.update(mpi_environment(os.environ))
 settings.register_profile("psring", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("psring")
 
-DEADLINE_S = 120
+DEADLINE_S = 300
 Launched = subprocess.CompletedProcess[str]
 PSRING = [sys.executable, "-m", "bench.cli"]
 

@@ -40,7 +40,7 @@ def only_line(text: str) -> str:
         (["run", "--out", "file/inside"], "cannot be written"),
         (["run", "--save-parameters", "nowhere/x.pt"], "cannot be written"),
         (["run", "--strategy", "ring_allreduce", "--wire-dtype", "bf16"], "no bf16"),
-        (["run", "--compute", "emulated"], "compute: input should be"),
+        (["run", "--compute", "emulated"], "takes its times from exactly one of"),
         (["sweep", "missing.yaml", "--out", "new"], "no such sweep file"),
         (["sweep", "bad.yaml", "--out", "new"], "did you mean 'num_workers'"),
         (["sweep", "good.yaml"], "--out DIR is missing"),

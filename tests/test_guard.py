@@ -20,12 +20,12 @@ GOOD: dict[str, Any] = {
 }  # fmt: skip
 QUIET = Reading(
     bytes_sent=13107200, bytes_received=13107200, segments=9000, retransmissions=0, timeouts=0, drops=0, overlimits=5,
-    run_delay_s=0.1, machine_cpu_s=1.0, cpu_s=0.5, wall_s=2.0,
+    machine_cpu_s=1.0, cpu_s=0.5, wall_s=2.0,
 )  # fmt: skip
 
 
-def node(goodput: float = 25e6, **changed: Any) -> Evidence:
-    return Evidence(Reading(**{**vars(QUIET), **changed}), goodput, 1.0, 1.0, napping=True)
+def node(goodput: float = 25e6, run_delay_share: float = 0.1, **changed: Any) -> Evidence:
+    return Evidence(Reading(**{**vars(QUIET), **changed}), goodput, run_delay_share, 1.0, 1.0, napping=True)
 
 
 def test_a_good_row_is_valid() -> None:
@@ -62,7 +62,7 @@ def test_oversleeping_is_said() -> None:
 
 
 def test_a_row_is_as_good_as_its_worst_node() -> None:
-    found = guard.weigh([node(), node(run_delay_s=1.0, drops=3, timeouts=1)], steps=2)
+    found = guard.weigh([node(), node(run_delay_share=0.5, drops=3, timeouts=1)], steps=2)
     assert found["run_delay_share"] == 0.5
     assert (found["packet_drops"], found["tcp_timeouts"]) == (3, 1)
 

@@ -42,7 +42,7 @@ def test_runs_of_one_launch_fit_on_the_same_ranks_and_horovod_has_its_own() -> N
     for planned in launches:
         assert len({run.config.world_size for run in planned}) == 1
         assert len({run.config.strategy == "ring_allreduce" for run in planned}) == 1
-    assert len(launches) == demo.repeats * 5  # not one per run
+    assert len(launches) == demo.repeats * 10  # not one per run
 
 
 def test_a_second_call_runs_only_what_is_missing(tmp_path: Path) -> None:

@@ -42,7 +42,6 @@ class Reading:
     timeouts: int
     drops: int
     overlimits: int  # how often the shaped link made a packet wait
-    run_delay_s: float  # how long this rank's threads were ready and had no core (schedstats)
     machine_cpu_s: float  # used by all processes, and stolen by other machines
     cpu_s: float  # used by this rank
     wall_s: float
@@ -54,6 +53,7 @@ class Evidence:
 
     seen: Reading
     goodput: float
+    run_delay_share: float  # of the time in which the worst thread of this rank was ready and had no core
     probe_ratio_before: float
     probe_ratio_after: float
     napping: bool
@@ -66,15 +66,17 @@ class Watch:
         self._ranks = ranks
         self._cluster = find(os.environ[CLUSTER_VARIABLE])
         self._before = _probe(ranks, self._cluster)
-        self._begun = read()
+        self._begun, self._delays = read(), run_delays()
 
     def end(self) -> Evidence:
         """Return what was seen since the beginning."""
-        ended = read()
+        ended, delays = read(), run_delays()
+        longest_s = max(seconds - self._delays.get(thread, 0.0) for thread, seconds in delays.items())
         difference = {name: value - getattr(self._begun, name) for name, value in asdict(ended).items()}
         return Evidence(
             seen=Reading(**difference),
             goodput=self._cluster.goodput(self._cluster.nodes[self._ranks.rank]),
+            run_delay_share=longest_s / difference["wall_s"],
             probe_ratio_before=self._before,
             probe_ratio_after=_probe(self._ranks, self._cluster),
             napping=nap.is_loaded(os.environ),
@@ -110,11 +112,16 @@ def read() -> Reading:
         timeouts=tcp["TCPTimeouts"],
         drops=drops,
         overlimits=overlimits,
-        run_delay_s=sum(int(path.read_text().split()[1]) for path in Path("/proc/self/task").glob("*/schedstat")) / 1e9,
         machine_cpu_s=(user + nice + system + steal) / os.sysconf("SC_CLK_TCK"),
         cpu_s=time.process_time(),
         wall_s=time.monotonic(),
     )
+
+
+def run_delays() -> dict[str, float]:
+    """Seconds that each thread of this process has been ready and had no core (schedstats, field 2)."""
+    threads = Path("/proc/self/task").glob("*/schedstat")
+    return {path.parent.name: int(path.read_text().split()[1]) / 1e9 for path in threads}
 
 
 def _table(path: str, name: str) -> dict[str, int]:
@@ -143,7 +150,7 @@ def weigh(nodes: Sequence[Evidence], steps: int) -> dict[str, float | bool]:
     return {
         "probe_ratio_before": nodes[0].probe_ratio_before,
         "probe_ratio_after": nodes[0].probe_ratio_after,
-        "run_delay_share": max(reading.run_delay_s / reading.wall_s for reading in seen),
+        "run_delay_share": max(node.run_delay_share for node in nodes),
         "foreign_cpu_share": foreign_s / wall_s / (os.cpu_count() or 1),
         "packet_drops": sum(reading.drops for reading in seen),
         "retransmitted_share": sum(r.retransmissions for r in seen) / max(1, sum(r.segments for r in seen)),
