@@ -18,6 +18,8 @@ NOTE_WIDTH = 52  # letters that fit above a panel beside long tick labels
 MAX_PANELS = 4  # settings in one figure; of more, which nobody compares by eye, the first SHOWN stand for all
 SHOWN = 2
 WIDTH, HEIGHT = 4.8, 3.0  # of a panel, inches
+LEGEND_HANDLE, LEGEND_LETTER, LEGEND_LINE = 0.6, 0.053, 0.17  # of a legend's column and line, inches
+LEGEND_LINES = 3  # for which a figure has room
 
 Draw = Callable[[Axes, pd.DataFrame], None]
 
@@ -110,7 +112,11 @@ def legend(figure: Figure) -> None:
         handles, labels = axes.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
     if entries:
+        fitting = figure.get_figwidth() / (LEGEND_HANDLE + LEGEND_LETTER * max(map(len, entries)))
+        columns = min(3, max(1, int(fitting)))
+        more_lines = max(0, -(-len(entries) // columns) - LEGEND_LINES)
+        figure.set_figheight(figure.get_figheight() + more_lines * LEGEND_LINE)
         figure.legend(
             list(entries.values()), list(entries), loc="outside lower center",
-            ncols=2 if max(map(len, entries)) > 40 else 3, frameon=False, labelcolor=INK, fontsize=8,
+            ncols=columns, frameon=False, labelcolor=INK, fontsize=8,
         )  # fmt: skip
