@@ -126,6 +126,27 @@ def test_what_a_killed_sweep_had_not_yet_taken_is_rescued(tmp_path: Path) -> Non
     assert len(records.read(tmp_path)) == 2
 
 
+def test_where_nodes_cannot_be_made_their_cells_say_so_and_the_others_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise BadInput("cluster: this user may not make namespaces")
+
+    monkeypatch.setattr(sweep.sandbox, "enter", refuse)
+    emulated: dict[str, object] = {"strategy": "local", "link": "1mbit"}
+    both = make_sweep([emulated, {"strategy": "local"}])
+    done = sweep.run_sweep(both, "both", tmp_path / "both", QUIET)
+    assert statuses(done) == {"ok": 1, "unsupported": 1}
+    assert {record.reason for record in done if record.status == "unsupported"} == {
+        "cluster: this user may not make namespaces"
+    }
+    left = sweep.missing(sweep.plan(both, "both"), done)
+    assert [run.config.link for planned in left for run in planned] == ["1mbit"]  # it may be allowed next time
+    with pytest.raises(BadInput, match="may not make namespaces"):
+        sweep.run_sweep(make_sweep([emulated]), "emulated", tmp_path / "emulated", QUIET)
+    assert not (tmp_path / "emulated").exists()
+
+
 def test_a_run_id_names_the_config_and_the_repeat_not_the_place() -> None:
     (config,) = make_sweep([{"strategy": "local"}]).runs("x")
     assert PlannedRun(config=config, repeat=2).run_id == f"{config.digest()}-r2"
