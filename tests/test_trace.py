@@ -38,7 +38,7 @@ def test_a_trace_says_what_the_raw_samples_say(mpirun: Callable[..., Any], tmp_p
     ended = mpirun(2, "run", *flags, "--out", tmp_path / "out", "--trace", tmp_path / "trace.json")
     assert ended.returncode == 0, ended.stderr
     (samples,) = (tmp_path / "out/steps").iterdir()
-    last = list(csv.DictReader(samples.open()))[-1]
+    last = list(csv.DictReader(samples.read_text().splitlines()))[-1]
     events = complete(tmp_path / "trace.json")
     assert {event["pid"] for event in events} == {0}  # a server has no phases
     phases = [event for event in events if event["tid"] == 0]
