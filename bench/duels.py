@@ -51,7 +51,7 @@ def duels(runs: pd.DataFrame) -> pd.DataFrame:
         {"equal": equal, "size": size, **_duel(ring, server, samples)}
         for equal, size, ring, server in _pairs(finished(runs))
     ]
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame([row for row in rows if row["n"]])  # a pair that shares no repeat says nothing
     if table.empty:
         return table
     places = table["place"].map(PLACES.index)

@@ -42,7 +42,8 @@ Curve = tuple[str, dict[str, Any], pd.DataFrame]
 
 def with_looks(ok: pd.DataFrame) -> pd.DataFrame:
     """The cells with the columns `curve` (its label) and `look`: a curve looks alike in every panel and figure."""
-    fields = ["strategy", "num_servers", "placement", *told_apart(ok)]
+    within = {field for _, panel in ok.groupby("place") for field in told_apart(panel)}
+    fields = ["strategy", "num_servers", "placement", *(field for field in told_apart(ok) if field in within)]
     variants: dict[str, Iterator[int]] = {name: itertools.count() for name in NAMES}
     ok = ok.assign(curve="", look=None)
     for key, every in ok.groupby(fields, sort=False, dropna=False):
