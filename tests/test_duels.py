@@ -44,6 +44,11 @@ def test_launches_are_compared_in_pairs_so_that_drift_cancels() -> None:
     assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == pytest.approx((1.2, 1.2, 1.2))
 
 
+def test_topologies_that_share_no_repeat_do_not_meet() -> None:
+    first, second = arm("ring", [10.0, 11.0])[:1], arm("server", [10.0, 11.0])[1:]
+    assert fight(first, second).empty
+
+
 def test_swapping_the_arms_turns_the_ratio() -> None:
     there, back = (
         fight(arm("ring", ring), arm("server", server)).iloc[0]
