@@ -55,10 +55,11 @@ def answer(duels: pd.DataFrame, summary: pd.DataFrame) -> Answer:
 def settings_of(duels: pd.DataFrame) -> pd.Series:
     """What each comparison holds equal, in words: place if they differ, precision, batch, and whatever else varies."""
     named = {"precision", "batch_size", *stats.HARNESS}
-    apart = [field for field in stats.varying(duels[list(WORK)]) if field not in named]
+    within = {field for _, here in duels.groupby("place") for field in stats.varying(here[list(WORK)])}
+    apart = [field for field in WORK if field in within - named]
     words = duels["precision"] + ", " + duels["batch_size"].astype(str) + " sequences per worker"
     for field in apart:
-        words += ", " + field + " " + duels[field].astype(str)
+        words += [f", {field} {value}" if pd.notna(value) else "" for value in duels[field]]
     return duels["place"] + ", " + words if duels["place"].nunique() > 1 else words
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import duels, records
+from bench import answer, duels, records
 from bench.records import RunRecord
 from tests.synthetic import demo_records, make_record
 
@@ -69,6 +69,21 @@ def test_emulated_nodes_are_not_compared_with_one_machine() -> None:
     emulated = arm("ring", [1.0, 2.0], labels=("emulated",))
     assert fight(emulated, arm("server", [1.0, 2.0])).empty
     assert len(fight(emulated, arm("server", [1.0, 2.0], labels=("emulated",)))) == 1
+
+
+def test_a_setting_is_named_in_words_whatever_the_other_place_leaves_blank() -> None:
+    nodes = {
+        "labels": ("emulated",),
+        "link": "200mbit",
+        "compute": "emulated",
+        "emulated_forward_s": 0.1,
+        "emulated_backward_s": 0.2,
+    }
+    found = fight(*(arm(name, [1.0, 2.0], **more) for name in ARMS for more in ({}, nodes)))
+    assert sorted(answer.settings_of(found)) == [
+        f"{place}, fp32, 8 sequences per worker"
+        for place in ("emulated nodes", "emulated nodes", "one machine", "one machine")
+    ]
 
 
 def test_of_several_cells_the_fastest_stands_for_its_topology() -> None:
