@@ -8,41 +8,21 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Literal, NoReturn, get_args, get_origin
 
-from bench.config import (
-    CLUSTER_VARIABLE,
-    AgreedBadInput,
-    BadInput,
-    DiskFull,
-    RunConfig,
-    make_config,
-    nearest,
-    read_sweep,
-)
+from bench.arguments import knobs, parse
+from bench.config import CLUSTER_VARIABLE, AgreedBadInput, BadInput, DiskFull, RunConfig, make_config, read_sweep
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 OTHERS_WAIT_S = 3.0
-RUN_FLAGS = {name: "--" + name.replace("_", "-") for name in RunConfig.model_fields if name != "num_workers"}
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that complains in one line, through BadInput, and knows the nearest right flag."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing usage and exiting."""
-        raise BadInput(f"{message}; see {self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one psring command and return its exit code."""
     try:
         arguments = parse(sys.argv[1:] if argv is None else list(argv))
-        code: int = arguments.act(arguments)
-        return code
+        return ACTIONS[arguments.command](arguments)
     except BadInput as error:
         _say_once(error)
         return EXIT_BAD_INPUT
@@ -65,150 +45,12 @@ def _say_once(error: BadInput) -> None:
     print(f"psring: {error}", file=sys.stderr, flush=True)
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """Parse a command line; BadInput for anything that is not understood."""
-    parser, flags = build_parser()
-    arguments, unknown = parser.parse_known_args(argv)
-    if unknown:
-        known = flags.get(arguments.command, [])
-        raise BadInput(f"unknown argument {unknown[0]!r}{nearest(unknown[0], known)}; see psring --help")
-    return arguments
-
-
-def build_parser() -> tuple[Parser, dict[str, list[str]]]:
-    """Return the parser and each command's flags."""
-    parser = Parser(prog="psring", description="Parameter server or ring-allreduce? Measure both on the same GPT.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(name: str, act: object, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        command.set_defaults(act=act)
-        return command
-
-    run = add("run", _run, "one run; under mpirun or horovodrun, every rank calls this")
-    _add_knobs(run)
-    run.add_argument("--out", type=Path, metavar="DIR", help="new folder for the record and the raw samples")
-    text = "write what all ranks did in the last step as a Chrome trace (chrome://tracing, ui.perfetto.dev)"
-    run.add_argument("--trace", type=Path, metavar="FILE.json", help=text)
-    run.add_argument("--save-parameters", type=Path, metavar="FILE", help="write rank 0's final weights (torch.save)")
-
-    sweep = add("sweep", _sweep, "the whole grid of a sweep file; resumes what is missing")
-    sweep.add_argument("file", type=Path, metavar="SWEEP.yaml")
-    sweep.add_argument("--out", type=Path, metavar="DIR", help="results folder, new or to be resumed")
-    sweep.add_argument("--dry-run", action="store_true", help="print the plan and run nothing")
-    text = "launch again until the half width of tokens_per_s's 95%% interval is this share of its median (0.05)"
-    sweep.add_argument("--precision-target", metavar="SHARE", help=text)
-    text = "begin no run after this time: 90s, 30min or 2h; the same command goes on from there"
-    sweep.add_argument("--budget", metavar="TIME", help=text)
-    text = "write a batch script that runs it inside one Slurm allocation, and run nothing"
-    sweep.add_argument("--slurm", type=Path, metavar="FILE.sbatch", help=text)
-
-    status = add("status", _status, "how far a sweep is, from another terminal; reads its folder only")
-    status.add_argument("folder", type=Path, metavar="DIR")
-
-    report = add("report", _report, "tables, figures, report.html and report.md of a results folder")
-    report.add_argument("folder", type=Path, metavar="DIR")
-    text = "also write every run's raw samples as event files (pip install 'psring[tensorboard]')"
-    report.add_argument("--tensorboard", action="store_true", help=text)
-    report.add_argument("--allow-mixed", action="store_true", help="join runs of different hosts, versions or commits")
-
-    calibrate = add(
-        "calibrate", _calibrate, "time every layer of one worker, for --compute emulated --compute-from FILE"
-    )
-    _add_knobs(calibrate)
-    calibrate.add_argument("--out", type=Path, required=True, metavar="FILE.json")
-    text = "two folders, or two strategies of one, cell by cell: B against A, with intervals"
-    _add_comparison(add("compare", _compare, text))
-
-    scale = add(
-        "scale-model", _scale_model, "print a sweep file that models a larger cluster on this machine's emulated nodes"
-    )
-    scale.add_argument("--target", required=True, metavar="TEXT", help="gpt2, 25gbit, a100 at 40%% MFU, 8 nodes")
-
-    ranks = commands.add_parser("ranks")  # no help: `psring sweep` starts it, on every rank of a launch
-    ranks.set_defaults(act=_ranks)
-    ranks.add_argument("plan", type=Path)
-    ranks.add_argument("--out", type=Path, required=True)
-
-    data = add("data", _data, "prepare tokens for --data")
-    data.add_argument("what", choices=["prepare"])
-    data.add_argument("text", type=Path, metavar="TEXT", help="any file; its bytes become tokens")
-    data.add_argument("--out", type=Path, required=True, metavar="FILE.bin")
-
-    text = "nodes and shaped links inside this machine (network namespaces; needs root)"
-    _add_cluster_actions(add("cluster", _cluster, text))
-    tune = add("tune", _tune, "find the fastest message size on this network, for --tuned; under mpirun as run is")
-    _add_knobs(tune)
-    tune.add_argument("--num-workers", metavar="VALUE", help="without mpirun: start the ranks for so many workers")
-    tune.add_argument("--out", type=Path, required=True, metavar="FILE.yaml", help="file that --tuned reads")
-    add("doctor", _doctor, "what this machine can run, what is missing, and what mends it")
-    flags = {
-        name: [flag for action in command._actions for flag in action.option_strings]
-        for name, command in commands.choices.items()
-    }
-    return parser, flags
-
-
-def _add_knobs(command: argparse.ArgumentParser) -> None:
-    """Every knob of RunConfig, its docstring as help."""
-    for name, flag in RUN_FLAGS.items():
-        field = RunConfig.model_fields[name]
-        default = "" if field.default is None else f" [{field.default}]"
-        text = (field.description or "").replace("%", "%%") + default
-        if isinstance(field.default, bool):
-            command.add_argument(flag, action="store_true", default=None, help=text)
-        else:
-            choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-            command.add_argument(flag, metavar="|".join(choices) or "VALUE", help=text)
-
-
-def _knobs(arguments: argparse.Namespace) -> dict[str, object]:
-    """The knobs that were given."""
-    return {name: getattr(arguments, name) for name in RUN_FLAGS if getattr(arguments, name) is not None}
-
-
-def _add_comparison(compare: argparse.ArgumentParser) -> None:
-    compare.add_argument("a", metavar="A", help="results folder; with --within, a strategy")
-    compare.add_argument("b", metavar="B", help="results folder; with --within, a strategy")
-    compare.add_argument("--within", type=Path, metavar="DIR", help="results folder whose strategies A and B are")
-    text = "exit with 1 if B is surely slower than A by more than this share in any cell, or lost its numbers"
-    compare.add_argument("--fail-if-slower", metavar="SHARE", help=f"{text}; 5%% or 0.05")
-
-
-def _add_cluster_actions(cluster: argparse.ArgumentParser) -> None:
-    actions = cluster.add_subparsers(dest="action", required=True, metavar="ACTION")
-
-    def add(name: str, text: str) -> argparse.ArgumentParser:
-        action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
-        action.add_argument("--name", default="psring", help="which cluster; several may be up at once [psring]")
-        return action
-
-    up = add("up", "bring it up")
-    up.add_argument("--num-nodes", type=int, required=True, metavar="N")
-    up.add_argument("--link", required=True, metavar="RATE", help="200mbit, or per node: n0=1gbit,*=50mbit")
-    up.add_argument("--num-servers", type=int, default=0, metavar="S", help="last nodes that server=RATE means [0]")
-    up.add_argument("--delay", metavar="TIME", help="one way, on every link: 2ms (needs the kernel's netem)")
-    up.add_argument("--congestion-control", default="reno", metavar="reno|cubic", help="of the nodes' TCP [reno]")
-    add("down", "end what runs on it and remove it")
-    actions.add_parser("status", help="list the clusters that are up, and what their links carried")
-    execute = add("exec", "run a command on a node: exec NODE -- COMMAND")
-    execute.add_argument("node", metavar="NODE")
-    execute.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
-    shell = actions.add_parser("shell", help="a shell in which you may make clusters without root; they end with it")
-    shell.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
-    check = actions.add_parser("check", help="prove which sizes and rates this machine can emulate (about a minute)")
-    check.add_argument("--num-nodes", default="2,4,8,16", metavar="N,N", help="sizes to try [2,4,8,16]")
-    check.add_argument("--link", default="100mbit,200mbit,500mbit,1gbit,2gbit", metavar="RATE,RATE")
-    agent = actions.add_parser("agent", help="stands in for ssh on the nodes")
-    agent.add_argument("words", nargs=argparse.REMAINDER)
-
-
 def _run(arguments: argparse.Namespace) -> int:
     from bench.launch import Placement, complete_config
     from bench.records import PlannedRun, check_writable, open_folder
 
     placement = Placement.detect(os.environ)
-    config = complete_config(_knobs(arguments), placement, _links_here())
+    config = complete_config(knobs(arguments), placement, _links_here())
     if arguments.save_parameters and config.compute != "real":
         raise BadInput(f"--save-parameters: compute: {config.compute} trains nothing; use --compute real")
     if placement.rank == 0:
@@ -250,7 +92,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     from bench.records import check_writable, write_json
 
     placement = Placement.detect(os.environ)
-    config = complete_config(_knobs(arguments), placement)
+    config = complete_config(knobs(arguments), placement)
     check_writable(arguments.out)
     from bench.emulate.calibrate import calibrate
 
@@ -276,7 +118,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     from bench.launch import Placement, complete_config
 
     placement = Placement.detect(os.environ)
-    given = {"compute": "none", **_knobs(arguments)}
+    given = {"compute": "none", **knobs(arguments)}
     if placement.launcher == "none":
         config = make_config({**given, "num_workers": arguments.num_workers or 1}, "tune")
     elif arguments.num_workers:
@@ -411,6 +253,21 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     return report()
 
+
+ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run,
+    "sweep": _sweep,
+    "tune": _tune,
+    "status": _status,
+    "report": _report,
+    "compare": _compare,
+    "data": _data,
+    "calibrate": _calibrate,
+    "scale-model": _scale_model,
+    "doctor": _doctor,
+    "cluster": _cluster,
+    "ranks": _ranks,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench.cli import RUN_FLAGS, build_parser, main
+from bench.arguments import RUN_FLAGS, build_parser
+from bench.cli import main
 from bench.config import RunConfig
 from bench.records import LABELS
 

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.cli import RUN_FLAGS, parse
+from bench.arguments import RUN_FLAGS, parse
 from bench.config import BadInput, RunConfig, Sweep, cross_product, make_config, read_sweep
 from bench.launch import Placement, complete_config, run_flags
 

@@ -20,6 +20,7 @@ WITHOUT_TORCH = [
 ]  # fmt: skip
 MAY_IMPORT = {
     "bench.config": set(),
+    "bench.arguments": {"bench.config"},
     "bench.launch": {"bench.config", "bench.emulate.layout"},
     "bench.emulate.layout": {"bench.config"},
     "bench.emulate.nap": set(),

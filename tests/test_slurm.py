@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bench.cli import parse
+from bench.arguments import parse
 from bench.config import BadInput, RunConfig, read_sweep
 from bench.slurm import batch_script
 

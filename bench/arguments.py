@@ -1,0 +1,161 @@
+"""What the psring command takes: every subcommand's flags, the knobs of RunConfig among them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NoReturn, get_args, get_origin
+
+from bench.config import BadInput, RunConfig, nearest
+
+RUN_FLAGS = {name: "--" + name.replace("_", "-") for name in RunConfig.model_fields if name != "num_workers"}
+Add = Callable[[str, str], argparse.ArgumentParser]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that complains in one line, through BadInput, and knows the nearest right flag."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing usage and exiting."""
+        raise BadInput(f"{message}; see {self.prog} --help")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parse a command line; BadInput for anything that is not understood."""
+    parser, flags = build_parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = flags.get(arguments.command, [])
+        raise BadInput(f"unknown argument {unknown[0]!r}{nearest(unknown[0], known)}; see psring --help")
+    return arguments
+
+
+def build_parser() -> tuple[Parser, dict[str, list[str]]]:
+    """Return the parser and each command's flags."""
+    parser = Parser(prog="psring", description="Parameter server or ring-allreduce? Measure both on the same GPT.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+    _add_measuring(add)
+    _add_reading(add)
+    _add_preparing(add)
+    _add_cluster_actions(add("cluster", "nodes and shaped links inside this machine (network namespaces)"))
+    ranks = commands.add_parser("ranks")  # no help: `psring sweep` starts it, on every rank of a launch
+    ranks.add_argument("plan", type=Path)
+    ranks.add_argument("--out", type=Path, required=True)
+    flags = {
+        name: [flag for action in command._actions for flag in action.option_strings]
+        for name, command in commands.choices.items()
+    }
+    return parser, flags
+
+
+def _add_measuring(add: Add) -> None:
+    """run, sweep, tune: what starts ranks, or is one."""
+    run = add("run", "one run; under mpirun or horovodrun, every rank calls this")
+    _add_knobs(run)
+    run.add_argument("--out", type=Path, metavar="DIR", help="new folder for the record and the raw samples")
+    text = "write what all ranks did in the last step as a Chrome trace (chrome://tracing, ui.perfetto.dev)"
+    run.add_argument("--trace", type=Path, metavar="FILE.json", help=text)
+    run.add_argument("--save-parameters", type=Path, metavar="FILE", help="write rank 0's final weights (torch.save)")
+
+    sweep = add("sweep", "the whole grid of a sweep file; resumes what is missing")
+    sweep.add_argument("file", type=Path, metavar="SWEEP.yaml")
+    sweep.add_argument("--out", type=Path, metavar="DIR", help="results folder, new or to be resumed")
+    sweep.add_argument("--dry-run", action="store_true", help="print the plan and run nothing")
+    text = "launch again until the half width of tokens_per_s's 95%% interval is this share of its median (0.05)"
+    sweep.add_argument("--precision-target", metavar="SHARE", help=text)
+    text = "begin no run after this time: 90s, 30min or 2h; the same command goes on from there"
+    sweep.add_argument("--budget", metavar="TIME", help=text)
+    text = "write a batch script that runs it inside one Slurm allocation, and run nothing"
+    sweep.add_argument("--slurm", type=Path, metavar="FILE.sbatch", help=text)
+
+    tune = add("tune", "find the fastest message size on this network, for --tuned; under mpirun as run is")
+    _add_knobs(tune)
+    tune.add_argument("--num-workers", metavar="VALUE", help="without mpirun: start the ranks for so many workers")
+    tune.add_argument("--out", type=Path, required=True, metavar="FILE.yaml", help="file that --tuned reads")
+
+
+def _add_reading(add: Add) -> None:
+    """status, report, compare: what reads results."""
+    status = add("status", "how far a sweep is, from another terminal; reads its folder only")
+    status.add_argument("folder", type=Path, metavar="DIR")
+
+    report = add("report", "tables, figures, report.html and report.md of a results folder")
+    report.add_argument("folder", type=Path, metavar="DIR")
+    text = "also write every run's raw samples as event files (pip install 'psring[tensorboard]')"
+    report.add_argument("--tensorboard", action="store_true", help=text)
+    report.add_argument("--allow-mixed", action="store_true", help="join runs of different hosts, versions or commits")
+
+    compare = add("compare", "two folders, or two strategies of one, cell by cell: B against A, with intervals")
+    compare.add_argument("a", metavar="A", help="results folder; with --within, a strategy")
+    compare.add_argument("b", metavar="B", help="results folder; with --within, a strategy")
+    compare.add_argument("--within", type=Path, metavar="DIR", help="results folder whose strategies A and B are")
+    text = "exit with 1 if B is surely slower than A by more than this share in any cell, or lost its numbers"
+    compare.add_argument("--fail-if-slower", metavar="SHARE", help=f"{text}; 5%% or 0.05")
+
+
+def _add_preparing(add: Add) -> None:
+    """data, calibrate, scale-model, doctor: what comes before a measurement."""
+    data = add("data", "prepare tokens for --data")
+    data.add_argument("what", choices=["prepare"])
+    data.add_argument("text", type=Path, metavar="TEXT", help="any file; its bytes become tokens")
+    data.add_argument("--out", type=Path, required=True, metavar="FILE.bin")
+
+    calibrate = add("calibrate", "time every layer of one worker, for --compute emulated --compute-from FILE")
+    _add_knobs(calibrate)
+    calibrate.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+
+    scale = add("scale-model", "print a sweep file that models a larger cluster on this machine's emulated nodes")
+    scale.add_argument("--target", required=True, metavar="TEXT", help="gpt2, 25gbit, a100 at 40%% MFU, 8 nodes")
+
+    add("doctor", "what this machine can run, what is missing, and what mends it")
+
+
+def _add_knobs(command: argparse.ArgumentParser) -> None:
+    """Every knob of RunConfig, its docstring as help."""
+    for name, flag in RUN_FLAGS.items():
+        field = RunConfig.model_fields[name]
+        default = "" if field.default is None else f" [{field.default}]"
+        text = (field.description or "").replace("%", "%%") + default
+        if isinstance(field.default, bool):
+            command.add_argument(flag, action="store_true", default=None, help=text)
+        else:
+            choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+            command.add_argument(flag, metavar="|".join(choices) or "VALUE", help=text)
+
+
+def _add_cluster_actions(cluster: argparse.ArgumentParser) -> None:
+    actions = cluster.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        action.add_argument("--name", default="psring", help="which cluster; several may be up at once [psring]")
+        return action
+
+    up = add("up", "bring it up")
+    up.add_argument("--num-nodes", type=int, required=True, metavar="N")
+    up.add_argument("--link", required=True, metavar="RATE", help="200mbit, or per node: n0=1gbit,*=50mbit")
+    up.add_argument("--num-servers", type=int, default=0, metavar="S", help="last nodes that server=RATE means [0]")
+    up.add_argument("--delay", metavar="TIME", help="one way, on every link: 2ms (needs the kernel's netem)")
+    up.add_argument("--congestion-control", default="reno", metavar="reno|cubic", help="of the nodes' TCP [reno]")
+    add("down", "end what runs on it and remove it")
+    actions.add_parser("status", help="list the clusters that are up, and what their links carried")
+    execute = add("exec", "run a command on a node: exec NODE -- COMMAND")
+    execute.add_argument("node", metavar="NODE")
+    execute.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
+    shell = actions.add_parser("shell", help="a shell in which you may make clusters without root; they end with it")
+    shell.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
+    check = actions.add_parser("check", help="prove which sizes and rates this machine can emulate (about a minute)")
+    check.add_argument("--num-nodes", default="2,4,8,16", metavar="N,N", help="sizes to try [2,4,8,16]")
+    check.add_argument("--link", default="100mbit,200mbit,500mbit,1gbit,2gbit", metavar="RATE,RATE")
+    agent = actions.add_parser("agent", help="stands in for ssh on the nodes")
+    agent.add_argument("words", nargs=argparse.REMAINDER)
+
+
+def knobs(arguments: argparse.Namespace) -> dict[str, object]:
+    """The knobs that a command line gave."""
+    return {name: getattr(arguments, name) for name in RUN_FLAGS if getattr(arguments, name) is not None}
