@@ -11,8 +11,9 @@ import yaml
 from filelock import FileLock, Timeout
 
 from bench import environment, records
-from bench.config import BadInput, DiskFull, Sweep
+from bench.config import BadInput, DiskFull
 from bench.records import RunRecord
+from bench.sweep_file import Sweep
 
 SCRATCH = ".running"  # of the launch that is running: its plan, its log, and what its ranks have written
 ROOM_BYTES = 1 << 18  # less than this is a full disk: a launch could not leave its log and its samples

@@ -11,9 +11,10 @@ import psutil
 from pydantic import ValidationError
 
 from bench import estimate, folder, journal
-from bench.config import BadInput, read_sweep
+from bench.config import BadInput
 from bench.records import PlannedRun, RunningNow, RunRecord
 from bench.sweep import missing, plan
+from bench.sweep_file import read_sweep
 
 
 def describe(out: Path) -> list[str]:

@@ -12,13 +12,14 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import ends, estimate, folder, launch, ledger, records
-from bench.config import BadInput, RunConfig, Sweep
+from bench.config import BadInput, RunConfig
 from bench.emulate import cluster, layout, sandbox
 from bench.emulate.layout import Cluster
 from bench.folder import SCRATCH
 from bench.journal import Journal
 from bench.records import PlannedRun, RunRecord, Status
 from bench.stopping import BudgetSpent, Stop, imprecise
+from bench.sweep_file import Sweep
 
 ORDER_SEED = 20
 LAUNCH_GRACE_S = 30.0

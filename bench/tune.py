@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import environment, records
-from bench.config import BadInput, RunConfig, Sweep, read_tuned
+from bench.config import BadInput, RunConfig, read_tuned
 from bench.intervals import Estimate, median_interval
 from bench.launch import Placement
 from bench.records import PlannedRun, RunRecord
 from bench.sweep import run_sweep
+from bench.sweep_file import Sweep
 
 # The knob that each strategy's speed hangs on, and the sizes to try beside its default, bytes.
 SIZES: dict[str, tuple[str, tuple[int, ...]]] = {

@@ -16,11 +16,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench.config import RunConfig, Sweep
+from bench.config import RunConfig
 from bench.emulate.layout import PAYLOAD_SHARE, parse_rate
 from bench.intervals import Estimate, median_interval, ratio_interval
 from bench.records import RunRecord, read
 from bench.sweep import run_sweep
+from bench.sweep_file import Sweep
 
 ARMS = ("mpi_ring", "ring_allreduce")
 TARGET = 1.10

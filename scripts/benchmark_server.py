@@ -25,10 +25,11 @@ from typing import Any
 from rich.console import Console
 
 from bench import launch, records
-from bench.config import RunConfig, Sweep
+from bench.config import RunConfig
 from bench.emulate import cluster, layout
 from bench.intervals import median_interval
 from bench.sweep import run_sweep
+from bench.sweep_file import Sweep
 
 ROWS: list[tuple[dict[str, object], float]] = [
     ({"num_workers": 3, "num_servers": 1}, 1.12),

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.arguments import RUN_FLAGS, parse
-from bench.config import BadInput, RunConfig, Sweep, cross_product, make_config, read_sweep
+from bench.config import BadInput, RunConfig, make_config
 from bench.launch import Placement, complete_config, run_flags
+from bench.sweep_file import Sweep, cross_product, read_sweep
 
 REPOSITORY = Path(__file__).parent.parent
 

@@ -13,9 +13,10 @@ import pytest
 from rich.console import Console
 
 from bench import launch
-from bench.config import BadInput, Sweep
+from bench.config import BadInput
 from bench.launch import find_launcher
 from bench.sweep import run_sweep
+from bench.sweep_file import Sweep
 from tests.conftest import PSRING, run_command
 
 

@@ -14,13 +14,14 @@ MODULES = {
     for path in (REPOSITORY / folder).rglob("*.py")
 }
 WITHOUT_TORCH = [
-    "config", "records", "intervals", "stats", "duels", "compare", "progress", "looks", "panels", "figures", "tables",
-    "sections", "report", "answer", "sweep", "status", "slurm", "launch", "ledger", "environment", "doctor", "devices",
-    "emulate.durations", "emulate.similitude",
+    "config", "sweep_file", "records", "intervals", "stats", "duels", "compare", "progress", "looks",
+    "panels", "figures", "tables", "sections", "report", "answer", "sweep", "status", "slurm", "launch",
+    "ledger", "environment", "doctor", "devices", "emulate.durations", "emulate.similitude",
 ]  # fmt: skip
 MAY_IMPORT = {
     "bench.config": set(),
     "bench.arguments": {"bench.config"},
+    "bench.sweep_file": {"bench.config"},
     "bench.launch": {"bench.config", "bench.emulate.layout"},
     "bench.emulate.layout": {"bench.config"},
     "bench.emulate.nap": set(),
@@ -54,7 +55,7 @@ MAY_IMPORT = {
         "bench.ledger",
         "bench.records",
     },
-    "bench.folder": {"bench.config", "bench.environment", "bench.records"},
+    "bench.folder": {"bench.config", "bench.environment", "bench.records", "bench.sweep_file"},
     "bench.journal": {"bench.folder", "bench.records"},
     "bench.trace": {"bench.clock", "bench.records", "strategies.base"},
     "bench.stopping": {"bench.records", "bench.intervals"},

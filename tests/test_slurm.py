@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from bench.arguments import parse
-from bench.config import BadInput, RunConfig, read_sweep
+from bench.config import BadInput, RunConfig
 from bench.slurm import batch_script
+from bench.sweep_file import read_sweep
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 CELLS = [

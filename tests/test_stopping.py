@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from bench import records, sweep
-from bench.config import BadInput, read_sweep
+from bench.config import BadInput
 from bench.stopping import LEAST_LAUNCHES, BudgetSpent, Stop, imprecise
+from bench.sweep_file import read_sweep
 from tests.synthetic import make_failure, make_record
 from tests.test_sweep import QUIET, make_sweep
 

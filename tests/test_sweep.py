@@ -11,8 +11,9 @@ from filelock import FileLock
 from rich.console import Console
 
 from bench import environment, records, sweep
-from bench.config import BadInput, Sweep, read_sweep
+from bench.config import BadInput
 from bench.records import PlannedRun, RunRecord
+from bench.sweep_file import Sweep, read_sweep
 
 TINY = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "batch_size": 2, "data": "synthetic", "num_threads": 1}
 SHORT = {"steps": 2, "warmup_steps": 1, "eval_batches": 0}

@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from bench import records, tune
-from bench.config import BadInput, RunConfig, Sweep, make_config, read_tuned
+from bench.config import BadInput, RunConfig, make_config, read_tuned
 from bench.intervals import Estimate
+from bench.sweep_file import Sweep
 
 GIVEN = {"parameter_server": {"num_servers": 1}}
 

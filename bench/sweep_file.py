@@ -1,0 +1,111 @@
+"""The file that lists many runs: blocks of lists whose cross products are the cells of a sweep."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bench.config import BadInput, RunConfig, first_problem, make_config, nearest
+
+
+class EmulatedCluster(BaseModel):
+    """What a sweep's cells run on, unless a cell says otherwise (`link: null` is this machine itself)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_nodes: int = Field(ge=1)
+    link: str
+    delay: str | None = None
+    congestion_control: Literal["reno", "cubic"] = "reno"
+
+
+class Sweep(BaseModel):
+    """A sweep file: blocks of lists whose cross products are the cells."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    defaults: dict[str, Any] = {}
+    grid: list[dict[str, Any]] = Field(min_length=1)
+    exclude: list[dict[str, Any]] = []
+    repeats: int = Field(1, ge=1)
+    cluster: EmulatedCluster | None = None
+    precision_target: float | None = Field(None, gt=0, lt=1)
+    budget: str | None = None
+
+    @model_validator(mode="after")
+    def _ends(self) -> Sweep:
+        if self.precision_target is not None and self.budget is None:
+            raise ValueError("precision_target: noise may never let it be reached; give a budget too (budget: 30min)")
+        if self.budget is not None and self.budget_s is None:
+            raise ValueError(f"budget: {self.budget!r} is no time above zero; write 90s, 30min or 2h")
+        return self
+
+    @property
+    def budget_s(self) -> float | None:
+        """Seconds that one call of `psring sweep` may take before it begins no other run; None: no limit."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h)", self.budget or "")
+        return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]] or None if found else None
+
+    def runs(self, where: str) -> list[RunConfig]:
+        """The cells in file order, each once; BadInput names the block that is wrong."""
+        cells: dict[str, RunConfig] = {}
+        for number, block in enumerate(self.grid, start=1):
+            for values in cross_product(block):
+                merged = self._on_cluster({**self.defaults, **values})
+                if any(_matches(rule, merged) for rule in self.exclude):
+                    continue
+                config = make_config(merged, f"{where}: grid block {number}")
+                if self.cluster and config.link and config.world_size > self.cluster.num_nodes:
+                    raise BadInput(
+                        f"{where}: grid block {number}: {config.world_size} ranks need as many nodes; "
+                        f"cluster has num_nodes: {self.cluster.num_nodes}"
+                    )
+                cells.setdefault(config.digest(), config)
+        if not cells:
+            raise BadInput(f"{where}: exclude leaves no cell; remove a rule")
+        return list(cells.values())
+
+    def _on_cluster(self, values: dict[str, Any]) -> dict[str, Any]:
+        """A cell's values with the cluster's links, where the cell does not have its own."""
+        if self.cluster is None or values.get("link", "") is None:
+            return values
+        return {**self.cluster.model_dump(exclude={"num_nodes"}), **values}
+
+
+def cross_product(block: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """{a: [1, 2], b: 3} -> [{a: 1, b: 3}, {a: 2, b: 3}]; the last key varies fastest."""
+    axes = [value if isinstance(value, list) else [value] for value in block.values()]
+    return [dict(zip(block, values, strict=True)) for values in itertools.product(*axes)]
+
+
+def _matches(rule: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    return all(values.get(key) == value for key, value in rule.items())
+
+
+def read_sweep(path: Path, given: Mapping[str, object] | None = None) -> Sweep:
+    """Read a sweep file, in which `given` keys win; BadInput if it is missing, no YAML, or has an unknown key."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise BadInput(f"{path}: there is no such sweep file; try bench/sweeps/demo.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: a sweep file is a mapping with the key grid")
+    try:
+        sweep = Sweep.model_validate({**content, **(given or {})})
+    except ValidationError as error:
+        raise BadInput(f"{path}: {first_problem(error, Sweep.model_fields)}") from None
+    for rule in sweep.exclude:
+        for key in rule:
+            if key not in RunConfig.model_fields:
+                raise BadInput(f"{path}: exclude: unknown key {key!r}{nearest(key, RunConfig.model_fields)}")
+    return sweep
