@@ -7,7 +7,9 @@ set -euo pipefail
 version=0.28.1
 die() { echo "install_horovod: $*" >&2; exit 1; }
 
-cuda=$(python -c 'import torch; print(torch.version.cuda or "none")')
+# Without a GPU here Horovod needs no CUDA, not even beside a CUDA build of torch: that is what PyPI has for Linux.
+cuda=none
+if nvidia-smi -L >/dev/null 2>&1; then cuda=$(python -c 'import torch; print(torch.version.cuda or "none")'); fi
 mpi=$(mpirun --version | head -1 | tr -cs 'A-Za-z0-9.\n' '_')
 key=$(python -c 'import sys, platform, torch; print(f"py{sys.version_info[0]}.{sys.version_info[1]}-{platform.machine()}-torch{torch.__version__}")')
 key="horovod$version-$key-cuda$cuda-$mpi$(mpicxx --version | head -1 | tr -cs 'A-Za-z0-9.\n' '_')-1"
