@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from bench import intervals, stats
+from bench.config import LEAST_CONVERGENCE
 from bench.duels import EQUAL, WORK, crossovers
 from bench.records import LABELS
 from bench.sections import label_counts
@@ -183,7 +184,8 @@ def caveats(cells: pd.DataFrame, duels: pd.DataFrame) -> list[str]:
         if count and label != "few_launches":
             share = "every cell here" if count == len(cells) else f"{count} of {len(cells)} cells here"
             notes.append(f"{label.replace('_', ' ').capitalize()} ({share}): {LABELS[label]}.")
-    leaked = int((cells["equivalence_error"] > cells["equivalence_bound"]).sum())
+    other_model = cells["equivalence_error"] > cells["equivalence_bound"]
+    leaked = int((other_model | (cells["convergence"] < LEAST_CONVERGENCE)).sum())
     if leaked:
         notes.append(f"Equivalence gate failed in {leaked} of these cells: they computed something else.")
     disagree = int(cells["ledger_agrees"].eq(False).sum())

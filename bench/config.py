@@ -21,6 +21,7 @@ StrategyName = Literal["local", "independent", "parameter_server", "ring_allredu
 Dtype = Literal["fp32", "bf16", "fp16"]
 
 DTYPE_BYTES: dict[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+NUMBERS_PER_SCALE = 1024  # of compression: int8 and onebit
 # Knobs that only a sleeping worker reads.
 EMULATION: tuple[str, ...] = (
     "compute_from", "device_model", "device_mfu", "emulated_forward_s", "emulated_backward_s", "emulated_optimizer_s",
@@ -30,6 +31,8 @@ COMMUNICATING: tuple[str, ...] = ("parameter_server", "ring_allreduce", "mpi_rin
 
 # Training is chaotic: runs that differ by rounding drift apart faster and faster. The equivalence gate stands early.
 GATE_STEPS = 10
+# Runs that do not promise one process's model must let the held-out loss fall at least this share of its fall.
+LEAST_CONVERGENCE = 0.8
 # Names the emulated cluster on whose nodes a process and its children run.
 CLUSTER_VARIABLE = "PSRING_CLUSTER"
 
@@ -113,6 +116,21 @@ class RunConfig(BaseModel):
     server_role: Literal["update", "sum"] = "update"
     """What servers do with the sum of the gradients; update: they hold the optimizer and return weights; sum: they
     return the mean gradient, and every worker runs the optimizer."""
+
+    compression: Literal["none", "topk", "int8", "onebit"] = "none"
+    """What travels of a gradient, and of the change of the weights (or the mean gradient) that comes back from a
+    parameter_server; topk: its largest numbers with their places; int8, onebit: 8 bits or 1 of each, and a scale per
+    1024. What is left out is sent later (error feedback)."""
+    topk_ratio: float = Field(0.01, gt=0, le=1)
+    """Share of the numbers of each message that topk sends."""
+    sync_every: int = Field(1, ge=1)
+    """Steps that a worker trains alone before it pushes how far its weights have moved (parameter_server); 1: none,
+    gradients are pushed in every step."""
+    outer_learning_rate: float = Field(0.7, gt=0)
+    """Step size of the servers' update with what workers have moved (sync_every above 1); 1 without outer_momentum is
+    local SGD, the mean of the workers' weights."""
+    outer_momentum: float = Field(0.9, ge=0, lt=1)
+    """Nesterov momentum of that update; 0.9 with 0.7 is DiLoCo."""
 
     launcher: Literal["none", "mpirun", "horovodrun", "srun"] = "mpirun"
     """What starts the ranks of a sweep; under `psring run` it is found out. One rank alone needs none."""
@@ -200,8 +218,8 @@ class RunConfig(BaseModel):
     """Peak arithmetic rate of one worker's device, for mfu; none: known GPUs only, else blank."""
 
     chunk_bytes: int = Field(60_000, ge=1024)
-    """Largest message of a push or a pull, bytes, within one number. Open MPI sends up to 64 KiB at once over TCP; for
-    more it asks the receiver first, whose answer waits behind the data that go its way."""
+    """Largest message of a push or a pull before its compression, bytes, within one number. Open MPI sends up to 64 KiB
+    at once over TCP; for more it asks the receiver first, whose answer waits behind the data that go its way."""
     schedule: Literal["fifo", "priority"] = "fifo"
     """In which order ready gradients leave for their servers; fifo: as backward finishes them; priority: those first
     whose weights the next forward needs first."""
@@ -219,7 +237,8 @@ class RunConfig(BaseModel):
     """File of `psring tune` whose knobs for this strategy hold where none is given; none: the defaults."""
 
     check_equivalence: bool = False
-    """Afterwards, train one process on the concatenated batches and compare the weights after 10 steps."""
+    """Afterwards, train one process on the concatenated batches and compare the weights after 10 steps; where a run
+    does not promise them (asp, ssp, compression, sync_every): how far the held-out loss has fallen."""
     timeout_s: float = Field(600.0, gt=0)
     """Deadline of the whole run; past it every rank prints its Python stack and ends."""
 
@@ -227,6 +246,7 @@ class RunConfig(BaseModel):
     def _fits_together(self) -> RunConfig:
         self._has_its_servers()
         self._keeps_what_it_promises()
+        self._saves_bytes_where_it_can()
         if self.strategy == "local" and self.num_workers != 1:
             raise ValueError("num_workers: local is one worker; for several use independent")
         if self.batch_size % self.gradient_accumulation:
@@ -254,6 +274,8 @@ class RunConfig(BaseModel):
             raise ValueError(
                 f"check_equivalence: compute: {self.compute} trains nothing; use compute: real, or leave it out"
             )
+        if self.check_equivalence and not self.exact and not self.eval_batches:
+            raise ValueError("check_equivalence: it compares held-out losses here; give eval_batches: 2")
         if self.compute != "emulated":
             given = [name for name in EMULATION if getattr(self, name) != RunConfig.model_fields[name].default]
             if given:
@@ -286,9 +308,25 @@ class RunConfig(BaseModel):
                 f"consistency: {self.consistency} updates each chunk as it comes and never sees a whole gradient; "
                 "use bsp with clip_norm or precision: fp16"
             )
-        if not self.synchronous and self.check_equivalence and self.num_workers > 1:
+
+    def _saves_bytes_where_it_can(self) -> None:
+        asked = [name for name in ("compression", "sync_every") if getattr(self, name) not in ("none", 1)]
+        if asked and (self.strategy != "parameter_server" or not self.synchronous):
+            raise ValueError(f"{asked[0]}: needs a parameter_server and consistency: bsp; or leave it out")
+        if self.compression != "none" and self.precision == "fp16":
+            raise ValueError("compression: fp16's loss scale would change what is still owed; use fp32 or bf16")
+        if self.compression in ("int8", "onebit") and self.wire_dtype != "fp32":
+            raise ValueError(f"compression: {self.compression} is a number format itself; leave wire_dtype out")
+        if self.compression != "topk" and self.topk_ratio != 0.01:
+            raise ValueError("topk_ratio: belongs to compression: topk; leave it out")
+        if self.sync_every > 1 and self.server_role == "sum":
+            raise ValueError("sync_every: the servers update with what workers have moved; leave server_role out")
+        if self.sync_every == 1 and (self.outer_learning_rate, self.outer_momentum) != (0.7, 0.9):
+            raise ValueError("outer_learning_rate and outer_momentum belong to sync_every above 1; leave them out")
+        if self.steps % self.sync_every or self.warmup_steps % self.sync_every:
             raise ValueError(
-                f"check_equivalence: {self.consistency} trains another model by design; compare final_loss, or use bsp"
+                f"sync_every: steps: {self.steps} and warmup_steps: {self.warmup_steps} must both be multiples "
+                f"of {self.sync_every}, so that every run ends where all workers hold the same model"
             )
 
     def _has_its_servers(self) -> None:
@@ -340,7 +378,10 @@ class RunConfig(BaseModel):
     @property
     def wire_bytes(self) -> int:
         """Bytes of one copy of all gradients (or parameters) on the wire: M in the cost models."""
-        return self.gpt.num_parameters * DTYPE_BYTES[self.wire_dtype]
+        itemsize = DTYPE_BYTES[self.wire_dtype]
+        per_number = {"none": itemsize, "topk": self.topk_ratio * (4 + itemsize), "int8": 1, "onebit": 1 / 8}
+        scales = 4 / NUMBERS_PER_SCALE if self.compression in ("int8", "onebit") else 0
+        return round(self.gpt.num_parameters * (per_number[self.compression] + scales))
 
     @property
     def speeds(self) -> list[float]:
@@ -355,7 +396,13 @@ class RunConfig(BaseModel):
     @property
     def needs_global_norm(self) -> bool:
         """Whether servers may apply no part of an update before the norm of the whole gradient is known."""
-        return self.server_role == "update" and (self.clip_norm is not None or self.precision == "fp16")
+        gradients_travel = self.server_role == "update" and self.sync_every == 1
+        return gradients_travel and (self.clip_norm is not None or self.precision == "fp16")
+
+    @property
+    def exact(self) -> bool:
+        """Whether it promises the model that one process would train, but for rounding."""
+        return self.synchronous and self.compression == "none" and self.sync_every == 1
 
     def digest(self) -> str:
         """Twelve hex digits that name this config, whatever its place in a sweep."""

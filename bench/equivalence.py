@@ -1,4 +1,7 @@
-"""The gate before any comparison: did this topology train the model that one process would have trained?"""
+"""The gate before any comparison: did this topology train the model that one process would have trained?
+
+A run that does not promise that (asynchronous, compressed, or with steps alone) must have learned about as much.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.config import GATE_STEPS, RunConfig
+from bench.config import GATE_STEPS, LEAST_CONVERGENCE, RunConfig
 from bench.data import Corpus
-from bench.train import build_model, build_optimizer, train
+from bench.train import build_model, build_optimizer, held_out_loss, train
 from strategies.base import Options, SingleGroup
 from strategies.local import Local
 
@@ -36,12 +39,25 @@ class Verdict:
 
     def complaint(self, different_workers: int) -> str:
         """Say in one line what is wrong with the trained model, nothing if nothing is."""
-        if different_workers > 1:
-            return f"the workers ended with {different_workers} different models"
-        if self.passed:
-            return ""
+        if different_workers > 1 or self.passed:
+            return different_models(different_workers)
         off = f"equivalence error {self.error:.2g}, bound {self.bound:.2g}"
         return f"it trained another model than one process on the concatenated batches ({off})"
+
+
+def different_models(workers: int) -> str:
+    """Say that so many different models came out of one run, nothing if it was one."""
+    return f"the workers ended with {workers} different models" if workers > 1 else ""
+
+
+def slow_complaint(convergence: float, different_workers: int) -> str:
+    """Say in one line what is wrong with a run that promised to learn as well, nothing if nothing is."""
+    if different_workers > 1 or convergence >= LEAST_CONVERGENCE:
+        return different_models(different_workers)
+    return (
+        f"its held-out loss fell {convergence:.2f} times as far as one process's on the concatenated batches "
+        f"(at least {LEAST_CONVERGENCE})"
+    )
 
 
 def gate_steps(config: RunConfig) -> int:
@@ -49,8 +65,8 @@ def gate_steps(config: RunConfig) -> int:
     return min(config.total_steps, GATE_STEPS)
 
 
-def reference_config(config: RunConfig) -> RunConfig:
-    """One worker that sees the workers' batches as one, in one pass.
+def reference_config(config: RunConfig, steps: int) -> RunConfig:
+    """One worker that sees the workers' batches as one, in one pass, for so many steps.
 
     Except in fp16, whose products overflow or not depending on how a batch is cut: there the one worker
     takes the same passes as the many, so that both skip the same steps.
@@ -61,19 +77,41 @@ def reference_config(config: RunConfig) -> RunConfig:
             "strategy": "local",
             "num_workers": 1,
             "num_servers": 0,
+            "placement": "dedicated",
+            "consistency": "bsp",
+            "staleness": 0,
+            "compression": "none",
+            "sync_every": 1,
             "launcher": "none",
             "batch_size": config.global_batch_size,
             "gradient_accumulation": passes,
             "wire_dtype": "fp32",
             "warmup_steps": 0,
-            "steps": gate_steps(config),
+            "steps": steps,
         }
     )
 
 
 def reference_weights(config: RunConfig, corpus: Corpus, device: torch.device) -> tuple[Weights, Weights]:
-    """Train one process on the concatenated batches; return its (initial, final) weights on the CPU."""
-    alone = reference_config(config)
+    """Train one process on the concatenated batches; return its (initial, gated) weights on the CPU."""
+    initial, model = _train_reference(config, gate_steps(config), corpus, device)
+    return initial, snapshot(model)
+
+
+def convergence(config: RunConfig, held_out: float, corpus: Corpus, device: torch.device) -> float:
+    """Return how much a run's held-out loss has fallen, relative to one process's in as many steps; 1 is as much."""
+    reference = _train_reference(config, config.total_steps, corpus, device)[1]
+    untrained = build_model(config, device)
+    began, ended = (held_out_loss(config, model, corpus, device) for model in (untrained, reference))
+    assert began is not None
+    assert ended is not None
+    return (began - held_out) / (began - ended)
+
+
+def _train_reference(
+    config: RunConfig, steps: int, corpus: Corpus, device: torch.device
+) -> tuple[Weights, torch.nn.Module]:
+    alone = reference_config(config, steps)
     model = build_model(alone, device)
     initial = snapshot(model)
     options = Options(
@@ -87,7 +125,7 @@ def reference_weights(config: RunConfig, corpus: Corpus, device: torch.device) -
     module = strategy.prepare(model, build_optimizer(alone, model))
     for _ in train(alone, module, strategy, corpus, device):
         pass
-    return initial, snapshot(model)
+    return initial, model
 
 
 def snapshot(model: torch.nn.Module) -> Weights:

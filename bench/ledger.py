@@ -2,9 +2,10 @@
 
 M is the bytes of one copy of all gradients or parameters on the wire; N allreduce ranks; W workers;
 S servers. Dense push and pull: a worker sends M and receives M, a dedicated server receives and sends
-W·M/S; with a shard on every worker's rank, each rank sends and receives 2(W−1)/W·M. Ring: every rank sends and
-receives 2(N−1)/N·M (Patarasuk and Yuan, 2009); exactly so the mean rank, for in 2(N−1) hops every block leaves
-every rank but one twice. Nothing is padded: blocks of one bucket differ by an element.
+W·M/S; with a shard on every worker's rank, each rank sends and receives 2(W−1)/W·M; of workers that exchange every
+H-th step only, the mean step an H-th of it. Ring: every rank sends and receives 2(N−1)/N·M (Patarasuk and Yuan, 2009);
+exactly so the mean rank, for in 2(N−1) hops every block leaves every rank but one twice. Nothing is padded: blocks of
+one bucket differ by an element.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def _push_pull(config: RunConfig) -> tuple[Volume, Volume | None]:
             send(server, first, NORM_BYTES, 1)
         for rank in moved:
             send(first, rank, NORM_BYTES, 1)
-    workers = [moved[rank] for rank in range(config.num_workers)]
-    servers = [moved[rank] for rank in range(config.num_workers, config.world_size)]
+    per_step = [moved[rank] / config.sync_every for rank in range(config.world_size)]
+    workers, servers = per_step[: config.num_workers], per_step[config.num_workers :]
     return _mean_volume(workers), _mean_volume(servers) if servers else None
 
 
@@ -142,9 +143,13 @@ def padding_bytes(config: RunConfig) -> int:
 
     Unequal servers: a stripe is cut between elements, for each server within one of its share. A ring: each of a
     bucket's N blocks is a whole number of elements, so a rank's 2(N−1) blocks differ from 2(N−1)/N of the bucket
-    by less than one element each. Buckets: at most one per parameter tensor.
+    by less than one element each. Buckets: at most one per parameter tensor. Compressed: every message ends
+    with less than one whole scale and byte, or one number and its place.
     """
     itemsize = DTYPE_BYTES[config.wire_dtype]
+    if config.compression != "none":
+        shares = server_shares(config)
+        return (len(shares) + config.num_workers) * count_stripes(config, max(shares.values())) * (4 + itemsize)
     if config.strategy == "parameter_server" and config.placement == "mixed":
         return 2 * config.num_workers * count_stripes(config, max(server_shares(config).values())) * itemsize
     if config.strategy not in ("ring_allreduce", "ddp"):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bench.config import BadInput, DiskFull, RunConfig
+from bench.config import LEAST_CONVERGENCE, BadInput, DiskFull, RunConfig
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,6 +126,7 @@ class Summary(BaseModel):
     largest_lead: int | None = None
     equivalence_error: float | None = None
     equivalence_bound: float | None = None
+    convergence: float | None = None
     worker_cpu_s: float | None = None
     server_cpu_s: float | None = None
     worker_peak_memory_bytes: float | None = None
@@ -174,6 +175,8 @@ class RunRecord(BaseModel):
             line += f"loss {found.first_loss:.4f} -> {found.final_loss:.4f}"
         if found.equivalence_error is not None:
             line += f", equivalence {found.equivalence_error:.2g} of at most {found.equivalence_bound:.2g}"
+        if found.convergence is not None:
+            line += f", convergence {found.convergence:.2f} of at least {LEAST_CONVERGENCE}"
         bad = [] if self.status == "ok" else [f"{self.status}: {self.reason}"]
         return ", ".join([line, *bad]) + "".join(f" [{label}]" for label in self.labels)
 

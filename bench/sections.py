@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from bench.config import GATE_STEPS
+from bench.config import GATE_STEPS, LEAST_CONVERGENCE
 from bench.records import LABELS
 from bench.tables import (
     BLANK,
@@ -143,6 +143,8 @@ def _wire_share(row: Row) -> str:
 
 
 def _gate(row: Row) -> str:
+    if pd.notna(row["convergence"]):
+        return "passed" if row["convergence"] >= LEAST_CONVERGENCE else "FAILED"
     if pd.isna(row["equivalence_error"]):
         return "not checked"
     return "passed" if row["equivalence_error"] <= row["equivalence_bound"] else "FAILED"
@@ -215,7 +217,8 @@ LOSS = (
     "the same task reached; the time to it is that of all steps, warm-up included, the bytes those of all ranks. On "
     "the front: no other cell needed less of both. The gate trains one process on the concatenated batches and "
     f"compares the weights after {GATE_STEPS} steps: the error is their relative L2 distance, the bound what the wire "
-    "allows."
+    "allows. Asynchronous, compressed and rarely synchronised runs promise no such weights: convergence is how far "
+    f"their held-out loss fell over how far that process's did, and passes from {LEAST_CONVERGENCE} on."
 )
 TO_LOSS_COLUMNS: Columns = {
     **plain(target_loss="target_loss", steps="steps_to_loss", tokens="tokens_to_loss"),
@@ -227,6 +230,7 @@ LOSS_COLUMNS: Columns = {
     **plain(
         first_loss="first_loss", final_loss="final_loss", held_out_loss="held_out_loss",
         equivalence_error="equivalence_error", bound="equivalence_bound",
+        convergence="convergence",
     ),
     "gate": _gate,
 }  # fmt: skip

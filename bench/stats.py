@@ -29,11 +29,13 @@ HARNESS = frozenset({
     "peak_flops_per_s", "target", "tuned",
 })  # fmt: skip
 LINKS = ("link", "delay", "congestion_control")
+# Bytes saved at the price of another model.
+LOSSY = ("compression", "topk_ratio", "sync_every", "outer_learning_rate", "outer_momentum")
 # Knobs a lone process does not have: a `local` baseline may differ in them.
 COMMUNICATION = frozenset({
     "strategy", "num_workers", "num_servers", "placement", "consistency", "staleness", "server_role", "launcher",
     "network_interface", "wire_dtype", "chunk_bytes", "schedule", "window_bytes", "segment_bytes",
-    "fusion_threshold_bytes", "cycle_time_s", "bucket_bytes", *LINKS,
+    "fusion_threshold_bytes", "cycle_time_s", "bucket_bytes", *LINKS, *LOSSY,
 })  # fmt: skip
 # What makes workers unlike each other: a `local` baseline is the even worker, and may differ in them.
 UNEVENNESS = frozenset({"speed_factor", "compute_cv"})
@@ -49,7 +51,7 @@ WORK = tuple(field for field in CONFIG_FIELDS if field not in HARNESS | COMMUNIC
 STACK = tuple(f for f in CONFIG_FIELDS if f not in HARNESS | {"num_workers", "launcher", "network_interface"})
 # What a baseline shares with its cell: the batch of each worker (weak scaling), or the batch of all (strong).
 SCALINGS = {"": "batch_size", "strong_": "global_batch_size"}
-TOPOLOGY = COMMUNICATION - {"wire_dtype", *LINKS}  # what two topologies may differ in and still be compared
+TOPOLOGY = COMMUNICATION - {"wire_dtype", *LINKS, *LOSSY}  # what two topologies may differ in and still be compared
 
 # Where messages went, the place that says most of a cluster first. Cells of two places share no line and no ratio.
 PLACES = ("network", "emulated nodes", "one machine")
@@ -100,7 +102,7 @@ def judged(runs: pd.DataFrame) -> pd.DataFrame:
     The gate stands in a cell's first run only; the others trained the same wrong thing unchecked. A run that is
     invalid for another reason than its arithmetic speaks for itself alone.
     """
-    checked = runs["equivalence_error"].notna()
+    checked = runs["equivalence_error"].notna() | runs["convergence"].notna()
     failed = checked & ((runs["status"] == "invalid") | (runs["equivalence_error"] > runs["equivalence_bound"]))
     caught = runs.loc[failed, ["cell", "reason"]]
     reasons = caught.drop_duplicates("cell").set_index("cell")["reason"]

@@ -58,12 +58,13 @@ def peak_memory_bytes() -> int:
 def timing(config: RunConfig, reports: Sequence[RankReport]) -> dict[str, float | None]:
     """Return the timing columns over the measured steps of all workers.
 
-    A step takes as long as its slowest worker. The rate is all work over the longest worker's time from
-    the common start. Phases are means over workers and steps, so that they add up.
+    A step takes as long as its slowest worker; of workers that exchange every H-th step, as the mean of H. The rate is
+    all work over the longest worker's time from the common start. Phases are means over workers and steps, so that
+    they add up.
     """
     workers = [[s for s in report.steps if not s.warmup] for report in reports if not report.is_server]
     step_s = np.array([[step.step_s for step in steps] for steps in workers])  # (W, steps)
-    slowest = step_s.max(axis=0)
+    slowest = step_s.reshape(len(workers), -1, config.sync_every).mean(axis=2).max(axis=0)
     steps = [step for steps in workers for step in steps]
     means = {f"{name}_s": _mean(steps, f"{name}_s") for name in (*PHASES, "communication")}
     total = means["communication_s"]

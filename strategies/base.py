@@ -67,6 +67,11 @@ class Options:
     schedule: str = "fifo"
     window_bytes: int | None = None
     wire_dtype: torch.dtype = torch.float32
+    compression: str = "none"
+    topk_ratio: float = 0.01
+    sync_every: int = 1
+    outer_learning_rate: float = 0.7
+    outer_momentum: float = 0.9
     gradient_accumulation: int = 1
     clip_norm: float | None = None
     loss_scaling: bool = False
@@ -79,7 +84,8 @@ class Options:
     @property
     def needs_norm(self) -> bool:
         """Whether servers may apply no part of an update before the norm of the whole gradient is known."""
-        return self.server_role == "update" and (self.clip_norm is not None or self.loss_scaling)
+        gradients_travel = self.server_role == "update" and self.sync_every == 1
+        return gradients_travel and (self.clip_norm is not None or self.loss_scaling)
 
 
 @dataclass

@@ -36,7 +36,7 @@ KNOBS: dict[str, dict[str, object]] = {
 
 
 def served(**values: object) -> RunConfig:
-    return small(strategy="parameter_server", chunk_bytes=2048, **values)
+    return small(**{"strategy": "parameter_server", "chunk_bytes": 2048, **values})
 
 
 def counted_per_step(config: RunConfig, strategies: list[Strategy]) -> list[float]:

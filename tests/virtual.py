@@ -15,6 +15,7 @@ from bench.equivalence import Weights, snapshot
 from bench.train import build_model, build_optimizer, train
 from bench.worker import make_options
 from strategies.base import SingleGroup, Strategy
+from strategies.parameter_server.local_steps import LocalStepsWorker
 from strategies.parameter_server.plan import Roles
 from strategies.parameter_server.server import ParameterServer
 from strategies.parameter_server.worker import ParameterServerWorker
@@ -57,8 +58,9 @@ def run_world(config: RunConfig, delay: Callable[[int, int], None] = lambda work
             failures.append(error)
             raise
 
+    worker = ParameterServerWorker if config.sync_every == 1 else LocalStepsWorker
     for rank in range(config.world_size):
-        make: Any = ParameterServerWorker if rank in roles.workers else ParameterServer
+        make: Any = worker if rank in roles.workers else ParameterServer
         virtual = VirtualComm(comm, rank, config.world_size)
         strategies.append(make(SingleGroup(), make_options(config), virtual, roles))
     threads = [threading.Thread(target=act, args=(strategy,), daemon=True) for strategy in strategies]

@@ -9,12 +9,14 @@ def create_parameter_server(group: Group, options: Options) -> Strategy:
     """Return the worker (which may also serve) or the server that this rank is. Collective."""
     from mpi4py import MPI
 
+    from strategies.parameter_server.local_steps import LocalStepsWorker
     from strategies.parameter_server.plan import Roles
     from strategies.parameter_server.server import ParameterServer
     from strategies.parameter_server.worker import ParameterServerWorker
 
     comm = MPI.COMM_WORLD.Dup()
     roles = Roles.make(options.placement, comm.size, options.num_servers)
-    if comm.rank in roles.workers:
-        return ParameterServerWorker(group, options, comm, roles)
-    return ParameterServer(group, options, comm, roles)
+    if comm.rank not in roles.workers:
+        return ParameterServer(group, options, comm, roles)
+    make = ParameterServerWorker if options.sync_every == 1 else LocalStepsWorker
+    return make(group, options, comm, roles)

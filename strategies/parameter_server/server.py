@@ -65,7 +65,9 @@ class Server:
         self._chunks = plan.of_server(self._roles.servers.index(self._comm.rank))
         answers = 1 if self._staleness == 0 else len(workers)
         updates = optimizer if options.server_role == "update" else None
-        self._shard = Shard(plan.layout, self._chunks, updates, len(workers), options.wire_dtype, answers)
+        if options.sync_every > 1:
+            updates = outer_optimizer(optimizer, options)
+        self._shard = Shard(plan.layout, self._chunks, updates, len(workers), options, answers)
         self._clocks = [Clocks(len(workers), self._staleness) for _ in self._chunks]
         indices = range(len(self._chunks))
         self._receives = [
@@ -87,6 +89,7 @@ class Server:
     def pass_on_weights(self) -> None:
         """Wait for worker 0's weights, start to send them to the others, and be ready for gradients."""
         wait_all(self._initial)
+        self._shard.weights_known()
         self._initial = [
             self._comm.Isend(message(self._shard.weights(i)), rank, chunk.pull_tag)
             for rank in self._roles.workers[1:] for i, chunk in enumerate(self._chunks)
@@ -179,6 +182,17 @@ class Server:
         for request in [*receives, *sends, *self._closing]:
             request.Free()
         self._norm.finish()
+
+
+def outer_optimizer(inner: torch.optim.Optimizer, options: Options) -> torch.optim.Optimizer:
+    """What a server applies to how far its workers have moved: Nesterov, as in DiLoCo.
+
+    Douillard et al., "DiLoCo: Distributed Low-Communication Training of Language Models", 2023. A learning rate
+    of 1 without momentum makes it the mean of the workers' weights: local SGD (Stich, 2019).
+    """
+    groups = [{"params": group["params"]} for group in inner.param_groups]
+    momentum = options.outer_momentum
+    return torch.optim.SGD(groups, lr=options.outer_learning_rate, momentum=momentum, nesterov=momentum > 0)
 
 
 class ParameterServer(Strategy):

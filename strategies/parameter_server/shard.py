@@ -6,30 +6,35 @@ import numpy as np
 import torch
 from torch import nn
 
+from strategies.base import Options
 from strategies.buffers import FlatLayout, Range, as_bytes
 from strategies.parameter_server.plan import Chunk
+from strategies.parameter_server.wire import Compressed, Dense, Wire, make_wire
 
 
 class Shard:
     """Master weights, gradient and optimizer of some chunks, which lie side by side here.
 
-    Without an optimizer it returns gradients and not weights. `answers`: how many answers to different workers may be
-    on their way with different contents.
+    Without an optimizer it returns gradients and not weights; compressed, not weights but what has changed in them.
+    `answers`: how many answers to different workers may be on their way with different contents.
     """
 
     def __init__(
         self, layout: FlatLayout, chunks: list[Chunk], optimizer: torch.optim.Optimizer | None,
-        num_workers: int, wire_dtype: torch.dtype, answers: int,
+        num_workers: int, options: Options, answers: int,
     ) -> None:  # fmt: skip
         size = sum(chunk.size for chunk in chunks)
         ends = np.cumsum([chunk.size for chunk in chunks])
         self._spans = [slice(int(end) - chunk.size, int(end)) for chunk, end in zip(chunks, ends, strict=True)]
         self._weights = torch.empty(size)
         self._gradient = torch.empty(size)
-        self._pushed = torch.empty(num_workers, size, dtype=wire_dtype)
+        self._pushed = [make_wire(options, self._spans) for _ in range(num_workers)]
         self._returned = self._weights if optimizer else self._gradient
-        self._in_place = wire_dtype == torch.float32 and answers == 1
-        self._answers = self._returned[None] if self._in_place else torch.empty(answers, size, dtype=wire_dtype)
+        self._answers: list[Wire] = [make_wire(options, self._spans) for _ in range(answers)]
+        if answers == 1 and options.wire_dtype == torch.float32 and options.compression == "none":
+            self._answers = [Dense(self._returned, self._spans)]  # which then need not be copied
+        compressed = isinstance(self._answers[0], Compressed)
+        self._told = torch.empty(size) if optimizer and compressed else None  # the weights that all workers have
         self._optimizers = [
             self._chunk_optimizer(optimizer, layout, chunk, span) if optimizer else None
             for chunk, span in zip(chunks, self._spans, strict=True)
@@ -58,25 +63,32 @@ class Shard:
         """The bytes of one chunk's master weights."""
         return as_bytes(self._weights[self._spans[index]])
 
+    def weights_known(self) -> None:
+        """Note that the initial weights are here, and that the workers have them, too."""
+        if self._told is not None:
+            self._told.copy_(self._weights)
+
     def pushed(self, index: int, worker: int) -> np.ndarray:
         """The bytes into which a worker's gradient of one chunk is received."""
-        return as_bytes(self._pushed[worker, self._spans[index]])
+        return self._pushed[worker].message(index)
 
     def answer(self, index: int, which: int = 0) -> np.ndarray:
         """The bytes that are returned for one chunk."""
-        return as_bytes(self._answers[which, self._spans[index]])
+        return self._answers[which].message(index)
 
     def sum(self, index: int) -> None:
         """Let the gradient be the sum of all workers' in fp32, in their order: equal runs end bitwise equal."""
         span = self._spans[index]
         self.take(index, 0)
-        for gradient in self._pushed[1:, span]:
-            self._gradient[span].add_(gradient)
+        for wire in self._pushed[1:]:
+            wire.unpack(index)
+            self._gradient[span].add_(wire.buffer[span])
 
     def take(self, index: int, worker: int) -> None:
         """Let the gradient be one worker's."""
         span = self._spans[index]
-        self._gradient[span].copy_(self._pushed[worker, span])
+        self._pushed[worker].unpack(index)
+        self._gradient[span].copy_(self._pushed[worker].buffer[span])
 
     def squared_norm(self) -> float:
         """Return the square of the gradient's L2 norm over all chunks, summed in fp64."""
@@ -90,6 +102,12 @@ class Shard:
             optimizer.step()
 
     def fill_answer(self, index: int, which: int = 0) -> None:
-        """Let an answer be what is returned as it is now, in the wire dtype."""
-        if not self._in_place:
-            self._answers[which, self._spans[index]] = self._returned[self._spans[index]]
+        """Let an answer be what is returned as it is now; compressed weights: what workers do not know of it yet."""
+        span, wire = self._spans[index], self._answers[which]
+        place, returned = wire.buffer[span], self._returned[span]
+        if self._told is not None:
+            torch.sub(returned, self._told[span], out=place)
+            self._told[span].add_(wire.pack(index))
+        elif wire.buffer is not self._returned:
+            wire.put(place, returned)
+            wire.pack(index)

@@ -15,11 +15,12 @@ from mpi4py import MPI
 from torch import Tensor, nn
 
 from strategies.base import Group, Options, Staleness, Strategy, apply_mean_gradient, on_gradient
-from strategies.buffers import as_bytes, host_buffer
+from strategies.buffers import as_bytes
 from strategies.parameter_server.outbox import Outbox, sending_order
 from strategies.parameter_server.plan import CLOSE_TAG, NORM_TAG, Chunk, Plan, Roles, message, wait_all
 from strategies.parameter_server.progress import Progress
 from strategies.parameter_server.server import Server
+from strategies.parameter_server.wire import Wire, make_wire
 
 
 class ParameterServerWorker(Strategy):
@@ -39,6 +40,7 @@ class ParameterServerWorker(Strategy):
         if comm.rank in roles.servers:
             self._server = Server(comm, roles, options, self._progress, self.counters)
             self._server.on_norm = self._norm_known_here
+        self._returns_gradients = options.server_role == "sum"
         self._last_pass = True
         self._said_goodbye = False
         self._wait_in_forward_s = 0.0
@@ -71,7 +73,7 @@ class ParameterServerWorker(Strategy):
         """Give the servers worker 0's weights, take them from there, install hooks. Collective."""
         self._plan = Plan.of(model, self._roles, self.options)
         self._parameters = self._plan.layout.parameters
-        self._optimizer = optimizer if self.options.server_role == "sum" else None
+        self._optimizer = optimizer
         if self._server:
             self._server.prepare(self._plan, optimizer)
         self._exchange_initial_weights()
@@ -101,20 +103,24 @@ class ParameterServerWorker(Strategy):
 
     def _allocate(self, pinned: bool) -> None:
         """Make buffers and requests, one of each kind for every chunk."""
-        chunks, num_elements = self._plan.chunks, self._plan.layout.num_elements
-        self._push_buffer = host_buffer(num_elements, self.options.wire_dtype, pinned)
-        self._pull_buffer = host_buffer(num_elements, self.options.wire_dtype, pinned)
-        self._push_views, self._pull_views = self._views(self._push_buffer), self._views(self._pull_buffer)
+        chunks = self._plan.chunks
+        spans = [slice(chunk.begin, chunk.end) for chunk in chunks]
+        self._out = make_wire(self.options, spans, pinned)
+        self._in = make_wire(self.options, spans, pinned, adds=not self._returns_gradients)
+        self._push_views, self._pull_views = self._views(self._out.buffer), self._views(self._in.buffer)
+        for view, parameter in zip(self._pull_views, self._parameters, strict=True):
+            view.copy_(parameter.detach())  # compressed weights arrive as changes of these
         self._pushes = [self._push_request(chunk) for chunk in chunks]
-        self._pulls = [self._comm.Recv_init(*self._end_of(c, self._pull_buffer), c.pull_tag) for c in chunks]
-        window = (self.options.window_bytes or math.inf) / self.options.wire_dtype.itemsize
+        self._pulls = [self._comm.Recv_init(*self._end_of(chunk, self._in), chunk.pull_tag) for chunk in chunks]
+        bytes_per_element = sum(self._out.message(c.index).nbytes for c in chunks) / self._plan.layout.num_elements
+        window = (self.options.window_bytes or math.inf) / bytes_per_element
         places = sending_order(chunks, self.options.schedule, self.worker, len(self._roles.servers))
         self._outbox = Outbox(chunks, places, window, self._send)
 
     def _push_request(self, chunk: Chunk) -> MPI.Prequest:
         """A synchronous send completes when its receiver has taken it: that is what a window can count."""
         make = self._comm.Send_init if self.options.window_bytes is None else self._comm.Ssend_init
-        request = make(*self._end_of(chunk, self._push_buffer), chunk.push_tag)
+        request = make(*self._end_of(chunk, self._out), chunk.push_tag)
         assert isinstance(request, MPI.Prequest)
         return request
 
@@ -126,8 +132,7 @@ class ParameterServerWorker(Strategy):
         for chunk, indices in zip(chunks, self._parameters_of, strict=True):
             for index in indices:
                 self._chunks_of[index].append(chunk.index)
-        self._unready = [len(indices) for indices in self._parameters_of]  # of each chunk: parameters without gradient
-        self._ready = [False] * len(self._parameters)
+        self._begin_step()
         self._unpulled = [0] * len(self._parameters)  # of each parameter: chunks under way
         self._pulled = [threading.Event() for _ in self._parameters]
         self._taken = [True] * len(self._parameters)
@@ -138,9 +143,9 @@ class ParameterServerWorker(Strategy):
         pairs = zip(self._parameters, self._plan.layout.ranges(), strict=True)
         return [flat[begin:end].view(parameter.shape) for parameter, (begin, end) in pairs]
 
-    def _end_of(self, chunk: Chunk, buffer: Tensor) -> tuple[list[object], int]:
-        """The chunk's part of a buffer, and the rank it is exchanged with."""
-        return message(as_bytes(buffer[chunk.begin : chunk.end])), self._roles.servers[chunk.server]
+    def _end_of(self, chunk: Chunk, wire: Wire) -> tuple[list[object], int]:
+        """The chunk's message, and the rank it is exchanged with."""
+        return message(wire.message(chunk.index)), self._roles.servers[chunk.server]
 
     def _install_hooks(self, model: nn.Module) -> None:
         index_of = {parameter: index for index, parameter in enumerate(self._parameters)}
@@ -169,9 +174,14 @@ class ParameterServerWorker(Strategy):
         if not self._last_pass:
             return
         self._take(index)  # a parameter that no module's forward waited for
-        self._push_views[index].copy_(parameter.grad)  # type: ignore[arg-type]  # a hook's gradient is never None
+        self._out.put(self._push_views[index], parameter.grad)  # type: ignore[arg-type]  # a hook's is never None
         parameter.grad = None
         self._mark_ready(index)
+
+    def _begin_step(self) -> None:
+        """From now on no gradient is ready."""
+        self._ready = [False] * len(self._parameters)
+        self._unready = [len(indices) for indices in self._parameters_of]  # of each chunk: parameters without gradient
 
     def _mark_ready(self, index: int) -> None:
         self._ready[index], self._taken[index] = True, False
@@ -190,21 +200,20 @@ class ParameterServerWorker(Strategy):
         for index, ready in enumerate(self._ready):
             if not ready:
                 self._take(index)
-                self._push_views[index].zero_()
+                self._out.put(self._push_views[index], torch.zeros(()))
                 self._mark_ready(index)
-        self._ready = [False] * len(self._parameters)
-        self._unready = [len(indices) for indices in self._parameters_of]
+        self._begin_step()
         if self.options.needs_norm:
             self._progress.post(self._expect_norm)
             self._norm_known.wait()
             self._norm_known.clear()
             self.scaler.update(math.isfinite(self._norm))
-        if self._optimizer:
+        if self._returns_gradients:
             self.settle()
 
     def step(self) -> None:
         """Apply the mean gradient; or, where servers update, leave their weights to be taken by the next forward."""
-        if self._optimizer:
+        if self._returns_gradients:
             apply_mean_gradient(self._parameters, self._optimizer.step, self.options, self.scaler)
             self._optimizer.zero_grad()
         self._wait_in_forward_s = 0.0
@@ -221,7 +230,7 @@ class ParameterServerWorker(Strategy):
         self._pulled[index].wait()
         self._taken[index] = True
         parameter, pulled = self._parameters[index], self._pull_views[index]
-        if self._optimizer:
+        if self._returns_gradients:
             parameter.grad = pulled.to(parameter)
             return
         self._wait_in_forward_s += time.perf_counter() - began
@@ -251,6 +260,7 @@ class ParameterServerWorker(Strategy):
         """Push a chunk, ready to receive its answer."""
         push, pull = self._pushes[chunk.index], self._pulls[chunk.index]
         push.Wait()  # the last step's: long done, it was answered
+        self._out.pack(chunk.index)
         pull.Start()
         push.Start()
         self._progress.watch(pull, lambda: self._chunk_pulled(chunk))
@@ -259,9 +269,10 @@ class ParameterServerWorker(Strategy):
 
     def _chunk_pulled(self, chunk: Chunk) -> None:
         """Count a chunk that went out and came back; what a rank hands to itself does not travel."""
+        self._in.unpack(chunk.index)
         if self._roles.servers[chunk.server] != self._comm.rank:
-            nbytes = chunk.size * self.options.wire_dtype.itemsize
-            self.counters.add(sent=nbytes, received=nbytes, messages_sent=1, messages_received=1)
+            sent, received = self._out.message(chunk.index).nbytes, self._in.message(chunk.index).nbytes
+            self.counters.add(sent, received, messages_sent=1, messages_received=1)
         self._chunks_left -= 1
         if self._chunks_left == 0:
             self._chunks_left = len(self._pulls)
