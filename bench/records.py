@@ -119,6 +119,7 @@ class Summary(BaseModel):
     scale_link: float | None = None
     scale_compute: float | None = None
     allreduce_algorithm: str | None = None
+    duplex_factor: float | None = None
     shard_imbalance: float | None = None
     longest_wait_s: float | None = None
     mean_staleness: float | None = None

@@ -210,7 +210,7 @@ EFFECT_COLUMNS: Columns = {
     "it is": lambda row: str(row["verdict"]),
 }
 SERVER = "What each server sent and received in a step, and how long it worked or let others wait; means over servers."
-SERVER_WORDS = ("server", "staleness", "queue")
+SERVER_WORDS = ("server", "staleness", "queue", "duplex")
 NOT_SERVER = ("num_servers", "server_peak_memory_bytes")
 LOSS = (
     "Equal strategies end at equal loss. The target is the lowest loss, averaged over a few steps, that every run of "

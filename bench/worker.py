@@ -17,6 +17,7 @@ from torch import nn
 from bench import data, environment, equivalence, group, records, summary, trace
 from bench.clock import PhaseTimer
 from bench.config import BadInput, RunConfig
+from bench.duplex import duplex_factor
 from bench.emulate import guard
 from bench.emulate.compute import EmulatedGPT, EmulatedOptimizer, NoData
 from bench.emulate.durations import durations
@@ -114,6 +115,7 @@ def _run(
     group.raise_together(ranks, _different_data(names))
     model, optimizer = group.together(ranks, lambda: build(config, strategy, device))
     module = strategy.prepare(model, optimizer)
+    duplex = duplex_factor(config)
     ranks.barrier()
     watch = Watch(ranks) if on_node() else None
     cpu_before = summary.cpu_s()
@@ -142,7 +144,7 @@ def _run(
     reports = ranks.gather(_report(config, strategy, steps, cpu_s, checksum, evidence, late_s))
     if ranks.rank == 0:
         assert corpus is not None  # rank 0 always works
-        numbers = scaled | _numbers(config, reports, strategy, device)
+        numbers = scaled | {"duplex_factor": duplex} | _numbers(config, reports, strategy, device)
         keep(_result(planned, started_at, reports, numbers, model, at_gate, corpus, device))
     ranks.barrier()
 

@@ -6,27 +6,22 @@ Each row is a placement of servers. Its step time is divided by the lower bound 
 gradients (gpt-mini in fp32) and B what TCP can carry on a link, its rate times 1448/1514:
 dedicated max(M/B, W·M/(S·B)); colocated 2(n-1)/n·M/B; mixed 2n(n-1)/(n²+kn-2k)·M/B; with compute, which sleeps,
 t_f + max(t_b, the above). Rows are interleaved and the launch is the sample: printed is the median over launches of
-the ratio and its 95 % bootstrap interval. Before them stands the duplex factor φ: how much longer two nodes take
-to send each other a copy at once than one takes to send the other one; 1 is full duplex, 2 is half.
+the ratio and its 95 % interval. Before them stands the duplex factor φ over all launches.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import statistics
-import subprocess
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from bench import launch, records
+from bench import records
 from bench.config import RunConfig
-from bench.emulate import cluster, layout
+from bench.emulate import layout
 from bench.intervals import median_interval
 from bench.sweep import run_sweep
 from bench.sweep_file import Sweep
@@ -62,16 +57,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="results folder; called again, only what is missing is run")
     parser.add_argument("--only", default="", help="rows whose description contains this")
     parser.add_argument("--set", nargs="*", default=[], metavar="KNOB=VALUE", help="knobs for all rows")
-    parser.add_argument("--probe", action="store_true", help="what two ranks run to measure φ; not for people")
     arguments = parser.parse_args()
-    if arguments.probe:
-        probe()
-        return
     knobs = {**COMMON, "link": arguments.link, **dict(knob.split("=") for knob in arguments.set)}
     cells = {RunConfig.model_validate({**knobs, **row}): target for row, target in ROWS}
     cells = {config: target for config, target in cells.items() if arguments.only in describe(config)}
-    factors = [duplex_factor(arguments.link) for _ in range(arguments.repeats)]
-    show("duplex factor", factors, "")
     grid = [config.model_dump(exclude_defaults=True) for config in cells]
     sweep = Sweep.model_validate({"grid": grid, "repeats": arguments.repeats})
     with tempfile.TemporaryDirectory() as folder:
@@ -79,6 +68,8 @@ def main() -> None:
         with contextlib.suppress(KeyboardInterrupt):  # show what there is
             run_sweep(sweep, "benchmark", out, Console(stderr=True))
         found = records.read(out)
+    factors = [record.summary.duplex_factor for record in found if record.summary]
+    show("duplex factor", [factor for factor in factors if factor], "")
     for config, target in cells.items():
         bound = bound_s(config, layout.parse_rate(arguments.link))
         of_row = [record for record in found if record.config.digest() == config.digest()]
@@ -98,44 +89,6 @@ def show(name: str, samples: list[float], verdict: str) -> None:
     """Print a median with its interval."""
     found = median_interval(samples)
     print(f"{name:50} {found.value:.3f} ({found.low:.3f}-{found.high:.3f}), n={len(samples)}{verdict}", flush=True)
-
-
-def duplex_factor(link: str) -> float:
-    """Measure φ between two nodes."""
-    nodes = layout.make(f"duplex{os.getpid()}", 2, link)
-    ranks = RunConfig(strategy="ddp", num_workers=2)
-    argv = launch.command(ranks, [], nodes)
-    program = [*argv[: argv.index("-m", argv.index("--"))], __file__, "--probe"]
-    with cluster.running(nodes):
-        environ = {**os.environ, **launch.mpi_environment(os.environ)}
-        ended = subprocess.run(program, env=environ, timeout=120, check=True, capture_output=True, text=True)
-    return float(ended.stdout.split("factor=")[1].split()[0])
-
-
-def probe(nbytes: int = 10_000_000) -> None:
-    """Send a copy one way, then both ways at once, in the server's messages; rank 0 prints the ratio of the times."""
-    os.environ.update(launch.mpi_environment(os.environ))
-    import numpy as np
-    from mpi4py import MPI
-
-    comm, chunk_bytes = MPI.COMM_WORLD, RunConfig.model_fields["chunk_bytes"].default
-    data = np.zeros((nbytes // chunk_bytes, chunk_bytes), np.uint8)
-    into: Any = np.zeros_like(data)
-
-    def exchange(sends: bool, receives: bool) -> float:
-        comm.Barrier()
-        began = time.perf_counter()
-        requests = [comm.Irecv(row, 1 - comm.rank) for row in (into if receives else [])]
-        requests += [comm.Isend(row, 1 - comm.rank) for row in (data if sends else [])]
-        MPI.Request.Waitall(requests)
-        comm.Barrier()
-        return time.perf_counter() - began
-
-    exchange(True, True)
-    alone = statistics.median(exchange(comm.rank == 0, comm.rank == 1) for _ in range(3))
-    both = statistics.median(exchange(True, True) for _ in range(3))
-    if comm.rank == 0:
-        print(f"factor={both / alone} ", flush=True)
 
 
 if __name__ == "__main__":

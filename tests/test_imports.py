@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "bench.liveness": {"strategies.base"},
     "bench.emulate.cluster": {"bench.config", "bench.emulate", "bench.emulate.layout", "bench.emulate.nap"},
     "bench.devices": set(),
+    "bench.duplex": {"bench.config"},
     "bench.emulate.durations": {"bench.config", "bench.devices"},
     "bench.emulate.similitude": {
         "bench.config",
@@ -74,7 +75,7 @@ MAY_IMPORT = {
     },
 }  # fmt: skip
 HOMES = {
-    "mpi4py": {"bench.group", "strategies.parameter_server", "strategies.mpi_ring"},
+    "mpi4py": {"bench.duplex", "bench.group", "strategies.parameter_server", "strategies.mpi_ring"},
     "horovod": {"strategies.ring_allreduce"},
     "matplotlib": {"bench.figures", "bench.panels"},
     "pyarrow": {"bench.progress"},
