@@ -24,10 +24,10 @@ Launched = subprocess.CompletedProcess[str]
 PSRING = [sys.executable, "-m", "bench.cli"]
 
 
-def run_command(argv: list[str], **environ: str) -> Launched:
+def run_command(argv: list[str], timeout_s: float = DEADLINE_S, **environ: str) -> Launched:
     """Run a command to its end."""
     return subprocess.run(
-        argv, capture_output=True, text=True, timeout=DEADLINE_S, check=False, stdin=subprocess.DEVNULL,
+        argv, capture_output=True, text=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **environ},
     )  # fmt: skip
 

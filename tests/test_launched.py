@@ -2,29 +2,90 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from bench import records
-from bench.ledger import padding_bytes
+from bench.config import RunConfig
+from bench.launch import run_flags
+from bench.ledger import padding_bytes, predict
 from bench.records import RunRecord
+from tests.conftest import PSRING, run_command
 
 pytestmark = pytest.mark.launcher
 
-SHORT = ["--steps", 4, "--warmup-steps", 2, "--batch-size", 4, "--block-size", 32, "--check-equivalence"]
-SGD = ["--optimizer", "sgd", "--learning-rate", 0.1]
-SERVERS_1 = ["--strategy", "parameter_server", "--num-servers", 1]
-SERVERS_2 = ["--strategy", "parameter_server", "--num-servers", 2]
-COLOCATED = ["--strategy", "parameter_server", "--placement", "colocated"]
-MIXED_1 = ["--strategy", "parameter_server", "--placement", "mixed", "--num-servers", 1]
-PRIORITY = ["--schedule", "priority", "--window-bytes", 100_000]
-RING = ["--strategy", "ring_allreduce"]
-MPI_RING = ["--strategy", "mpi_ring"]
-DDP = ["--strategy", "ddp"]
-ACCUMULATE_AND_CLIP = ["--gradient-accumulation", 2, "--clip-norm", 0.3]
+SHORT: dict[str, Any] = {
+    "steps": 4, "warmup_steps": 2, "batch_size": 4, "block_size": 32, "check_equivalence": True,
+}  # fmt: skip
+SGD = {"optimizer": "sgd", "learning_rate": 0.1}
+SERVED = {"strategy": "parameter_server"}
+COLOCATED = {"strategy": "parameter_server", "placement": "colocated"}
+MIXED = {"strategy": "parameter_server", "placement": "mixed", "num_servers": 1}
+PRIORITY = {"schedule": "priority", "window_bytes": 100_000}
+RING = {"strategy": "ring_allreduce"}
+MPI_RING = {"strategy": "mpi_ring"}
+DDP = {"strategy": "ddp"}
+ACCUMULATE_AND_CLIP = {"gradient_accumulation": 2, "clip_norm": 0.3}
+ASLEEP = {
+    "compute": "emulated", "emulated_forward_s": 0.01, "emulated_backward_s": 0.02, "speed_factor": "1=0.5",
+    "gradient_accumulation": 2, "check_equivalence": False,
+}  # fmt: skip
+CELLS: list[dict[str, Any]] = [
+    {"num_workers": 1, "num_servers": 1, **SERVED, **SGD},
+    {"num_workers": 2, "num_servers": 1, **SERVED, **SGD, **ACCUMULATE_AND_CLIP},
+    {"num_workers": 2, "num_servers": 1, **SERVED, "wire_dtype": "bf16", "precision": "fp16"},
+    {"num_workers": 2, "num_servers": 2, **SERVED},
+    {"num_workers": 3, "num_servers": 2, **SERVED, **ACCUMULATE_AND_CLIP, "wire_dtype": "fp16", "chunk_bytes": 40_000},
+    {"num_workers": 2, **COLOCATED, **SGD},
+    {"num_workers": 3, **COLOCATED, **ACCUMULATE_AND_CLIP, **PRIORITY},
+    {"num_workers": 3, **MIXED, **SGD, "chunk_bytes": 10_000},
+    {"num_workers": 3, "num_servers": 1, **SERVED, **SGD, **PRIORITY, "consistency": "ssp"},
+    {"num_workers": 5, **COLOCATED, "wire_dtype": "bf16", "precision": "fp16"},
+    {"num_workers": 2, **RING, **SGD, **ACCUMULATE_AND_CLIP},
+    {"num_workers": 3, **RING, "wire_dtype": "fp16", "precision": "fp16"},
+    {"num_workers": 4, **RING, **SGD},
+    {"num_workers": 5, **RING},
+    {"num_workers": 2, **MPI_RING, **SGD, **ACCUMULATE_AND_CLIP, "segment_bytes": 2000},
+    {"num_workers": 3, **MPI_RING, "wire_dtype": "fp16", "precision": "fp16"},
+    {"num_workers": 4, **MPI_RING, **SGD, **ACCUMULATE_AND_CLIP, "wire_dtype": "bf16"},
+    {"num_workers": 5, **MPI_RING, **SGD},
+    {"num_workers": 2, **DDP, **SGD, "precision": "bf16"},
+    {"num_workers": 3, **DDP, **ACCUMULATE_AND_CLIP, "wire_dtype": "bf16"},
+]
+SLEEPING: list[dict[str, Any]] = [
+    {"num_workers": 2, "num_servers": 1, **SERVED, **ASLEEP},
+    {"num_workers": 3, **RING, **ASLEEP},
+]
+LOSSY: list[dict[str, Any]] = [
+    {"num_workers": 3, **COLOCATED, "compression": "int8"},
+    {"num_workers": 2, "num_servers": 1, **SERVED, "sync_every": 2},
+]
+
+
+def describe(cell: dict[str, Any]) -> str:
+    return " ".join(str(value) for value in cell.values())
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunRecord]:
+    """Every cell, run by one sweep: those of one world share a launch."""
+    folder = tmp_path_factory.mktemp("launched")
+    grid = [*CELLS, *SLEEPING, *({**cell, "check_equivalence": False} for cell in LOSSY)]
+    (folder / "sweep.yaml").write_text(json.dumps({"defaults": SHORT, "grid": grid}))
+    ended = run_command([*PSRING, "sweep", str(folder / "sweep.yaml"), "--out", str(folder / "out")], timeout_s=900)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    found = records.read(folder / "out")
+    assert all((folder / "out/steps" / f"{record.run_id}.csv").exists() for record in found)
+    return {record.cell: record for record in found}
+
+
+def record_of(launched: dict[str, RunRecord], cell: dict[str, Any]) -> RunRecord:
+    return launched[RunConfig.model_validate({**SHORT, **cell}).digest()]
 
 
 def only_record(out: Path) -> RunRecord:
@@ -58,60 +119,26 @@ def assert_true_run(record: RunRecord) -> None:
         assert 1 <= record.summary.shard_imbalance <= 1.01
 
 
-@pytest.mark.parametrize(
-    ("ranks", "flags"),
-    [
-        (2, [*SERVERS_1, *SGD]),
-        (3, [*SERVERS_1, *SGD, *ACCUMULATE_AND_CLIP]),
-        (3, [*SERVERS_1, "--wire-dtype", "bf16", "--precision", "fp16"]),
-        (4, [*SERVERS_2]),
-        (5, [*SERVERS_2, *ACCUMULATE_AND_CLIP, "--wire-dtype", "fp16", "--chunk-bytes", 40_000]),
-        (2, [*COLOCATED, *SGD]),
-        (3, [*COLOCATED, *ACCUMULATE_AND_CLIP, *PRIORITY]),
-        (4, [*MIXED_1, *SGD, "--chunk-bytes", 10_000]),
-        (4, [*SERVERS_1, *SGD, *PRIORITY, "--consistency", "ssp"]),
-        (5, [*COLOCATED, "--wire-dtype", "bf16", "--precision", "fp16"]),
-        (2, [*RING, *SGD, *ACCUMULATE_AND_CLIP]),
-        (3, [*RING, "--wire-dtype", "fp16", "--precision", "fp16"]),
-        (4, [*RING, *SGD]),
-        (5, [*RING]),
-        (2, [*MPI_RING, *SGD, *ACCUMULATE_AND_CLIP, "--segment-bytes", 2000]),
-        (3, [*MPI_RING, "--wire-dtype", "fp16", "--precision", "fp16"]),
-        (4, [*MPI_RING, *SGD, *ACCUMULATE_AND_CLIP, "--wire-dtype", "bf16"]),
-        (5, [*MPI_RING, *SGD]),
-        (2, [*DDP, *SGD, "--precision", "bf16"]),
-        (3, [*DDP, *ACCUMULATE_AND_CLIP, "--wire-dtype", "bf16"]),
-    ],
-    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else str(value),
-)
-def test_under_mpirun(mpirun: Callable[..., object], tmp_path: Path, ranks: int, flags: list[object]) -> None:
-    ended = mpirun(ranks, "run", *SHORT, *flags, "--out", tmp_path / "out")
-    assert ended.returncode == 0, ended.stderr
-    record = only_record(tmp_path / "out")
-    assert_true_run(record)
-    assert record.config.world_size == ranks
-    assert "loopback" in record.labels
-    if "parameter_server" not in flags:
-        assert record.summary.allreduce_algorithm == ("ring" if ranks > 2 else "any")
-
-
-@pytest.mark.parametrize("flags", [SERVERS_1, RING], ids=["servers", "ring"])
-def test_ranks_that_sleep_send_what_they_would_and_have_no_loss(
-    mpirun: Callable[..., object], tmp_path: Path, flags: list[object]
+@pytest.mark.parametrize("cell", CELLS, ids=describe)
+def test_every_topology_trains_the_reference_model_and_counts_every_byte(
+    launched: dict[str, RunRecord], cell: dict[str, Any]
 ) -> None:
-    asleep = [
-        "--compute",
-        "emulated",
-        "--emulated-forward-s",
-        0.01,
-        "--emulated-backward-s",
-        0.02,
-        "--speed-factor",
-        "1=0.5",
-    ]
-    ended = mpirun(3, "run", *SHORT[:-1], *asleep, *flags, "--gradient-accumulation", 2, "--out", tmp_path / "out")
-    assert ended.returncode == 0, ended.stderr
-    record = only_record(tmp_path / "out")
+    record = record_of(launched, cell)
+    assert_true_run(record)
+    assert "loopback" in record.labels
+    assert record.summary is not None
+    if record.config.strategy != "parameter_server":
+        assert record.summary.allreduce_algorithm == ("ring" if record.config.world_size > 2 else "any")
+    if record.config.strategy in ("parameter_server", "mpi_ring"):
+        assert record.summary.duplex_factor is not None
+        assert record.summary.duplex_factor > 0
+
+
+@pytest.mark.parametrize("cell", SLEEPING, ids=describe)
+def test_ranks_that_sleep_send_what_they_would_and_have_no_loss(
+    launched: dict[str, RunRecord], cell: dict[str, Any]
+) -> None:
+    record = record_of(launched, cell)
     assert record.status == "ok"
     assert record.summary is not None
     assert (record.summary.first_loss, record.summary.final_loss, record.summary.held_out_loss) == (None, None, None)
@@ -121,9 +148,23 @@ def test_ranks_that_sleep_send_what_they_would_and_have_no_loss(
     assert "emulated_compute" in record.labels
 
 
+@pytest.mark.parametrize("cell", LOSSY, ids=describe)
+def test_ways_to_send_less_are_counted_too(launched: dict[str, RunRecord], cell: dict[str, Any]) -> None:
+    record = record_of(launched, {**cell, "check_equivalence": False})
+    assert record.status == "ok"
+    assert record.ledger is not None
+    assert record.ledger.ledger_agrees
+    dense = RunConfig.model_validate({**SHORT, **cell, "compression": "none", "sync_every": 1})
+    assert record.ledger.bytes_sent_per_worker_per_step < 0.51 * predict(dense)[0].bytes_sent
+
+
+def flags(values: dict[str, Any]) -> list[str]:
+    return run_flags(RunConfig.model_validate({"launcher": "mpirun", **values}))
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_under_horovodrun(horovodrun: Callable[..., object], tmp_path: Path, ranks: int) -> None:
-    ended = horovodrun(ranks, "run", *SHORT, *RING, *SGD, "--out", tmp_path / "out")
+    ended = horovodrun(ranks, "run", *flags({**SHORT, **RING, **SGD}), "--out", tmp_path / "out")
     assert ended.returncode == 0, ended.stderr
     record = only_record(tmp_path / "out")
     assert_true_run(record)
@@ -133,7 +174,7 @@ def test_under_horovodrun(horovodrun: Callable[..., object], tmp_path: Path, ran
 
 def test_an_allreduce_that_is_no_ring_is_labelled(mpirun: Callable[..., object], tmp_path: Path) -> None:
     recursive_doubling = {"OMPI_MCA_coll_tuned_allreduce_algorithm": "3"}
-    ended = mpirun(4, "run", *SHORT, *RING, "--out", tmp_path / "out", **recursive_doubling)
+    ended = mpirun(4, "run", *flags({**SHORT, **RING}), "--out", tmp_path / "out", **recursive_doubling)
     assert ended.returncode == 0, ended.stderr
     assert "not_ring" in only_record(tmp_path / "out").labels
 
@@ -141,11 +182,12 @@ def test_an_allreduce_that_is_no_ring_is_labelled(mpirun: Callable[..., object],
 def test_saved_parameters_are_those_of_the_reference(
     mpirun: Callable[..., object], psring: Callable[..., object], tmp_path: Path
 ) -> None:
-    short = ["--steps", 3, "--warmup-steps", 0, *SGD]
-    ended = mpirun(3, "run", *SERVERS_1, *short, "--batch-size", 2, "--save-parameters", tmp_path / "served.pt")
+    short = flags({"steps": 3, "warmup_steps": 0, **SGD})
+    served = flags({**SERVED, "num_servers": 1})
+    ended = mpirun(3, "run", *served, *short, "--batch-size", 2, "--save-parameters", tmp_path / "served.pt")
     assert ended.returncode == 0, ended.stderr
     assert psring("run", *short, "--batch-size", 4, "--save-parameters", tmp_path / "alone.pt").returncode == 0
-    served, alone = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("served", "alone"))
-    assert served.keys() == alone.keys()
+    ours, alone = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("served", "alone"))
+    assert ours.keys() == alone.keys()
     for name, reference in alone.items():
-        assert torch.linalg.norm(served[name] - reference) <= 1e-5 * (torch.linalg.norm(reference) + 1e-3)
+        assert torch.linalg.norm(ours[name] - reference) <= 1e-5 * (torch.linalg.norm(reference) + 1e-3)
