@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 from bench.arguments import knobs, parse
@@ -143,15 +144,18 @@ def _ranks(arguments: argparse.Namespace) -> int:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
+    where = str(arguments.file)
+    keys = ("precision_target", "budget")
+    given = {key: getattr(arguments, key) for key in keys if getattr(arguments, key) is not None}
+    sweep = read_sweep(arguments.file, given)
+    if not (arguments.dry_run or arguments.slurm):
+        _enter_sandbox_alone(sweep.runs(where))
+
     from rich.console import Console
 
     from bench.folder import existing
     from bench.sweep import describe_plan, plan, run_sweep
 
-    where = str(arguments.file)
-    keys = ("precision_target", "budget")
-    given = {key: getattr(arguments, key) for key in keys if getattr(arguments, key) is not None}
-    sweep = read_sweep(arguments.file, given)
     if arguments.dry_run:
         found = existing(arguments.out) if arguments.out else []
         print("\n".join(describe_plan(plan(sweep, where), found)))
@@ -166,6 +170,18 @@ def _sweep(arguments: argparse.Namespace) -> int:
     for record in bad:
         print(f"psring: {record.run_id} {record.status}: {record.reason}", file=sys.stderr)
     return EXIT_FAILED if bad else 0
+
+
+def _enter_sandbox_alone(cells: Sequence[RunConfig]) -> None:
+    """Go where emulated nodes can be made while this process has but one thread: without root it could not later.
+
+    Where it may not, the sweep finds that out, too, and says what becomes of the cells.
+    """
+    if any(cell.link for cell in cells):
+        from bench.emulate import sandbox
+
+        with suppress(BadInput):
+            sandbox.enter()
 
 
 def _write_batch_script(arguments: argparse.Namespace, cells: Sequence[RunConfig], options: Sequence[str]) -> int:

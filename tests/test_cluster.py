@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -207,6 +208,19 @@ def test_without_root_a_cluster_lives_in_a_shell_of_its_own(tmp_path: Path) -> N
     refused = run_command(without_root([*PSRING, "cluster", "up", "--num-nodes", "2", "--link", "50mbit"]))
     assert refused.returncode == 2
     assert "needs root" in refused.stderr
+
+
+@needs_namespaces
+@pytest.mark.launcher
+def test_without_root_a_sweep_has_its_nodes(tmp_path: Path) -> None:
+    if not can_be_without_root():
+        pytest.skip("this kernel does not allow user namespaces, or setpriv is missing")
+    cell = {"strategy": "parameter_server", "num_servers": 1, "compute": "none", "steps": 4}
+    content = {"grid": [cell], "cluster": {"num_nodes": 2, "link": "50mbit"}}
+    (tmp_path / "sweep.yaml").write_text(json.dumps(content))
+    ended = run_command(without_root([*PSRING, "sweep", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out")]))
+    (record,) = records.read(tmp_path / "out")
+    assert "emulated" in record.labels, ended.stdout + ended.stderr
 
 
 @needs_namespaces
