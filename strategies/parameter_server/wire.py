@@ -17,13 +17,14 @@ from strategies.parameter_server.compression import Codec, make_codec
 class Wire(ABC):
     """One end of a stream of chunks: `buffer` is what its owner writes or reads, `message(i)` what MPI moves."""
 
-    def __init__(self, buffer: Tensor, spans: Sequence[slice]) -> None:
+    def __init__(self, buffer: Tensor, spans: Sequence[slice], messages: Sequence[Tensor]) -> None:
         self.buffer = buffer
         self._spans = spans
+        self._messages = [as_bytes(message) for message in messages]
 
-    @abstractmethod
     def message(self, index: int) -> np.ndarray:
         """The bytes that travel for one chunk; always the same memory."""
+        return self._messages[index]
 
     @abstractmethod
     def put(self, place: Tensor, values: Tensor) -> None:
@@ -41,9 +42,8 @@ class Wire(ABC):
 class Dense(Wire):
     """The buffer itself travels, in its own dtype."""
 
-    def message(self, index: int) -> np.ndarray:
-        """A view of the chunk."""
-        return as_bytes(self.buffer[self._spans[index]])
+    def __init__(self, buffer: Tensor, spans: Sequence[slice]) -> None:
+        super().__init__(buffer, spans, [buffer[span] for span in spans])
 
     def put(self, place: Tensor, values: Tensor) -> None:
         """Round to the wire dtype."""
@@ -65,15 +65,11 @@ class Compressed(Wire):
     """
 
     def __init__(self, codec: Codec, spans: Sequence[slice], adds: bool) -> None:
-        super().__init__(torch.zeros(max(span.stop for span in spans)), spans)
+        self._encoded = [torch.empty(codec.nbytes(s.stop - s.start), dtype=torch.uint8) for s in spans]
+        super().__init__(torch.zeros(max(span.stop for span in spans)), spans, self._encoded)
         self._codec = codec
         self._adds = adds
-        self._messages = [torch.empty(codec.nbytes(s.stop - s.start), dtype=torch.uint8) for s in spans]
         self._said = torch.empty(max(span.stop - span.start for span in spans))
-
-    def message(self, index: int) -> np.ndarray:
-        """The codec's."""
-        return self._messages[index].numpy()
 
     def put(self, place: Tensor, values: Tensor) -> None:
         """Owe it, too."""
@@ -82,7 +78,7 @@ class Compressed(Wire):
     def pack(self, index: int) -> Tensor:
         """Say what fits, and owe the rest."""
         owed = self.buffer[self._spans[index]]
-        self._codec.encode(owed, self._messages[index])
+        self._codec.encode(owed, self._encoded[index])
         said = self._decoded(index)
         owed.sub_(said)
         return said
@@ -95,7 +91,7 @@ class Compressed(Wire):
     def _decoded(self, index: int) -> Tensor:
         span = self._spans[index]
         said = self._said[: span.stop - span.start]
-        self._codec.decode(self._messages[index], said)
+        self._codec.decode(self._encoded[index], said)
         return said
 
 
