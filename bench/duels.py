@@ -28,6 +28,7 @@ def finished(runs: pd.DataFrame) -> pd.DataFrame:
     """The config of every cell that has an ok launch, its place, world size and median rate; indexed by cell."""
     ok = runs[runs["status"] == "ok"]
     cells = ok.assign(place=place_of(ok)).drop_duplicates("cell").set_index("cell").sort_index()
+    cells = cells[[*CONFIG_FIELDS, "place"]].copy()
     cells["world_size"] = cells["num_workers"] + cells["num_servers"]
     cells["tokens_per_s"] = ok.groupby("cell")["tokens_per_s"].median()
     return cells
@@ -65,8 +66,7 @@ def _pairs(cells: pd.DataFrame) -> Iterator[tuple[str, int, Row, Row]]:
     Servers that do not wait (asp, ssp) learn less from a token: their speed alone proves nothing, so they stay out.
     """
     cells = cells[cells["consistency"] == "bsp"].sort_values("tokens_per_s").reset_index()
-    read = list(dict.fromkeys([*WORK, "place", "cell", "strategy", "num_servers", *EQUAL.values()]))
-    for _, arms in same(cells[read], [*WORK, "place"]):
+    for _, arms in same(cells, [*WORK, "place"]):
         rows = arms.to_dict("records")
         ring, server = ([row for row in rows if row["strategy"] in names] for names in (RINGS, SERVERS))
         for equal, column in EQUAL.items():

@@ -8,7 +8,7 @@ Pure functions of the frame that `records.frame` gives. Steps within one launch 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, get_args
 
 import numpy as np
@@ -220,8 +220,7 @@ def _baselines(configs: dict[str, Config], finished: dict[str, Config], batch: s
 
     `batch` is what of the batch is the same: batch_size or global_batch_size.
     """
-    work = (*(field for field in WORK if field != "batch_size"), batch)
-    stack = (*(field for field in STACK if field != "batch_size"), batch)
+    work, stack = ((*(field for field in same if field != "batch_size"), batch) for same in (WORK, STACK))
     local, alone = defaultdict[Key, list[str]](list), defaultdict[Key, list[str]](list)
     for cell, config in finished.items():
         if config["strategy"] == "local":
@@ -241,16 +240,18 @@ def _baselines(configs: dict[str, Config], finished: dict[str, Config], batch: s
 
 
 def _configs(runs: pd.DataFrame) -> dict[str, Config]:
-    """The config of every cell, in the order of their digests."""
+    """The config of every cell, in the order of their digests; every blank is None, which equals itself."""
     cells = runs.drop_duplicates("cell").set_index("cell").sort_index()
     cells["global_batch_size"] = cells["num_workers"] * cells["batch_size"]
     fields = [*CONFIG_FIELDS, "global_batch_size"]
-    return {str(cell): config for cell, config in cells[fields].to_dict("index").items()}
+    return {
+        str(cell): {field: None if pd.isna(value) else value for field, value in config.items()}
+        for cell, config in cells[fields].to_dict("index").items()
+    }
 
 
-def _key(config: Mapping[Any, Any], fields: Iterable[str]) -> Key:
-    """The values of some fields, comparable: every blank is None."""
-    return tuple(None if pd.isna(config[field]) else config[field] for field in fields)
+def _key(config: Config, fields: Iterable[str]) -> Key:
+    return tuple(config[field] for field in fields)
 
 
 def _likeness(one: Key, other: Key) -> int:
