@@ -299,6 +299,7 @@ def front(ok: pd.DataFrame) -> Figure:
         circle: Any = {"color": INK, "markersize": 13, "markerfacecolor": "none", "label": "on the front"}
         axes.plot(best["bytes_to_loss"] / 1e6, best["time_to_loss_s"], "o", **circle)
         axes.set_xscale("symlog", linthresh=1)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))  # small exponents are hard to read
         axes.set_xlim(left=-0.1)
         axes.set_ylim(bottom=0)
 
