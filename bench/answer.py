@@ -44,11 +44,11 @@ def answer(duels: pd.DataFrame, summary: pd.DataFrame) -> Answer:
     settings = settings_of(duels)
     for setting, duel in zip(settings, duels.to_dict("records"), strict=True):
         table.rows.append(duel_row(setting, duel, cells[duel["ring"]], cells[duel["server"]]))
-    told = duels.groupby(settings, sort=False)
-    lines = [(str(setting), " ".join(sentences(found))) for setting, found in told]
-    if len(lines) > MAX_LINES:
-        rest = len(lines) - MAX_LINES
-        lines = [*lines[:MAX_LINES], (f"And {plural(rest, 'more setting')}", "See the table of all comparisons.")]
+    told = list(duels.groupby(settings, sort=False))
+    lines = [(str(setting), " ".join(sentences(found))) for setting, found in told[:MAX_LINES]]
+    if len(told) > MAX_LINES:
+        rest = len(told) - MAX_LINES
+        lines.append((f"And {plural(rest, 'more setting')}", "See the table of all comparisons."))
     compared = summary[summary["cell"].isin({*duels["ring"], *duels["server"]})]
     return Answer(headline_of(duels), lines, table, caveats(compared, duels))
 

@@ -28,6 +28,7 @@ def finished(runs: pd.DataFrame) -> pd.DataFrame:
     """The config of every cell that has an ok launch, its place, world size and median rate; indexed by cell."""
     ok = runs[runs["status"] == "ok"]
     cells = ok.assign(place=place_of(ok)).drop_duplicates("cell").set_index("cell").sort_index()
+    cells = cells[[*CONFIG_FIELDS, "place"]].copy()
     cells["world_size"] = cells["num_workers"] + cells["num_servers"]
     cells["tokens_per_s"] = ok.groupby("cell")["tokens_per_s"].median()
     return cells
@@ -64,13 +65,15 @@ def _pairs(cells: pd.DataFrame) -> Iterator[tuple[str, int, Row, Row]]:
 
     Servers that do not wait (asp, ssp) learn less from a token: their speed alone proves nothing, so they stay out.
     """
-    cells = cells[cells["consistency"] == "bsp"]
-    for _, arms in same(cells.sort_values("tokens_per_s").reset_index(), [*WORK, "place"]):
-        ring, server = arms[arms["strategy"].isin(RINGS)], arms[arms["strategy"].isin(SERVERS)]
+    cells = cells[cells["consistency"] == "bsp"].sort_values("tokens_per_s").reset_index()
+    for _, arms in same(cells, [*WORK, "place"]):
+        rows = arms.to_dict("records")
+        ring, server = ([row for row in rows if row["strategy"] in names] for names in (RINGS, SERVERS))
         for equal, column in EQUAL.items():
-            for size in sorted(set(ring[column]) & set(server[column])):
-                fastest = [arm[arm[column] == size].to_dict("records")[-1] for arm in (ring, server)]
-                yield equal, int(size), fastest[0], fastest[1]
+            # Slow cells come first, so that the fastest of a size is the one that stays.
+            rings, servers = ({int(row[column]): row for row in arm} for arm in (ring, server))
+            for size in sorted(rings.keys() & servers.keys()):
+                yield equal, size, rings[size], servers[size]
 
 
 def _duel(ring: Row, server: Row, samples: Samples) -> dict[str, object]:
@@ -114,12 +117,13 @@ def precision_effects(runs: pd.DataFrame) -> pd.DataFrame:
     """Every cell in another precision than fp32 against its twin in fp32, paired; `ratio` is of tokens_per_s."""
     runs = judged(runs)
     samples, cells = throughputs(runs), finished(runs)
-    rows = []
+    config = cells.to_dict("index")
+    rows: list[dict[Any, Any]] = []
     for _, twins in same(cells, [field for field in CONFIG_FIELDS if field != "precision"]):
         for one in twins.index[twins["precision"] == "fp32"]:
             for other in twins.index[twins["precision"] != "fp32"]:
                 ratio, pairs = paired_interval(samples[str(other)], samples[str(one)])
-                rows.append({**twins.loc[other].to_dict(), **judgement(ratio, pairs, "faster", "slower")})
+                rows.append({**config[other], **judgement(ratio, pairs, "faster", "slower")})
     table = pd.DataFrame(rows)
     order = ["precision", "batch_size", "strategy", "num_servers", "num_workers"]
     return table.sort_values(order, key=order_of, kind="stable", ignore_index=True) if rows else table

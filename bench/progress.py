@@ -26,6 +26,7 @@ COLUMNS = (
 )  # fmt: skip
 TYPES = {"step": "int64", "loss": "float64", "step_s": "float64"}  # a loss is blank where nothing was trained
 READ = csv.ConvertOptions(include_columns=list(TYPES), column_types=TYPES)
+PROGRESS = {"run_id": "str", "step": "int64", "elapsed_s": "float64", "loss": "float64"}
 BATCH = 1000  # files read at once
 
 
@@ -38,7 +39,8 @@ def read(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
     cell_of = runs.loc[runs["status"] == "ok"].set_index("run_id")["cell"]
     paths = [path for run_id in cell_of.index if (path := folder / "steps" / f"{run_id}.csv").is_file()]
     parts = [_progress(paths[start : start + BATCH]) for start in range(0, len(paths), BATCH)]
-    table = pd.concat([pd.DataFrame(columns=["run_id", "step", "elapsed_s", "loss"]), *parts], ignore_index=True)
+    nothing = pd.DataFrame(columns=[*PROGRESS]).astype(PROGRESS)  # typed: columns of objects are slow ever after
+    table = pd.concat([nothing, *parts], ignore_index=True)
     return table.assign(cell=table["run_id"].map(cell_of))
 
 
@@ -71,7 +73,7 @@ def add_progress(summary: pd.DataFrame, runs: pd.DataFrame, progress: pd.DataFra
     known = progress[progress["run_id"].isin(runs.index) & progress["loss"].notna()]
     best = known.groupby("run_id")["loss"].min()
     target = best.groupby(task.loc[best.index].to_numpy()).max()
-    aim = known["run_id"].map(task).map(target)
+    aim = known["run_id"].map(task).map(target).astype("float64")  # also where there is no step at all
     hits = known.assign(target_loss=aim, task=known["run_id"].map(task))[known["loss"] <= aim]
     hits = hits.sort_values("step").drop_duplicates("run_id")
     work = runs.drop_duplicates("cell").set_index("cell")[["num_workers", "batch_size", "block_size"]].prod(axis=1)

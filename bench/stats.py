@@ -8,7 +8,7 @@ Pure functions of the frame that `records.frame` gives. Steps within one launch 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, get_args
 
 import numpy as np
@@ -19,6 +19,7 @@ from bench.intervals import Estimate, confidence, median_interval, ratio_interva
 from bench.records import Ledger, Summary
 
 Key = tuple[Any, ...]
+Config = dict[Any, Any]
 
 FEW_LAUNCHES = 5
 
@@ -73,22 +74,24 @@ def summarize(runs: pd.DataFrame, *, allow_mixed: bool = False) -> pd.DataFrame:
     runs = judged(runs)
     if not allow_mixed:
         _refuse_mixture(runs)
-    baselines = {prefix: _baselines(runs, batch) for prefix, batch in SCALINGS.items()}
-    samples = throughputs(runs)
+    configs, samples = _configs(runs), throughputs(runs)
+    finished = {cell: config for cell, config in configs.items() if cell in samples}
+    baselines = {prefix: _baselines(configs, finished, batch) for prefix, batch in SCALINGS.items()}
     extra = [field for field in varying(runs) if field not in IDENTITY]
     launches = defaultdict[str, list[dict[Any, Any]]](list)
-    for run in runs.to_dict("records"):
+    for run in runs[["cell", "status", "reason", "labels", "environment"]].to_dict("records"):
         launches[run["cell"]].append(run)
     measured = _measured(runs)
     rows = [
         {
-            **_identity(of_cell[0], extra),
+            "cell": cell,
+            **_identity(config, extra),
             **_speed(samples.get(cell, {})),
             **measured.get(cell, {}),
-            **_scaling(of_cell[0], baselines, samples),
-            **_outcome(of_cell),
+            **_scaling(cell, config, baselines, samples),
+            **_outcome(launches[cell]),
         }
-        for cell, of_cell in sorted(launches.items())
+        for cell, config in configs.items()
     ]
     table = pd.DataFrame(rows).astype(dict.fromkeys(WHOLE, "Int64"))
     table["place"] = place_of(table).where(table["n"] > 0, "")
@@ -152,9 +155,8 @@ def varying(table: pd.DataFrame) -> list[str]:
     return [field for field in CONFIG_FIELDS if field in table and table[field].nunique(dropna=False) > 1]
 
 
-def _identity(config: dict[Any, Any], extra: list[str]) -> dict[str, object]:
+def _identity(config: Config, extra: list[str]) -> dict[str, object]:
     return {
-        "cell": config["cell"],
         **{field: config[field] for field in IDENTITY},
         "world_size": config["num_workers"] + config["num_servers"],
         **{field: config[field] for field in extra},
@@ -193,14 +195,13 @@ def _measured(runs: pd.DataFrame) -> dict[str, dict[Any, Any]]:
 
 
 def _scaling(
-    config: dict[Any, Any], baselines: dict[str, dict[str, tuple[str, str]]], samples: dict[str, dict[int, float]]
+    cell: str, config: Config, baselines: dict[str, dict[str, tuple[str, str]]], samples: dict[str, dict[int, float]]
 ) -> dict[str, object]:
     """Speedup and efficiency of a cell against its baselines, weak and strong; blank without one.
 
     Either way n workers should ideally have n times the baseline's rate: in weak scaling because they do n times
     the work in the same time, in strong scaling because they do the same work in an n-th of it.
     """
-    cell = str(config["cell"])
     ranks = int(config["num_workers"] + config["num_servers"])
     ideals = {"speedup": 1, "scaling_efficiency": config["num_workers"], "scaling_efficiency_per_rank": ranks}
     row: dict[str, object] = {}
@@ -216,22 +217,20 @@ def _scaling(
     return row
 
 
-def _baselines(runs: pd.DataFrame, batch: str) -> dict[str, tuple[str, str]]:
+def _baselines(configs: dict[str, Config], finished: dict[str, Config], batch: str) -> dict[str, tuple[str, str]]:
     """Per cell, the cell to scale from and its name: `local` on the same work, else one worker of its stack.
 
     `batch` is what of the batch is the same: batch_size or global_batch_size.
     """
-    work = (*(field for field in WORK if field != "batch_size"), batch)
-    stack = (*(field for field in STACK if field != "batch_size"), batch)
+    work, stack = ((*(field for field in same if field != "batch_size"), batch) for same in (WORK, STACK))
     local, alone = defaultdict[Key, list[str]](list), defaultdict[Key, list[str]](list)
-    finished = _configs(runs[runs["status"] == "ok"])
     for cell, config in finished.items():
         if config["strategy"] == "local":
             local[_key(config, work)].append(cell)
         if config["num_workers"] == 1:
             alone[_key(config, stack)].append(cell)
     baselines = {}
-    for cell, config in _configs(runs).items():
+    for cell, config in configs.items():
         name = f"1 worker of {config['strategy']}"
         for found, called in ((local[_key(config, work)], "local"), (alone[_key(config, stack)], name)):
             if found:
@@ -242,17 +241,19 @@ def _baselines(runs: pd.DataFrame, batch: str) -> dict[str, tuple[str, str]]:
     return baselines
 
 
-def _configs(runs: pd.DataFrame) -> dict[str, dict[Any, Any]]:
-    """The config of every cell, in the order of their digests."""
+def _configs(runs: pd.DataFrame) -> dict[str, Config]:
+    """The config of every cell, in the order of their digests; every blank is None, which equals itself."""
     cells = runs.drop_duplicates("cell").set_index("cell").sort_index()
     cells["global_batch_size"] = cells["num_workers"] * cells["batch_size"]
     fields = [*CONFIG_FIELDS, "global_batch_size"]
-    return {str(cell): config for cell, config in cells[fields].to_dict("index").items()}
+    return {
+        str(cell): {field: None if pd.isna(value) else value for field, value in config.items()}
+        for cell, config in cells[fields].to_dict("index").items()
+    }
 
 
-def _key(config: Mapping[Any, Any], fields: Iterable[str]) -> Key:
-    """The values of some fields, comparable: every blank is None."""
-    return tuple(None if pd.isna(config[field]) else config[field] for field in fields)
+def _key(config: Config, fields: Iterable[str]) -> Key:
+    return tuple(config[field] for field in fields)
 
 
 def _likeness(one: Key, other: Key) -> int:

@@ -58,7 +58,8 @@ def run(
     group.set_deadline(planned[0].config.timeout_s)
     now = planned[0]
     try:
-        ranks = group.join([run.config.strategy for run in planned], placement, make_options(now.config))
+        options = make_options(now.config, timeline=keep_trace is not None)
+        ranks = group.join([run.config.strategy for run in planned], placement, options)
         group.agree(ranks, planned)
         with group.watched(ranks, placement, lambda: now.config):
             for now in planned:
@@ -72,8 +73,8 @@ def run(
         group.clear_deadline()
 
 
-def make_options(config: RunConfig) -> Options:
-    """Return what the strategy must know of the config."""
+def make_options(config: RunConfig, timeline: bool = False) -> Options:
+    """Return what the strategy must know of the config, and whether its library shall be able to keep a timeline."""
     return Options(
         num_servers=config.num_servers,
         placement=config.placement,
@@ -95,6 +96,7 @@ def make_options(config: RunConfig) -> Options:
         bucket_bytes=config.bucket_bytes,
         fusion_threshold_bytes=config.fusion_threshold_bytes,
         cycle_time_s=config.cycle_time_s,
+        timeline=timeline,
     )
 
 
@@ -106,7 +108,7 @@ def _run(
     config, started_at = planned.config, records.now()
     torch.set_num_threads(config.num_threads)
     summary.reset_peak_memory()
-    strategy = create(config.strategy, ranks, make_options(config))
+    strategy = create(config.strategy, ranks, make_options(config, timeline=keep_trace is not None))
     device = group.together(ranks, lambda: pick_device(config, placement, strategy))
     corpus = group.together(ranks, lambda: None if strategy.is_server else load_data(config))
     # How a scale model relates to its target; found out now, so that a target nobody understands is refused now.
@@ -128,6 +130,8 @@ def _run(
     else:
         for step in train(config, module, strategy, corpus, device, clock):
             steps.append(step)
+            if keep_trace is not None and len(steps) == config.total_steps - trace.STEPS:
+                strategy.start_timeline()
             if gated and len(steps) == equivalence.gate_steps(config):
                 strategy.settle()
                 at_gate = equivalence.snapshot(model)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 WIRE_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
+Span = tuple[str, float, float]  # what, begin and end in seconds of `time.perf_counter()`
+
 
 class Group(Protocol):
     """The ranks of one run, as the harness and a strategy's set-up talk to each other.
@@ -80,6 +82,7 @@ class Options:
     bucket_bytes: int = 25 << 20
     fusion_threshold_bytes: int = 128 << 20
     cycle_time_s: float = 0.001
+    timeline: bool = False
 
     @property
     def needs_norm(self) -> bool:
@@ -247,6 +250,13 @@ class Strategy(ABC):
 
     def settle(self) -> None:  # noqa: B027  # most strategies have nothing left to do
         """Let the model hold the weights of all steps so far, which the next forward would bring."""
+
+    def start_timeline(self) -> None:  # noqa: B027  # most strategies have no library that keeps one
+        """Let the library behind the strategy record what it does, if `options.timeline` asked for it. Collective."""
+
+    def stop_timeline(self) -> dict[str, list[Span]]:
+        """Return what the library did since then, per tensor; nothing where none was kept. Collective."""
+        return {}
 
     def close(self) -> None:  # noqa: B027  # most strategies hold nothing
         """Release what prepare() took. Collective."""

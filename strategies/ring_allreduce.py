@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+import tempfile
+import time
+from typing import IO, Any
 
 import horovod.torch as hvd
 import torch
 from torch import Tensor, nn
 
-from strategies.base import Group, Options, WorkerOptimizer, identify_allreduce
+from strategies.base import Group, Options, Span, WorkerOptimizer, identify_allreduce
+from strategies.timeline import spans
 
 
 class HorovodGroup:
     """The ranks of a run that `horovodrun --gloo` started, where there is no MPI to ask."""
 
     def __init__(self, options: Options) -> None:
-        _pin_knobs(options)
-        hvd.init()
+        self.epoch_s = _init(options)
         self.rank: int = hvd.rank()
         self.size: int = hvd.size()
 
@@ -46,10 +48,12 @@ class RingAllreduce(WorkerOptimizer):
         super().__init__(group, options)
         if options.wire_dtype == torch.bfloat16:
             raise ValueError("Horovod's PyTorch binding has no bf16 reduction")
-        if not isinstance(group, HorovodGroup):
-            _pin_knobs(options)
+        if isinstance(group, HorovodGroup):
+            self._epoch_s = group.epoch_s
+        else:
             os.environ["HOROVOD_CONTROLLER"] = os.environ["HOROVOD_CPU_OPERATIONS"] = "mpi"
-            hvd.init()
+            self._epoch_s = _init(options)
+        self._timeline: IO[str] | None = None
         self._payload_elements = 0
         self._sums_scaled_fp16 = options.loss_scaling and options.wire_dtype == torch.float16
 
@@ -95,13 +99,38 @@ class RingAllreduce(WorkerOptimizer):
         with self._optimizer.skip_synchronize():  # type: ignore[attr-defined]
             self._optimizer.step()
 
+    def start_timeline(self) -> None:
+        """Let Horovod record on rank 0, into a file without a name: whatever ends this process, none is left behind."""
+        if self.options.timeline:
+            handle, name = tempfile.mkstemp()
+            hvd.start_timeline(name)  # returns once Horovod has opened it
+            os.unlink(name)
+            self._timeline = os.fdopen(handle)
+
+    def stop_timeline(self) -> dict[str, list[Span]]:
+        """Return what Horovod did since then, per tensor, on rank 0."""
+        if self._timeline is None:
+            return {}
+        hvd.stop_timeline()  # returns once Horovod has written and closed it
+        with self._timeline as file:
+            return spans(file.read(), self._epoch_s)
+
     def close(self) -> None:
         """Wait for the others; Horovod stays initialised, for it cannot be twice. Collective."""
         hvd.barrier()
 
 
+def _init(options: Options) -> float:
+    """Start Horovod; return the time of day less `time.perf_counter()` at that moment, seconds. Collective."""
+    _pin_knobs(options)
+    hvd.init()
+    return time.time() - time.perf_counter()
+
+
 def _pin_knobs(options: Options) -> None:
     """Set what hvd.init() would otherwise tune, guess or inherit."""
+    if options.timeline:
+        os.environ["HOROVOD_TIMELINE"] = "DYNAMIC"  # on demand; its writer spins on rank 0 from now on
     os.environ["HOROVOD_FUSION_THRESHOLD"] = str(options.fusion_threshold_bytes)
     os.environ["HOROVOD_CYCLE_TIME"] = str(options.cycle_time_s * 1000)
     os.environ["HOROVOD_AUTOTUNE"] = "0"

@@ -32,6 +32,16 @@ def test_clocks_meet_at_the_barrier(tmp_path: Path) -> None:
     assert [(e["ts"], e["dur"]) for e in first if e["tid"] == 1] == [(0.5e6, 1e6)]
 
 
+def test_a_library_has_a_process_of_its_own_and_a_row_per_tensor(tmp_path: Path) -> None:
+    phases = [("backward", 3.0, 4.0)]
+    said = {"weight": [("NEGOTIATE", 3.25, 3.5), ("ALLREDUCE", 3.5, 3.75)], "bias": [("ALLREDUCE", 3.5, 3.75)]}
+    write(tmp_path / "trace.json", [Lane(0, "n0", 5.0, phases, [], said), Lane(1, "n1", 5.0, phases, [])])
+    events = [e for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if e["pid"] == 2]
+    assert [e["args"]["name"] for e in events if e["ph"] == "M"] == ["Horovod (rank 0)", "weight", "bias"]
+    spans = [(e["tid"], e["name"], e["ts"], e["dur"]) for e in events if e["ph"] == "X"]
+    assert spans == [(0, "NEGOTIATE", 25e4, 25e4), (0, "ALLREDUCE", 5e5, 25e4), (1, "ALLREDUCE", 5e5, 25e4)]
+
+
 @pytest.mark.launcher
 def test_a_trace_says_what_the_raw_samples_say(mpirun: Callable[..., Any], tmp_path: Path) -> None:
     flags = ["--strategy", "parameter_server", "--num-servers", 1, "--steps", 3, "--block-size", 16]
@@ -46,3 +56,22 @@ def test_a_trace_says_what_the_raw_samples_say(mpirun: Callable[..., Any], tmp_p
         assert sum(e["dur"] for e in phases if e["name"] == phase) == pytest.approx(float(last[f"{phase}_s"]) * 1e6)
     for before, after in pairwise(phases):
         assert before["ts"] + before["dur"] <= after["ts"] + 1e-3
+
+
+@pytest.mark.launcher
+def test_what_horovod_says_lies_within_the_communication_of_the_last_step(
+    mpirun: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    flags = ["--strategy", "ring_allreduce", "--steps", 3, "--block-size", 16, "--trace", tmp_path / "trace.json"]
+    ended = mpirun(2, "run", *flags, TMPDIR=str(tmp_path / "tmp"))
+    assert ended.returncode == 0, ended.stderr
+    events = complete(tmp_path / "trace.json")
+    (whole,) = (e for e in events if (e["pid"], e["tid"]) == (0, 1))  # from the first gradient to the last answer
+    said = [e for e in events if e["pid"] == 2]
+    assert {"NEGOTIATE_ALLREDUCE", "ALLREDUCE", "MPI_ALLREDUCE"} <= {e["name"] for e in said}
+    # Horovod hears of a gradient after it is there, and we of its mean after Horovod has it: on one clock, in between.
+    assert all(whole["ts"] <= e["ts"] and e["ts"] + e["dur"] <= whole["ts"] + whole["dur"] for e in said)
+    # Every parameter is reduced once, and nothing else in this step.
+    assert all(sum(e["name"] == "ALLREDUCE" for e in said if e["tid"] == row) == 1 for row in {e["tid"] for e in said})
+    assert not [path for path in (tmp_path / "tmp").rglob("*") if path.is_file()]
