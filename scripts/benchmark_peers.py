@@ -6,7 +6,8 @@
 of weights down), SGD with momentum, each update of both workers' gradients. With --compute none gradients are zeros
 from memory: communication alone. Arms run by turns, each launch in fresh processes, so that drift hits all alike; the
 launch is the sample. The peers are in scripts/peers, each as its own documentation writes it. Transports are
-everybody's default, or, in the arms that say so, TCP. Printed: steps/s, and psring's over each peer's, with 95 %
+everybody's default, or, in the arms that say so, TCP. Over shared memory psring's messages are of --chunk-bytes, for
+its default is made for TCP; `psring tune` finds as much. Printed: steps/s, and psring's over each peer's, with 95 %
 bootstrap intervals.
 
 Unfair to the peers: they do not overlap a step's communication with its backward pass; their documentation does not.
@@ -46,8 +47,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--launches", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--chunk-bytes", type=int, default=1_000_000)
+    parser.add_argument("--only", default="", help="arms whose name contains this")
     asked = parser.parse_args()
-    arms = make_arms(asked)
+    arms = {name: arm for name, arm in make_arms(asked).items() if asked.only in name}
     samples: dict[str, list[float]] = {name: [] for name in arms}
     console = Console(width=130)
     order = [name for _ in range(asked.launches) for name in arms]
@@ -64,14 +67,15 @@ def make_arms(asked: argparse.Namespace) -> dict[str, Arm]:
         "compute": asked.compute, "model": asked.model, "batch_size": asked.batch_size, "steps": asked.steps,
         "warmup_steps": 5, "eval_batches": 0, "optimizer": "sgd", "num_workers": 2,
     }  # fmt: skip
-    server = RunConfig.model_validate({**common, "strategy": "parameter_server", "num_servers": 1})
-    colocated = RunConfig.model_validate({**common, "strategy": "parameter_server", "placement": "colocated"})
+    over_tcp = RunConfig.model_validate({**common, "strategy": "parameter_server", "num_servers": 1})
+    server = over_tcp.model_copy(update={"chunk_bytes": asked.chunk_bytes})
+    colocated = server.model_copy(update={"placement": "colocated", "num_servers": 0})
     ddp = RunConfig.model_validate({**common, "strategy": "ddp"})
     return {
         "psring, colocated": partial(run_psring, colocated, tcp=False),
         "DDP": partial(run_psring, ddp, tcp=False),
         "psring": partial(run_psring, server, tcp=False),
-        "psring, TCP": partial(run_psring, server, tcp=True),
+        "psring, TCP": partial(run_psring, over_tcp, tcp=True),
         "torch RPC": partial(run_peer, "torch_rpc", server, tcp=False),
         "torch RPC, TCP": partial(run_peer, "torch_rpc", server, tcp=True),
         "Ray": partial(run_peer, "ray_actors", server, tcp=False),
@@ -112,7 +116,8 @@ def show(samples: dict[str, list[float]], console: Console) -> None:
     for name, step_s in samples.items():
         rate = median_interval(1 / s for s in step_s)
         ours = "psring, colocated" if name == "DDP" else "psring, TCP" if name.endswith("TCP") else "psring"
-        cells = ("", "") if name.startswith("psring") else (ours, text(*ratio_interval(step_s, samples[ours])))
+        rival = not name.startswith("psring") and ours in samples
+        cells = (ours, text(*ratio_interval(step_s, samples[ours]))) if rival else ("", "")
         table.add_row(name, str(len(step_s)), text(*rate), *cells)
     console.print(table)
 
