@@ -6,7 +6,7 @@ Each row is a placement of servers. Its step time is divided by the lower bound 
 gradients (gpt-mini in fp32) and B what TCP can carry on a link, its rate times 1448/1514:
 dedicated max(M/B, W·M/(S·B)); colocated 2(n-1)/n·M/B; mixed 2n(n-1)/(n²+kn-2k)·M/B; with compute, which sleeps,
 t_f + max(t_b, the above). Rows are interleaved and the launch is the sample: printed is the median over launches of
-the ratio and its 95 % interval. Before them stands the duplex factor φ over all launches.
+the ratio and its 95 % interval, of valid launches only. Before them stands the duplex factor φ over all launches.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def main() -> None:
     for config, target in cells.items():
         bound = bound_s(config, layout.parse_rate(arguments.link))
         of_row = [record for record in found if record.config.digest() == config.digest()]
-        ratios = [record.summary.step_s / bound for record in of_row if record.summary]
+        ratios = [record.summary.step_s / bound for record in of_row if record.summary and record.status == "ok"]
         verdict = "met" if ratios and statistics.median(ratios) <= target else "MISSED"
         lost = "".join(f"; lost: {record.reason}" for record in of_row if record.status != "ok")
         show(describe(config), ratios, f", of {bound:.3f} s, at most {target}: {verdict}{lost}")
