@@ -74,7 +74,7 @@ def test_equal_runs_end_bitwise_equal_whoever_is_late() -> None:
 @pytest.mark.parametrize("staleness", [1, 3])
 def test_ssp_never_exceeds_its_bound_whoever_is_late(staleness: int) -> None:
     config = served(num_workers=3, num_servers=2, steps=12, consistency="ssp", staleness=staleness)
-    strategies = run_world(config, lambda worker, step: time.sleep(0.05 * (worker == 1)))
+    strategies = run_world(config, lambda worker, step: time.sleep(0.2 * (worker == 1)))
     leads = [strategy.staleness().largest_lead for strategy in strategies[config.num_workers :]]
     assert leads == [staleness] * 2  # reached, and never passed
     assert all(strategy.losses[-1] < strategy.losses[0] for strategy in strategies[: config.num_workers])

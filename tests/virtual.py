@@ -24,22 +24,28 @@ DEADLINE_S = 60.0
 
 
 class VirtualComm:
-    """A rank of a world inside this process: every message goes to oneself, its tag says from whom and to whom."""
+    """A rank of a world inside this process: it receives in a communicator of its own; a tag says from whom."""
 
-    def __init__(self, comm: MPI.Intracomm, rank: int, size: int) -> None:
-        self._comm = comm
+    def __init__(self, comms: list[MPI.Intracomm], rank: int) -> None:
+        self._comms = comms
         self.rank = rank
-        self.size = size
+        self.size = len(comms)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        call = getattr(self._comm, name)
-        receives = "ecv" in name
-
         def act(buffer: object, other: int, tag: int = 0) -> Any:
-            source, target = (other, self.rank) if receives else (self.rank, other)
-            return call(buffer, 0, (tag * self.size + source) * self.size + target)
+            source, target = (other, self.rank) if "ecv" in name else (self.rank, other)
+            return getattr(self._comms[target], name)(buffer, 0, tag * self.size + source)
 
         return act
+
+    def Iprobe(self, source: int, tag: int, status: MPI.Status) -> bool:
+        """Whether anything has arrived here; its status then says from which rank and with which tag."""
+        if not self._comms[self.rank].Iprobe(source, tag, status):
+            return False
+        tag, rank = divmod(status.Get_tag(), self.size)
+        status.Set_source(rank)
+        status.Set_tag(tag)
+        return True
 
     def Free(self) -> None:
         """The others may still need it."""
@@ -47,7 +53,8 @@ class VirtualComm:
 
 def run_world(config: RunConfig, delay: Callable[[int, int], None] = lambda worker, step: None) -> list[Strategy]:
     """Run all ranks of a config to their end; workers then have `final`, their last weights."""
-    comm, roles = MPI.COMM_SELF.Dup(), Roles.make(config.placement, config.world_size, config.num_servers)
+    comms = [MPI.COMM_SELF.Dup() for _ in range(config.world_size)]
+    roles = Roles.make(config.placement, config.world_size, config.num_servers)
     strategies: list[Strategy] = []
     failures: list[BaseException] = []
 
@@ -61,8 +68,7 @@ def run_world(config: RunConfig, delay: Callable[[int, int], None] = lambda work
     worker = ParameterServerWorker if config.sync_every == 1 else LocalStepsWorker
     for rank in range(config.world_size):
         make: Any = worker if rank in roles.workers else ParameterServer
-        virtual = VirtualComm(comm, rank, config.world_size)
-        strategies.append(make(SingleGroup(), make_options(config), virtual, roles))
+        strategies.append(make(SingleGroup(), make_options(config), VirtualComm(comms, rank), roles))
     threads = [threading.Thread(target=act, args=(strategy,), daemon=True) for strategy in strategies]
     for thread in threads:
         thread.start()
@@ -70,7 +76,8 @@ def run_world(config: RunConfig, delay: Callable[[int, int], None] = lambda work
         thread.join(DEADLINE_S)
     assert not failures
     assert not any(thread.is_alive() for thread in threads), "the ranks wait for each other"
-    comm.Free()
+    for comm in comms:
+        comm.Free()
     return strategies
 
 

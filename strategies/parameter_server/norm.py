@@ -30,25 +30,27 @@ class NormExchange:
         self._first, *self._others = roles.servers
         self._told = sorted({*roles.servers, *roles.workers} - {self._first})
         self._squares = np.zeros(len(roles.servers))
-        self._awaited = 0
+        self._awaited = len(self._others)
         self._sending: list[MPI.Request] = []
+        if comm.rank != self._first:
+            self._expect(0, self._first, lambda: self._known(float(self._squares[0])))
+        else:
+            for place, rank in enumerate(self._others, start=1):
+                self._expect(place, rank, self._square_known)
 
     def exchange(self, square: float) -> None:
         """Contribute this server's square; `known` is called with the norm once all have."""
         self._squares[0] = square
         if self._comm.rank != self._first:
             self._send([self._first])
-            self._receive(0, self._first, lambda: self._known(float(self._squares[0])))
-            return
-        self._awaited = len(self._others)
-        for place, rank in enumerate(self._others, start=1):
-            self._receive(place, rank, self._square_arrived)
-        if not self._others:
-            self._tell()
+        else:
+            self._square_known()
 
-    def _square_arrived(self) -> None:
+    def _square_known(self) -> None:
+        """Add up once this server's own square and those of all others are here, in whatever order they came."""
         self._awaited -= 1
-        if self._awaited == 0:
+        if self._awaited < 0:
+            self._awaited = len(self._others)
             self._tell()
 
     def _tell(self) -> None:
@@ -63,10 +65,14 @@ class NormExchange:
         self._sending = [self._comm.Isend(message(value.view(np.uint8)), rank, NORM_TAG) for rank in ranks]
         self._counters.add(sent=len(ranks) * value.nbytes, messages_sent=len(ranks))
 
-    def _receive(self, place: int, rank: int, act: Callable[[], None]) -> None:
+    def _expect(self, place: int, rank: int, act: Callable[[], None]) -> None:
         value = self._squares[place : place + 1]
-        self._progress.watch(self._comm.Irecv(message(value.view(np.uint8)), rank, NORM_TAG), act)
-        self._counters.add(received=value.nbytes, messages_received=1)
+
+        def arrived() -> None:
+            self._counters.add(received=value.nbytes, messages_received=1)
+            act()
+
+        self._progress.expect(rank, NORM_TAG, value.view(np.uint8), arrived)
 
     def finish(self) -> None:
         """Wait until what was sent last has left."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class Server:
         return Staleness(missed, max(clocks.largest_lead for clocks in self._clocks))
 
     def prepare(self, plan: Plan, optimizer: torch.optim.Optimizer) -> None:
-        """Make the shard, its requests and one receive for worker 0's weights."""
+        """Make the shard, requests to answer with, and one receive for worker 0's weights."""
         workers, options = self._roles.workers, self._options
         self._chunks = plan.of_server(self._roles.servers.index(self._comm.rank))
         answers = 1 if self._staleness == 0 else len(workers)
@@ -69,16 +70,10 @@ class Server:
             updates = outer_optimizer(optimizer, options)
         self._shard = Shard(plan.layout, self._chunks, updates, len(workers), options, answers)
         self._clocks = [Clocks(len(workers), self._staleness) for _ in self._chunks]
-        indices = range(len(self._chunks))
-        self._receives = [
-            [self._comm.Recv_init(message(self._shard.pushed(i, w)), rank, self._chunks[i].push_tag)
-             for w, rank in enumerate(workers)] for i in indices
-        ]  # fmt: skip
         self._sends = [
             [self._comm.Send_init(message(self._shard.answer(i, w % answers)), rank, self._chunks[i].pull_tag)
-             for w, rank in enumerate(workers)] for i in indices
+             for w, rank in enumerate(workers)] for i in range(len(self._chunks))
         ]  # fmt: skip
-        self._closing = [self._comm.Recv_init(message(np.empty(0, np.uint8)), rank, CLOSE_TAG) for rank in workers]
         self._initial = [
             self._comm.Irecv(message(self._shard.weights(i)), workers[0], chunk.push_tag)
             for i, chunk in enumerate(self._chunks)
@@ -94,12 +89,12 @@ class Server:
             self._comm.Isend(message(self._shard.weights(i)), rank, chunk.pull_tag)
             for rank in self._roles.workers[1:] for i, chunk in enumerate(self._chunks)
         ]  # fmt: skip
-        for index in range(len(self._chunks)):
-            for worker in range(len(self._roles.workers)):
-                self._receive(index, worker)
-        for request in self._closing:
-            request.Start()
-            self._progress.watch(request, self._worker_closed)
+        for worker, rank in enumerate(self._roles.workers):
+            for index, chunk in enumerate(self._chunks):
+                buffer, act = self._shard.pushed(index, worker), partial(self._pushed, index, worker)
+                self._progress.expect(rank, chunk.push_tag, buffer, act)
+            self._progress.expect(rank, CLOSE_TAG, np.empty(0, np.uint8), self._worker_closed)
+        self._progress.awaited += self._open
 
     def finish_weights(self) -> None:
         """Wait until the others have the initial weights."""
@@ -107,11 +102,7 @@ class Server:
 
     def _worker_closed(self) -> None:
         self._open -= 1
-
-    def _receive(self, index: int, worker: int) -> None:
-        request = self._receives[index][worker]
-        request.Start()
-        self._progress.watch(request, lambda: self._pushed(index, worker))
+        self._progress.awaited -= 1
 
     def _pushed(self, index: int, worker: int) -> None:
         """Act on a worker's gradient of one chunk."""
@@ -123,8 +114,6 @@ class Server:
         elif free:
             wait_all(self._sends[index])  # they read what now changes; long done, for their receivers have answered
             self._shard.sum(index)
-            for each in free:
-                self._receive(index, each)
             self._summed += 1
             if not self._options.needs_norm:
                 self._step(index, 1.0)
@@ -135,7 +124,6 @@ class Server:
     def _update_alone(self, index: int, worker: int) -> None:
         """Apply one worker's gradient."""
         self._shard.take(index, worker)
-        self._receive(index, worker)
         self._clocks[index].updated(worker)
         self._step(index, 1.0)
 
@@ -172,14 +160,10 @@ class Server:
             self._counters.add(sent, received, int(sent > 0), int(received > 0))
 
     def withdraw(self) -> None:
-        """Take back the receives that no worker will answer any more, and free everything."""
-        receives = [request for requests in self._receives for request in requests]
+        """Complete and free what was sent."""
         sends = [request for requests in self._sends for request in requests]
         wait_all(sends)
-        for request in receives:
-            request.Cancel()
-        wait_all(receives)
-        for request in [*receives, *sends, *self._closing]:
+        for request in sends:
             request.Free()
         self._norm.finish()
 
@@ -204,7 +188,7 @@ class ParameterServer(Strategy):
         super().__init__(group, options)
         self._comm = comm
         self._roles = roles
-        self._progress = Progress()
+        self._progress = Progress(comm)
         self._server = Server(comm, roles, options, self._progress, self.counters)
         self.scaler = self._server.scaler
 

@@ -20,7 +20,7 @@ from strategies.parameter_server.outbox import Outbox, sending_order
 from strategies.parameter_server.plan import CLOSE_TAG, NORM_TAG, Chunk, Plan, Roles, message, wait_all
 from strategies.parameter_server.progress import Progress
 from strategies.parameter_server.server import Server
-from strategies.parameter_server.wire import Wire, make_wire
+from strategies.parameter_server.wire import make_wire
 
 
 class ParameterServerWorker(Strategy):
@@ -35,7 +35,7 @@ class ParameterServerWorker(Strategy):
         super().__init__(group, options)
         self._comm = comm
         self._roles = roles
-        self._progress = Progress()
+        self._progress = Progress(comm)
         self._server: Server | None = None
         if comm.rank in roles.servers:
             self._server = Server(comm, roles, options, self._progress, self.counters)
@@ -44,6 +44,7 @@ class ParameterServerWorker(Strategy):
         self._last_pass = True
         self._said_goodbye = False
         self._wait_in_forward_s = 0.0
+        self._norm = np.zeros(1)
 
     @property
     def num_workers(self) -> int:
@@ -102,7 +103,7 @@ class ParameterServerWorker(Strategy):
                 parameter.copy_(view)
 
     def _allocate(self, pinned: bool) -> None:
-        """Make buffers and requests, one of each kind for every chunk."""
+        """Make buffers, a request to push with for every chunk, and know what is to come back."""
         chunks = self._plan.chunks
         spans = [slice(chunk.begin, chunk.end) for chunk in chunks]
         self._out = make_wire(self.options, spans, pinned)
@@ -111,7 +112,11 @@ class ParameterServerWorker(Strategy):
         for view, parameter in zip(self._pull_views, self._parameters, strict=True):
             view.copy_(parameter.detach())  # compressed weights arrive as changes of these
         self._pushes = [self._push_request(chunk) for chunk in chunks]
-        self._pulls = [self._comm.Recv_init(*self._end_of(chunk, self._in), chunk.pull_tag) for chunk in chunks]
+        for chunk in chunks:
+            server, buffer = self._roles.servers[chunk.server], self._in.message(chunk.index)
+            self._progress.expect(server, chunk.pull_tag, buffer, partial(self._chunk_pulled, chunk))
+        if self.options.needs_norm and self._server is None:  # a server on the same rank receives it for both
+            self._progress.expect(self._roles.servers[0], NORM_TAG, self._norm.view(np.uint8), self._norm_arrived)
         bytes_per_element = sum(self._out.message(c.index).nbytes for c in chunks) / self._plan.layout.num_elements
         window = (self.options.window_bytes or math.inf) / bytes_per_element
         places = sending_order(chunks, self.options.schedule, self.worker, len(self._roles.servers))
@@ -120,7 +125,7 @@ class ParameterServerWorker(Strategy):
     def _push_request(self, chunk: Chunk) -> MPI.Prequest:
         """A synchronous send completes when its receiver has taken it: that is what a window can count."""
         make = self._comm.Send_init if self.options.window_bytes is None else self._comm.Ssend_init
-        request = make(*self._end_of(chunk, self._out), chunk.push_tag)
+        request = make(message(self._out.message(chunk.index)), self._roles.servers[chunk.server], chunk.push_tag)
         assert isinstance(request, MPI.Prequest)
         return request
 
@@ -137,15 +142,11 @@ class ParameterServerWorker(Strategy):
         self._pulled = [threading.Event() for _ in self._parameters]
         self._taken = [True] * len(self._parameters)
         self._chunks_left = len(chunks)
-        self._norm, self._norm_known = 0.0, threading.Event()
+        self._norm_known = threading.Event()
 
     def _views(self, flat: Tensor) -> list[Tensor]:
         pairs = zip(self._parameters, self._plan.layout.ranges(), strict=True)
         return [flat[begin:end].view(parameter.shape) for parameter, (begin, end) in pairs]
-
-    def _end_of(self, chunk: Chunk, wire: Wire) -> tuple[list[object], int]:
-        """The chunk's message, and the rank it is exchanged with."""
-        return message(wire.message(chunk.index)), self._roles.servers[chunk.server]
 
     def _install_hooks(self, model: nn.Module) -> None:
         index_of = {parameter: index for index, parameter in enumerate(self._parameters)}
@@ -204,10 +205,9 @@ class ParameterServerWorker(Strategy):
                 self._mark_ready(index)
         self._begin_step()
         if self.options.needs_norm:
-            self._progress.post(self._expect_norm)
             self._norm_known.wait()
             self._norm_known.clear()
-            self.scaler.update(math.isfinite(self._norm))
+            self.scaler.update(math.isfinite(self._norm[0]))
         if self._returns_gradients:
             self.settle()
 
@@ -249,7 +249,7 @@ class ParameterServerWorker(Strategy):
         self._thread.join()
         if self._server:
             self._server.withdraw()
-        for request in [*self._pushes, *self._pulls]:
+        for request in self._pushes:
             request.Wait()
             request.Free()
         self._comm.Free()
@@ -257,44 +257,37 @@ class ParameterServerWorker(Strategy):
     # From here on: on the thread that runs `progress`.
 
     def _send(self, chunk: Chunk) -> None:
-        """Push a chunk, ready to receive its answer."""
-        push, pull = self._pushes[chunk.index], self._pulls[chunk.index]
+        """Push a chunk."""
+        push = self._pushes[chunk.index]
         push.Wait()  # the last step's: long done, it was answered
         self._out.pack(chunk.index)
-        pull.Start()
         push.Start()
-        self._progress.watch(pull, lambda: self._chunk_pulled(chunk))
+        self._progress.awaited += 1
         if self.options.window_bytes is not None:
             self._progress.watch(push, lambda: self._outbox.arrived(chunk))
 
     def _chunk_pulled(self, chunk: Chunk) -> None:
         """Count a chunk that went out and came back; what a rank hands to itself does not travel."""
+        self._progress.awaited -= 1
         self._in.unpack(chunk.index)
         if self._roles.servers[chunk.server] != self._comm.rank:
             sent, received = self._out.message(chunk.index).nbytes, self._in.message(chunk.index).nbytes
             self.counters.add(sent, received, messages_sent=1, messages_received=1)
         self._chunks_left -= 1
         if self._chunks_left == 0:
-            self._chunks_left = len(self._pulls)
+            self._chunks_left = len(self._plan.chunks)
             self._communication_ended()
         for index in self._parameters_of[chunk.index]:
             self._unpulled[index] -= 1
             if self._unpulled[index] == 0:
                 self._pulled[index].set()
 
-    def _expect_norm(self) -> None:
-        """Receive the next step's norm; a server on the same rank receives it for both."""
-        if self._server is None:
-            buffer = np.zeros(1)
-            request = self._comm.Irecv(message(buffer.view(np.uint8)), self._roles.servers[0], NORM_TAG)
-            self._progress.watch(request, lambda: self._norm_arrived(buffer))
-
-    def _norm_arrived(self, buffer: np.ndarray) -> None:
-        self.counters.add(received=buffer.nbytes, messages_received=1)
-        self._norm_known_here(float(buffer[0]))
+    def _norm_arrived(self) -> None:
+        self.counters.add(received=self._norm.nbytes, messages_received=1)
+        self._norm_known.set()
 
     def _norm_known_here(self, norm: float) -> None:
-        self._norm = norm
+        self._norm[0] = norm
         self._norm_known.set()
 
     def _say_goodbye(self) -> None:
