@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 StrategyName = Literal["local", "independent", "parameter_server", "ring_allreduce", "mpi_ring", "ddp"]
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -223,8 +223,9 @@ class RunConfig(BaseModel):
     schedule: Literal["fifo", "priority"] = "fifo"
     """In which order ready gradients leave for their servers; fifo: as backward finishes them; priority: those first
     whose weights the next forward needs first."""
-    window_bytes: int | None = Field(None, ge=1)
-    """Most bytes that a worker has on their way to servers, so that priority can overtake; none: no limit."""
+    window_bytes: int | None = Field(400_000, ge=1)
+    """Most bytes that a worker has on their way to servers, so that workers share a server's link evenly and priority
+    can overtake; give more on links beyond 10 Gbit/s; none: no limit."""
     segment_bytes: int = Field(64 << 10, ge=64)
     """Largest message of mpi_ring, bytes; a bucket of it has one such message per worker."""
     fusion_threshold_bytes: int = Field(128 << 20, ge=0)
@@ -241,6 +242,11 @@ class RunConfig(BaseModel):
     does not promise them (asp, ssp, compression, sync_every): how far the held-out loss has fallen."""
     timeout_s: float = Field(600.0, gt=0)
     """Deadline of the whole run; past it every rank prints its Python stack and ends."""
+
+    @field_validator("window_bytes", mode="before")
+    @classmethod
+    def _no_limit(cls, value: object) -> object:
+        return None if value == "none" else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:

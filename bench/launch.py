@@ -116,7 +116,7 @@ def run_flags(config: RunConfig) -> list[str]:
         if name in ("num_workers", "launcher") or value == field.default:
             continue
         flag = "--" + name.replace("_", "-")
-        flags += [flag] if value is True else [flag, str(value)]
+        flags += [flag] if value is True else [flag, "none" if value is None else str(value)]
     return flags
 
 

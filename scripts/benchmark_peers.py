@@ -68,7 +68,7 @@ def make_arms(asked: argparse.Namespace) -> dict[str, Arm]:
         "warmup_steps": 5, "eval_batches": 0, "optimizer": "sgd", "num_workers": 2,
     }  # fmt: skip
     over_tcp = RunConfig.model_validate({**common, "strategy": "parameter_server", "num_servers": 1})
-    server = over_tcp.model_copy(update={"chunk_bytes": asked.chunk_bytes})
+    server = over_tcp.model_copy(update={"chunk_bytes": asked.chunk_bytes, "window_bytes": None})
     colocated = server.model_copy(update={"placement": "colocated", "num_servers": 0})
     ddp = RunConfig.model_validate({**common, "strategy": "ddp"})
     return {

@@ -67,7 +67,7 @@ class Options:
     staleness: float = 0.0
     server_role: str = "update"
     schedule: str = "fifo"
-    window_bytes: int | None = None
+    window_bytes: int | None = 400_000
     wire_dtype: torch.dtype = torch.float32
     compression: str = "none"
     topk_ratio: float = 0.01

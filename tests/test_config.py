@@ -26,6 +26,7 @@ configs = st.builds(
     learning_rate=st.floats(1e-6, 1.0),
     clip_norm=st.none() | st.floats(1e-3, 10.0),
     n_layer=st.none() | st.integers(1, 4),
+    window_bytes=st.none() | st.integers(1, 1 << 20),
     check_equivalence=st.booleans(),
 )
 

@@ -29,7 +29,9 @@ def sending_order(chunks: Sequence[Chunk], schedule: str, worker: int, num_serve
 class Outbox:
     """Chunks that are ready to leave; with a window, at most so many bytes are on their way.
 
-    A message that MPI has taken cannot be overtaken any more: without a window the order is that of readiness.
+    A message that MPI has taken cannot be overtaken any more: without a window the order is that of readiness. And
+    without one, the worker whose connection has the largest TCP window gets more than its share of a server's link: as
+    a chunk is complete only when the last worker's is there, the server's answers then start late.
     """
 
     def __init__(
