@@ -22,8 +22,8 @@ class Progress:
 
     Whoever runs it, a server's main thread or a worker's second one, is the only one to call MPI. Other threads
     hand over work with `post`. MPI moves messages only while somebody is inside it, so that without such a
-    thread nothing would travel while a worker computes. It asks MPI whether anything has arrived, instead of testing a
-    receive for every chunk that might: with hundreds of chunks those tests took a third of a rank's CPU time.
+    thread nothing would travel while a worker computes. It asks MPI whether anything has arrived: no receive is posted,
+    tested and taken back for every chunk that might.
     """
 
     def __init__(self, comm: MPI.Intracomm) -> None:
