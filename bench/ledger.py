@@ -22,7 +22,10 @@ from bench.records import Ledger
 
 Moved = npt.NDArray[np.float64]  # bytes sent, received; messages sent, received
 
+# At most, of a message: Open MPI's, TCP's, IP's, Ethernet's and the acknowledgement's (140 to 200 were seen).
+HEADER_BYTES = 200
 NORM_BYTES = 8  # one float64: the global gradient norm, or a server's share of its square
+DIRECTIONS = [f"{way}_per_{role}_per_step" for role in ("worker", "server") for way in ("bytes_sent", "bytes_received")]
 
 
 @dataclass(frozen=True)
@@ -129,8 +132,18 @@ def make_ledger(
 def wire_ratios(ledger: Ledger) -> dict[str, float]:
     """Return wire over counted bytes, by direction and role, where both are known and something was sent."""
     values = ledger.model_dump()
-    names = [f"{way}_per_{role}_per_step" for role in ("worker", "server") for way in ("bytes_sent", "bytes_received")]
-    return {name: values[f"{name}_wire"] / values[name] for name in names if values[name] and values[f"{name}_wire"]}
+    known = [name for name in DIRECTIONS if values[name] and values[f"{name}_wire"]]
+    return {name: values[f"{name}_wire"] / values[name] for name in known}
+
+
+def header_shares(ledger: Ledger) -> dict[str, float]:
+    """Return what headers of messages may add to the wire over counted bytes, by direction and role.
+
+    Nothing where messages are not counted. Only of small messages, which compression makes, is it much.
+    """
+    values = ledger.model_dump()
+    messages = {name: values[name.replace("bytes", "messages")] for name in DIRECTIONS}
+    return {name: HEADER_BYTES * (messages[name] or 0) / values[name] for name in DIRECTIONS if values[name]}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -25,7 +25,7 @@ from bench.emulate.guard import Evidence, Watch
 from bench.emulate.link import on_node
 from bench.emulate.similitude import scales
 from bench.launch import Placement, die_with_parent, mpi_environment
-from bench.ledger import Volume, make_ledger, wire_ratios
+from bench.ledger import Volume, header_shares, make_ledger, wire_ratios
 from bench.model import model_flops_utilization, peak_flops_per_s
 from bench.records import Ledger, PlannedRun, RunRecord, StepRecord, Summary
 from bench.summary import RankReport
@@ -286,7 +286,7 @@ def _pass_guard(config: RunConfig, reports: list[RankReport], numbers: dict[str,
         return ""
     found = guard.weigh(evidence, config.total_steps)
     numbers |= found
-    return guard.judge(found, wire_ratios(volumes), numbers["sleep_overshoot_s_p95"])
+    return guard.judge(found, wire_ratios(volumes), header_shares(volumes), numbers["sleep_overshoot_s_p95"])
 
 
 def _mfu(config: RunConfig, tokens_per_s: float | None, device: torch.device) -> float | None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bench.emulate import guard
 from bench.emulate.guard import Evidence, Reading
-from bench.ledger import wire_ratios
+from bench.ledger import header_shares, wire_ratios
 from bench.records import Ledger
 
 GOOD: dict[str, Any] = {
@@ -29,7 +29,7 @@ def node(goodput: float = 25e6, run_delay_share: float = 0.1, **changed: Any) ->
 
 
 def test_a_good_row_is_valid() -> None:
-    assert guard.judge(GOOD, {"bytes_sent_per_worker_per_step": 1.002}, 0.0002) == ""
+    assert guard.judge(GOOD, {"bytes_sent_per_worker_per_step": 1.002}, {}, 0.0002) == ""
 
 
 @pytest.mark.parametrize(
@@ -46,19 +46,25 @@ def test_a_good_row_is_valid() -> None:
     ],
 )
 def test_each_thing_that_the_emulator_did_wrong_is_said(changed: dict[str, Any], said: str) -> None:
-    assert guard.judge({**GOOD, **changed}, {}, None) == said
+    assert guard.judge({**GOOD, **changed}, {}, {}, None) == said
 
 
 @given(st.floats(0.5, 2.0))
 def test_what_the_wire_carried_must_be_what_was_counted(ratio: float) -> None:
-    complaint = guard.judge(GOOD, {"bytes_sent_per_worker_per_step": ratio}, None)
+    complaint = guard.judge(GOOD, {"bytes_sent_per_worker_per_step": ratio}, {}, None)
     assert bool(complaint) == (ratio < 0.99 or ratio > 1.06)
     few = {**GOOD, "link_bursts_per_step": 9.0, "link_overlimits": 0}
-    assert guard.judge(few, {"bytes_sent_per_worker_per_step": ratio}, None) == ""
+    assert guard.judge(few, {"bytes_sent_per_worker_per_step": ratio}, {}, None) == ""
+
+
+@given(st.floats(1.0, 2.0), st.floats(0.0, 0.5))
+def test_small_messages_may_carry_their_headers(ratio: float, share: float) -> None:
+    name = "bytes_sent_per_worker_per_step"
+    assert bool(guard.judge(GOOD, {name: ratio}, {name: share}, None)) == (ratio > 1.06 + share)
 
 
 def test_oversleeping_is_said() -> None:
-    assert guard.judge(GOOD, {}, 0.0012) == "emulated compute slept 1.20 ms too long (p95)"
+    assert guard.judge(GOOD, {}, {}, 0.0012) == "emulated compute slept 1.20 ms too long (p95)"
 
 
 def test_a_row_is_as_good_as_its_worst_node() -> None:
@@ -85,6 +91,13 @@ def test_wire_over_counted_where_both_are_known() -> None:
         bytes_received_per_server_per_step=0, bytes_received_per_server_per_step_wire=5,
     )  # fmt: skip
     assert wire_ratios(ledger) == {"bytes_sent_per_worker_per_step": 1.02}
+
+
+def test_headers_weigh_as_much_as_messages_are_small() -> None:
+    ledger = Ledger(
+        bytes_sent_per_worker_per_step=10_000, messages_sent_per_worker_per_step=5, bytes_sent_per_server_per_step=100
+    )
+    assert header_shares(ledger) == {"bytes_sent_per_worker_per_step": 0.1, "bytes_sent_per_server_per_step": 0}
 
 
 def test_counters_are_read_from_this_machines_kernel() -> None:

@@ -161,15 +161,24 @@ def weigh(nodes: Sequence[Evidence], steps: int) -> dict[str, float | bool]:
     }
 
 
-def judge(found: Mapping[str, Any], wire_ratios: Mapping[str, float], overshoot_s: float | None) -> str:
+def judge(
+    found: Mapping[str, Any],
+    wire_ratios: Mapping[str, float],
+    header_shares: Mapping[str, float],
+    overshoot_s: float | None,
+) -> str:
     """Return why a run is invalid, or nothing.
 
-    `found` is what `weigh` returned; `wire_ratios` are wire over counted bytes by direction and role;
+    `found` is what `weigh` returned; `wire_ratios` are wire over counted bytes by direction and role, and
+    `header_shares` what small messages' headers may add to them;
     `overshoot_s` is the 95th percentile of how much longer than asked the emulated compute slept.
     """
     enough = found["link_bursts_per_step"] >= LEAST_BURSTS
     complaints = [
-        (f"{name}: the wire carried {ratio:.3f} times what was counted", enough and not _within_wire(ratio))
+        (
+            f"{name}: the wire carried {ratio:.3f} times what was counted",
+            enough and not LEAST_WIRE_RATIO <= ratio <= MOST_WIRE_RATIO + header_shares.get(name, 0.0),
+        )
         for name, ratio in wire_ratios.items()
     ]
     for when in ("before", "after"):
@@ -192,7 +201,3 @@ def judge(found: Mapping[str, Any], wire_ratios: Mapping[str, float], overshoot_
         (f"emulated compute slept {late_s * 1e3:.2f} ms too long (p95)", late_s > MOST_SLEEP_OVERSHOOT_S),
     ]
     return "; ".join(text for text, applies in complaints if applies)
-
-
-def _within_wire(ratio: float) -> bool:
-    return LEAST_WIRE_RATIO <= ratio <= MOST_WIRE_RATIO
