@@ -39,7 +39,7 @@ def answer(duels: pd.DataFrame, summary: pd.DataFrame) -> Answer:
     table = Table("Ring ÷ parameter server, tokens per second", HEAD, [])
     if duels.empty:
         headline = "No answer: there is no size at which both topologies finished the same work."
-        return Answer(headline, [], table, caveats(summary, duels))
+        return Answer(headline, [], table, [*without_numbers(summary), *caveats(summary, duels)])
     cells = {str(row["cell"]): row for row in summary.to_dict("records")}
     settings = settings_of(duels)
     for setting, duel in zip(settings, duels.to_dict("records"), strict=True):
@@ -50,7 +50,7 @@ def answer(duels: pd.DataFrame, summary: pd.DataFrame) -> Answer:
         rest = len(told) - MAX_LINES
         lines.append((f"And {plural(rest, 'more setting')}", "See the table of all comparisons."))
     compared = summary[summary["cell"].isin({*duels["ring"], *duels["server"]})]
-    return Answer(headline_of(duels), lines, table, caveats(compared, duels))
+    return Answer(headline_of(duels), lines, table, [*without_numbers(summary), *caveats(compared, duels)])
 
 
 def settings_of(duels: pd.DataFrame) -> pd.Series:
@@ -194,6 +194,19 @@ def caveats(cells: pd.DataFrame, duels: pd.DataFrame) -> list[str]:
     if cells["environment"].nunique() > 1:
         notes.append("Mixed environments: rows differ in hosts, versions or commit; see summary.csv.")
     return notes
+
+
+def without_numbers(summary: pd.DataFrame) -> list[str]:
+    """Which cells came to nothing: 'Without numbers: 3 of 8 cells on emulated nodes (3 invalid). Validity says why.'"""
+    lost = []
+    for place in (*stats.PLACES, ""):  # it is not known where a cell would have run that never did
+        cells = summary[summary["place"] == place]
+        counts = cells.loc[cells["status"] != "ok", "status"].value_counts().sort_index()
+        if len(counts):
+            ends = ", ".join(f"{count} {str(status).replace('_', ' ')}" for status, count in counts.items())
+            all_of = f"{counts.sum()} of {plural(len(cells), 'cell')} on {place}"
+            lost.append(f"{all_of if place else plural(len(cells), 'other cell')} ({ends})")
+    return [f"Without numbers: {'; '.join(lost)}. Validity says why."] if lost else []
 
 
 def facts(runs: pd.DataFrame, summary: pd.DataFrame) -> str:

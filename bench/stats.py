@@ -94,7 +94,8 @@ def summarize(runs: pd.DataFrame, *, allow_mixed: bool = False) -> pd.DataFrame:
         for cell, config in configs.items()
     ]
     table = pd.DataFrame(rows).astype(dict.fromkeys(WHOLE, "Int64"))
-    table["place"] = place_of(table).where(table["n"] > 0, "")
+    planned = [PLACES[1] if configs[cell]["link"] else "" for cell in table["cell"]]  # of a cell that came to nothing
+    table["place"] = place_of(table).where(table["n"] > 0, planned)
     order = [*(name for name in GPTShape.model_fields if name in extra), *SORTED_BY, "cell"]
     return table.sort_values(order, key=order_of, ignore_index=True)
 

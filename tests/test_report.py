@@ -228,6 +228,19 @@ def test_the_answer_names_the_winner_and_how_sure_it_is() -> None:
     assert "no verdict" in answer_to([200.0], [100.0]).headline
 
 
+def test_the_answer_says_first_which_cells_have_no_numbers() -> None:
+    assert not any(note.startswith("Without") for note in answer_to([1.0], [1.0]).caveats)
+    runs = records.frame([
+        make_record(strategy="ring_allreduce", num_workers=2),
+        make_failure("failed", "a worker died", strategy="ring_allreduce", num_workers=4),
+        make_failure("timeout", "after 600 s", strategy="ring_allreduce", num_workers=2, link="200mbit"),
+    ])  # fmt: skip
+    assert answer.answer(duels.duels(runs), stats.summarize(runs)).caveats[0] == (
+        "Without numbers: 1 of 1 cell on emulated nodes (1 timeout); 1 other cell (1 failed). "
+        "Validity says why."
+    )
+
+
 def test_the_answer_says_from_which_size_on() -> None:
     speeds = {1: (100.0, 100.0), 2: (100.0, 110.0), 4: (180.0, 100.0), 8: (210.0, 100.0)}
     runs = records.frame([
