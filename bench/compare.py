@@ -97,7 +97,9 @@ def _ordered(rows: list[dict[Any, Any]]) -> pd.DataFrame:
 
 def as_text(found: pd.DataFrame, a: str, b: str) -> str:
     """The comparison for people, aligned."""
-    shown = table(found, f"A: {a}   B: {b}   (tokens/s, intervals in brackets)", COLUMNS, cell_names(found))
+    shown = table(
+        found.to_dict("records"), f"A: {a}   B: {b}   (tokens/s, intervals in brackets)", COLUMNS, cell_names(found)
+    )
     lines = [shown.caption, pd.DataFrame(shown.rows, columns=shown.head).to_string(index=False)]
     if found["environments"].ne("").any():
         lines.append(f"Not the same environment: {', '.join(sorted(set(found['environments']) - {''}))}.")

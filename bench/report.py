@@ -21,6 +21,7 @@ from bench.looks import INK, PAPER
 from bench.records import RunRecord
 
 TEMPLATES = Path(__file__).with_name("templates")
+MOST_ROWS = 60  # of a table in report.md, which is read in pull requests
 
 
 def write_report(folder: Path, *, allow_mixed: bool = False) -> list[Path]:
@@ -51,7 +52,7 @@ def write_report(folder: Path, *, allow_mixed: bool = False) -> list[Path]:
         "runs.csv": runs.to_csv(index=False),
         "summary.csv": summary.to_csv(index=False),
         "report.html": render("report.html.j2", pictures=pictures, commands=commands(kept), **context),
-        "report.md": render("report.md.j2", **context),
+        "report.md": render("report.md.j2", most_rows=MOST_ROWS, **context),
     }
     for name, text in texts.items():
         records.write_whole(folder / name, text)

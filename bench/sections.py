@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -37,31 +38,34 @@ class Section(NamedTuple):
 
 def sections(summary: pd.DataFrame, effects: pd.DataFrame, drawn: list[str]) -> list[Section]:
     """Everything below the answer; `effects` is each cell against its twin in fp32 (`duels.precision_effects`)."""
-    strong = summary[summary["strong_speedup"].notna() & (summary["num_workers"] > 1)]
     names = cell_names(summary)
+    rows: Sequence[Row] = summary.to_dict("records")  # once: of thousands of cells it takes its time
+    twins: Sequence[Row] = effects.to_dict("records")
+    strong = [row for row in rows if pd.notna(row["strong_speedup"]) and row["num_workers"] > 1]
+    reached = [row for row in rows if pd.notna(row["time_to_loss_s"])]
     parts = [
         Section("Scaling", SCALING, ["throughput", "scaling_efficiency", "strong_scaling"], [
-            table(summary, "Throughput and its witness, the loss", THROUGHPUT_COLUMNS, names),
-            table(summary, "Weak scaling", scaling_columns(""), names),
+            table(rows, "Throughput and its witness, the loss", THROUGHPUT_COLUMNS, names),
+            table(rows, "Weak scaling", scaling_columns(""), names),
             table(strong, "Strong scaling", scaling_columns("strong_"), names),
         ]),
         Section("Communication volume", VOLUME, ["communication_volume"], [
-            table(summary, "Sent by a worker in one step", VOLUME_COLUMNS, names),
+            table(rows, "Sent by a worker in one step", VOLUME_COLUMNS, names),
         ]),
         Section("Where the time goes", PHASES, ["step_time"], [
-            table(summary, "Phases of a step", PHASE_COLUMNS, names),
-            table(summary, "Resources", RESOURCE_COLUMNS, names),
+            table(rows, "Phases of a step", PHASE_COLUMNS, names),
+            table(rows, "Resources", RESOURCE_COLUMNS, names),
         ]),
         Section("Precision and batch size", CROSS, ["batch_size"], [
-            cross_table(summary, names),
-            table(effects, "Tokens per second ÷ those of the same cell in fp32", EFFECT_COLUMNS, names),
+            cross_table(rows, names),
+            table(twins, "Tokens per second ÷ those of the same cell in fp32", EFFECT_COLUMNS, names),
         ]),
         Section("Parameter server", SERVER, [], [server_table(summary, names)]),
         Section("Loss against time", LOSS, ["loss_against_time", "front"], [
-            table(summary.dropna(subset=["time_to_loss_s"]), "To the same loss", TO_LOSS_COLUMNS, names),
-            table(summary, "Loss witness and equivalence gate", LOSS_COLUMNS, names),
+            table(reached, "To the same loss", TO_LOSS_COLUMNS, names),
+            table(rows, "Loss witness and equivalence gate", LOSS_COLUMNS, names),
         ]),
-        Section("Validity", VALIDITY, [], [label_table(summary), problem_table(summary, names)]),
+        Section("Validity", VALIDITY, [], [label_table(summary), problem_table(rows, names)]),
     ]  # fmt: skip
     shown = [
         part._replace(
@@ -86,24 +90,24 @@ def label_counts(summary: pd.DataFrame) -> dict[str, int]:
     return {label: int(carried.get(label, 0)) for label in LABELS}
 
 
-def problem_table(summary: pd.DataFrame, names: Columns) -> Table:
+def problem_table(rows: Iterable[Row], names: Columns) -> Table:
     """Every cell that lost a launch, and why."""
-    bad = summary[(summary["status"] != "ok") | (summary["reason"] != "")]
+    bad = [row for row in rows if row["status"] != "ok" or row["reason"]]
     return table(bad, PROBLEMS, PROBLEM_COLUMNS, names)
 
 
-def cross_table(summary: pd.DataFrame, names: Columns) -> Table:
+def cross_table(rows: Sequence[Row], names: Columns) -> Table:
     """Tokens per second of every curve and number of workers, beside each other per precision and batch."""
-    settings = list(dict.fromkeys(zip(summary["precision"], summary["batch_size"], strict=True)))
+    settings = list(dict.fromkeys((row["precision"], row["batch_size"]) for row in rows))
     kept = {head: name for head, name in names.items() if head not in ("precision", "batch")}
     places: dict[tuple[str, ...], dict[tuple[str, int], str]] = {}
-    for row in summary.to_dict("records"):
+    for row in rows:
         place = places.setdefault(tuple(name(row) for name in kept.values()), {})
         speed = interval(row, "tokens_per_s") if row["status"] == "ok" else str(row["status"])
         place[row["precision"], row["batch_size"]] = speed
     head = [*kept, *(f"{precision}, batch {batch}" for precision, batch in settings)]
-    rows = [[*place, *(found.get(one, BLANK) for one in settings)] for place, found in places.items()]
-    return Table("Tokens per second by precision and batch size", head, rows)
+    lines = [[*place, *(found.get(one, BLANK) for one in settings)] for place, found in places.items()]
+    return Table("Tokens per second by precision and batch size", head, lines)
 
 
 def server_table(summary: pd.DataFrame, names: Columns) -> Table:
@@ -119,7 +123,11 @@ def server_table(summary: pd.DataFrame, names: Columns) -> Table:
         head = name.removesuffix("_s").replace("_per_step", "")
         unit = SECONDS if name.endswith("_s") else BYTES if "bytes" in name else None
         columns |= in_units(unit, **{head: name}) if unit else plain(**{head: name})
-    return table(served, "Load and waiting of the servers", columns, names) if fields else Table("", [], [])
+    return (
+        table(served.to_dict("records"), "Load and waiting of the servers", columns, names)
+        if fields
+        else Table("", [], [])
+    )
 
 
 def scaling_columns(prefix: str) -> Columns:

@@ -5,7 +5,8 @@ Numbers are rounded to three significant digits here and nowhere else; summary.c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -56,11 +57,10 @@ def interval(row: Row, name: str) -> str:
     return number(row[name]) + ("" if pd.isna(low) else f" ({number(low)}–{number(high)})")
 
 
-def table(cells: pd.DataFrame, caption: str, columns: Columns, names: Columns) -> Table:
+def table(cells: Iterable[Row], caption: str, columns: Columns, names: Columns) -> Table:
     """A table of cells: what names a cell (`cell_names`), then the given columns. A failed cell keeps its row."""
     every = {**names, **columns}
-    rows = [[column(row) for column in every.values()] for row in cells.to_dict("records")]
-    return Table(caption, list(every), rows)
+    return Table(caption, list(every), [[column(row) for column in every.values()] for row in cells])
 
 
 def cell_names(summary: pd.DataFrame) -> Columns:
@@ -68,8 +68,13 @@ def cell_names(summary: pd.DataFrame) -> Columns:
     fields = ["strategy", "num_servers", "placement", *told_apart(summary)]
     places = set(summary["place"]) - {""} if "place" in summary else set()
     where: Columns = {"where": lambda row: str(row["place"]) or BLANK} if len(places) > 1 else {}
+
+    @functools.cache
+    def label(*values: Any) -> str:
+        return curve_label(dict(zip(fields, values, strict=True)))
+
     return {
-        "strategy": lambda row: curve_label({field: row[field] for field in fields}),
+        "strategy": lambda row: label(*(row[field] for field in fields)),
         **where,
         "workers": lambda row: str(row["num_workers"]),
         "precision": lambda row: str(row["precision"]),
