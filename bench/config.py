@@ -1,4 +1,4 @@
-"""RunConfig, the one value that describes a run, and the GPT that it trains.
+"""RunConfig, the one value that describes a run.
 
 A knob has one spelling everywhere: the field here, the YAML key, the ``--flag``, the JSON key and the
 table column. Its docstring is its only definition and its unit.
@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from bench.shape import PRESETS, GPTShape
 
 StrategyName = Literal["local", "independent", "parameter_server", "ring_allreduce", "mpi_ring", "ddp"]
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -47,48 +49,6 @@ class AgreedBadInput(BadInput):
 
 class DiskFull(Exception):
     """Nothing more can be written; what was written is whole."""
-
-
-class GPTShape(BaseModel):
-    """The dimensions of a GPT: everything its size and its arithmetic follow from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    n_layer: int
-    n_head: int
-    n_embd: int
-    vocab_size: int
-    block_size: int
-
-    @property
-    def num_parameters(self) -> int:
-        """Trainable parameters, the output head tied to the token embedding."""
-        d = self.n_embd
-        block = 12 * d * d + 13 * d  # qkv 3d²+3d, projection d²+d, mlp 8d²+5d, two layer norms 4d
-        return self.vocab_size * d + self.block_size * d + self.n_layer * block + 2 * d
-
-    @property
-    def flops_per_token(self) -> int:
-        """Training FLOPs per token, 6N + 12·L·H·Q·T: PaLM (arXiv:2204.02311), appendix B.
-
-        N leaves out the position embedding, which is looked up and never multiplied.
-        """
-        matmul_parameters = self.num_parameters - self.block_size * self.n_embd
-        return 6 * matmul_parameters + 12 * self.n_layer * self.n_embd * self.block_size
-
-
-PRESETS: dict[str, GPTShape] = {
-    name: GPTShape(n_layer=layers, n_head=heads, n_embd=width, vocab_size=vocab, block_size=block)
-    for name, layers, heads, width, vocab, block in [
-        ("gpt-nano", 3, 3, 48, 256, 128),
-        ("gpt-micro", 4, 4, 128, 256, 128),
-        ("gpt-mini", 6, 6, 192, 256, 128),
-        ("gpt2", 12, 12, 768, 50257, 1024),
-        ("gpt2-medium", 24, 16, 1024, 50257, 1024),
-        ("gpt2-large", 36, 20, 1280, 50257, 1024),
-        ("gpt2-xl", 48, 25, 1600, 50257, 1024),
-    ]
-}
 
 
 class RunConfig(BaseModel):

@@ -12,7 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from bench.config import COMMUNICATING, GPTShape
+from bench.config import COMMUNICATING
+from bench.shape import GPTShape
 from bench.stats import COMMUNICATION, HARNESS, varying
 
 INK, PAPER = "#1b1b1f", "#ffffff"  # report.py turns these two into the reader's light or dark colours

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.config import GPTShape
 from bench.devices import DEVICES
+from bench.shape import GPTShape
 
 
 class Attention(nn.Module):

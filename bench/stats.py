@@ -14,9 +14,10 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 
-from bench.config import BadInput, GPTShape, RunConfig
+from bench.config import BadInput, RunConfig
 from bench.intervals import Estimate, confidence, median_interval, ratio_interval
 from bench.records import Ledger, Summary
+from bench.shape import GPTShape
 
 Key = tuple[Any, ...]
 Config = dict[Any, Any]

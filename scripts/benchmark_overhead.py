@@ -27,10 +27,11 @@ import torch.nn.functional as F
 from mpi4py import MPI
 from torch import nn
 
-from bench.config import GPTShape, RunConfig
+from bench.config import RunConfig
 from bench.data import Corpus, load
 from bench.group import MPIGroup
 from bench.intervals import median_interval
+from bench.shape import GPTShape
 from bench.train import build_model, build_optimizer, train
 from bench.worker import make_options
 from strategies import create

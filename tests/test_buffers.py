@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from bench.config import PRESETS
 from bench.model import GPT
+from bench.shape import PRESETS
 from strategies.buffers import FlatLayout, Readiness, as_bytes, balanced_ranges
 from strategies.parameter_server.plan import Plan, Roles
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.config import PRESETS, BadInput, RunConfig, make_config
+from bench.config import BadInput, RunConfig, make_config
 from bench.devices import DEVICES
 from bench.emulate.calibrate import calibrate
 from bench.emulate.durations import (
@@ -22,6 +22,7 @@ from bench.emulate.durations import (
 )
 from bench.launch import Placement
 from bench.records import write_json
+from bench.shape import PRESETS
 from tests.test_strategies import small
 
 SECONDS = {"compute": "emulated", "emulated_forward_s": 1.0, "emulated_backward_s": 2.0}

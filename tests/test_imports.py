@@ -14,12 +14,13 @@ MODULES = {
     for path in (REPOSITORY / folder).rglob("*.py")
 }
 WITHOUT_TORCH = [
-    "config", "sweep_file", "records", "intervals", "stats", "duels", "compare", "progress", "looks",
+    "shape", "config", "sweep_file", "records", "intervals", "stats", "duels", "compare", "progress", "looks",
     "panels", "figures", "tables", "sections", "report", "answer", "sweep", "status", "slurm", "launch",
     "ledger", "environment", "doctor", "devices", "emulate.durations", "emulate.similitude",
 ]  # fmt: skip
 MAY_IMPORT = {
-    "bench.config": set(),
+    "bench.shape": set(),
+    "bench.config": {"bench.shape"},
     "bench.arguments": {"bench.config"},
     "bench.sweep_file": {"bench.config"},
     "bench.launch": {"bench.config", "bench.emulate.layout"},
@@ -29,13 +30,14 @@ MAY_IMPORT = {
     "bench.emulate.cluster": {"bench.config", "bench.emulate", "bench.emulate.layout", "bench.emulate.nap"},
     "bench.devices": set(),
     "bench.duplex": {"bench.config"},
-    "bench.emulate.durations": {"bench.config", "bench.devices"},
+    "bench.emulate.durations": {"bench.config", "bench.devices", "bench.shape"},
     "bench.emulate.similitude": {
         "bench.config",
         "bench.devices",
         "bench.emulate",
         "bench.emulate.durations",
         "bench.emulate.layout",
+        "bench.shape",
     },
     "bench.emulate.compute": {
         "bench.config",
@@ -62,10 +64,10 @@ MAY_IMPORT = {
     "bench.stopping": {"bench.records", "bench.intervals"},
     "bench.slurm": {"bench.config"},
     "bench.intervals": set(),
-    "bench.stats": {"bench.records", "bench.config", "bench.intervals"},
+    "bench.stats": {"bench.records", "bench.config", "bench.intervals", "bench.shape"},
     "bench.duels": {"bench.stats", "bench.intervals"},
     "bench.progress": {"bench.stats", "bench.intervals"},
-    "bench.looks": {"bench.stats", "bench.config"},
+    "bench.looks": {"bench.stats", "bench.config", "bench.shape"},
     "bench.panels": {"bench.looks", "bench.config"},
     "bench.figures": {"bench.stats", "bench.config", "bench.looks", "bench.panels"},
     "bench.emulate.link": {"bench.config", "bench.emulate.layout"},

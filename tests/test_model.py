@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from bench.config import PRESETS, GPTShape, RunConfig
+from bench.config import RunConfig
 from bench.model import GPT, model_flops_utilization
+from bench.shape import PRESETS, GPTShape
 from bench.train import build_model, build_optimizer
 
 TINY = GPTShape(n_layer=2, n_head=2, n_embd=32, vocab_size=64, block_size=16)

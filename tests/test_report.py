@@ -236,8 +236,7 @@ def test_the_answer_says_first_which_cells_have_no_numbers() -> None:
         make_failure("timeout", "after 600 s", strategy="ring_allreduce", num_workers=2, link="200mbit"),
     ])  # fmt: skip
     assert answer.answer(duels.duels(runs), stats.summarize(runs)).caveats[0] == (
-        "Without numbers: 1 of 1 cell on emulated nodes (1 timeout); 1 other cell (1 failed). "
-        "Validity says why."
+        "Without numbers: 1 of 1 cell on emulated nodes (1 timeout); 1 other cell (1 failed). Validity says why."
     )
 
 

@@ -7,8 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from bench import progress, records, stats
-from bench.config import GPTShape, RunConfig
+from bench.config import RunConfig
 from bench.records import Ledger, RunRecord, StepRecord, Summary
+from bench.shape import GPTShape
 from tests.synthetic import demo_records
 
 README = Path(__file__).parent.parent / "results" / "README.md"

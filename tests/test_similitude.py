@@ -9,11 +9,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.config import PRESETS, BadInput, RunConfig
+from bench.config import BadInput, RunConfig
 from bench.devices import DEVICES
 from bench.emulate.durations import by_flops, durations
 from bench.emulate.layout import make
 from bench.emulate.similitude import EXAMPLE, communication_compute_ratio, parse_target, scale_model, scales
+from bench.shape import PRESETS
 from bench.sweep import plan
 from bench.sweep_file import Sweep
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bench.config import BadInput, GPTShape, RunConfig, first_problem
+from bench.config import BadInput, RunConfig, first_problem
 from bench.devices import DEVICES
+from bench.shape import GPTShape
 
 # Bytes of memory that an fp32 update moves per parameter: reads, then writes, of weight, gradient and state.
 OPTIMIZER_BYTES = {"adamw": 4 * (4 + 3), "sgd": 4 * (3 + 2)}

@@ -15,14 +15,16 @@ from typing import Any
 
 import yaml
 
-from bench.config import PRESETS, BadInput, RunConfig, make_config
+from bench.config import BadInput, RunConfig, make_config
 from bench.devices import DEVICES
 from bench.emulate.durations import durations
 from bench.emulate.layout import parse_links, parse_rate
+from bench.shape import PRESETS
 
 EXAMPLE = "gpt2, 25gbit, a100 at 40% MFU, 8 nodes"
-# What this machine carries: Σ node rates of 4 Gbit/s on 2 cores still came within 2 % of the closed form; half of it.
-BITS_PER_S_PER_CORE = 1e9
+# What this machine carries. A bare ring came within 2 % of its closed form at Σ node rates of 4 Gbit/s on 2 cores, but
+# servers, which add and update every byte, take 70 % of the cores at 1.6 Gbit/s already: half of that.
+BITS_PER_S_PER_CORE = 0.4e9
 NODES_PER_CORE = 8
 # A link's token bucket lets 128 kB through at once: 20 of them in a step, and a burst is no longer what is measured.
 LEAST_BYTES_PER_STEP = 20 * 128 * 1024
