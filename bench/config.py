@@ -105,6 +105,8 @@ class RunConfig(BaseModel):
     """One-way delay of each emulated link (2ms; needs the kernel's netem); none: the machine's own."""
     congestion_control: Literal["reno", "cubic"] = "reno"
     """Congestion control of the emulated nodes' TCP."""
+    patience_s: float = Field(20.0, ge=0)
+    """Emulated nodes: longest wait of a run for others to leave this machine's cores and links alone, seconds."""
 
     model: Literal["gpt-nano", "gpt-micro", "gpt-mini", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = "gpt-nano"
     """Preset GPT; the next five fields override its dimensions one by one."""

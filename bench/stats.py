@@ -28,7 +28,7 @@ FEW_LAUNCHES = 5
 # dimensions beside it say the same, overrides included.
 HARNESS = frozenset({
     "model", "steps", "warmup_steps", "eval_batches", "check_equivalence", "timeout_s", "hostfile",
-    "peak_flops_per_s", "target", "tuned",
+    "patience_s", "peak_flops_per_s", "target", "tuned",
 })  # fmt: skip
 LINKS = ("link", "delay", "congestion_control")
 # Bytes saved at the price of another model.

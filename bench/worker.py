@@ -119,7 +119,7 @@ def _run(
     module = strategy.prepare(model, optimizer)
     duplex = duplex_factor(config)
     ranks.barrier()
-    watch = Watch(ranks) if on_node() else None
+    watch = Watch(ranks, config.patience_s) if on_node() else None
     cpu_before = summary.cpu_s()
     gated = config.check_equivalence and planned.repeat == 0 and config.strategy != "independent"
     steps: list[StepRecord] = []

@@ -150,7 +150,7 @@ def test_up_cleans_what_a_killed_up_has_left(lab: Cluster) -> None:
 
 
 SWEEP = """
-defaults: {model: gpt-micro, steps: 4, warmup_steps: 1, compute: none}
+defaults: {model: gpt-micro, steps: 4, warmup_steps: 1, compute: none, patience_s: 0}
 grid:
   - {strategy: [ring_allreduce, ddp], num_workers: 3}
   - {strategy: ring_allreduce, num_workers: 3, launcher: horovodrun}

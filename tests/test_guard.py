@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.emulate import guard
+from bench.emulate import guard, layout
 from bench.emulate.guard import Evidence, Reading
 from bench.ledger import header_shares, wire_ratios
 from bench.records import Ledger
+from strategies.base import SingleGroup
 
 GOOD: dict[str, Any] = {
     "probe_ratio_before": 1.01, "probe_ratio_after": 0.99, "run_delay_share": 0.1, "foreign_cpu_share": 0.02,
@@ -83,6 +85,39 @@ def test_foreign_cpu_is_what_the_ranks_did_not_use(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(guard.os, "cpu_count", lambda: 2)
     found = guard.weigh([node(cpu_s=0.5, machine_cpu_s=2.0), node(cpu_s=1.0, machine_cpu_s=2.0)], steps=1)
     assert found["foreign_cpu_share"] == pytest.approx(0.5 / 2.0 / 2)
+
+
+def wait_until_quiet(monkeypatch: pytest.MonkeyPatch, moments: list[tuple[float, float]], patience_s: float) -> float:
+    """What a lone rank returns, given the ring's ratio and the machine's CPU seconds at each look, 0.3 s apart."""
+    now = [0.0]
+    looks = iter(moments)
+    look = [next(looks)]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    def probe(*_: object) -> float:
+        ratio, machine_cpu_s = look[0]
+        cpu_s[0] += machine_cpu_s
+        look[0] = next(looks, look[0])
+        return ratio
+
+    cpu_s = [0.0]
+    monkeypatch.setattr(guard.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(guard.time, "sleep", sleep)
+    monkeypatch.setattr(guard.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(guard, "_probe", probe)
+    nothing = replace(QUIET, cpu_s=0.0)
+    monkeypatch.setattr(guard, "read", lambda: replace(nothing, machine_cpu_s=cpu_s[0], wall_s=now[0]))
+    return guard._wait_until_quiet(SingleGroup(), layout.make("x", 1, "200mbit"), patience_s)
+
+
+def test_a_run_waits_until_links_and_cores_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy, slow, good = (1.0, 0.5), (1.5, 0.0), (1.02, 0.0)
+    assert wait_until_quiet(monkeypatch, [slow, good], 20) == 1.02
+    assert wait_until_quiet(monkeypatch, [busy, busy, good], 20) == 1.0
+    assert wait_until_quiet(monkeypatch, [slow, good], 0) == 1.5
+    assert wait_until_quiet(monkeypatch, [(1.5, 0.0), (1.3, 0.0)], 2) == 1.3
 
 
 def test_wire_over_counted_where_both_are_known() -> None:

@@ -17,7 +17,7 @@ from bench.config import CLUSTER_VARIABLE
 from bench.emulate import nap
 from bench.emulate.layout import BURST_BYTES, INTERFACE, Cluster, find
 from bench.emulate.link import bytes_on_link
-from bench.emulate.probe import ATTEMPTS, TOLERANCE, ring_ratio
+from bench.emulate.probe import TOLERANCE, ring_ratio, steady_ratio
 from strategies.base import Group
 
 # What the kernel counts over what was counted in the run: frames have headers, a segment may be sent as two.
@@ -27,6 +27,7 @@ LEAST_BURSTS = 10
 MOST_RUN_DELAY_SHARE = 0.35
 MOST_FOREIGN_CPU_SHARE = 0.15
 MOST_SLEEP_OVERSHOOT_S = 1e-3
+PAUSE_S = 0.3  # between two looks at whether the machine is ours
 # TCP probes the end of a burst by sending its last segment again: a few are no loss. A timeout always is.
 MOST_RETRANSMITTED_SHARE = 1e-3
 
@@ -46,6 +47,10 @@ class Reading:
     cpu_s: float  # used by this rank
     wall_s: float
 
+    def until(self, later: Reading) -> Reading:
+        """What has been added since."""
+        return Reading(**{name: value - getattr(self, name) for name, value in asdict(later).items()})
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -60,42 +65,57 @@ class Evidence:
 
 
 class Watch:
-    """Watches one node through one run. Collective: every rank begins and ends it."""
+    """Watches one node through one run. Collective: every rank begins and ends it.
 
-    def __init__(self, ranks: Group) -> None:
+    It begins when the links carry what they should and nobody else uses the machine, or after `patience_s` of waiting.
+    """
+
+    def __init__(self, ranks: Group, patience_s: float) -> None:
         self._ranks = ranks
         self._cluster = find(os.environ[CLUSTER_VARIABLE])
-        self._before = _probe(ranks, self._cluster)
+        self._before = _wait_until_quiet(ranks, self._cluster, patience_s)
         self._begun, self._delays = read(), run_delays()
 
     def end(self) -> Evidence:
         """Return what was seen since the beginning."""
-        ended, delays = read(), run_delays()
+        seen, delays = self._begun.until(read()), run_delays()
         longest_s = max(seconds - self._delays.get(thread, 0.0) for thread, seconds in delays.items())
-        difference = {name: value - getattr(self._begun, name) for name, value in asdict(ended).items()}
         return Evidence(
-            seen=Reading(**difference),
+            seen=seen,
             goodput=self._cluster.goodput(self._cluster.nodes[self._ranks.rank]),
-            run_delay_share=longest_s / difference["wall_s"],
+            run_delay_share=longest_s / seen.wall_s,
             probe_ratio_before=self._before,
-            probe_ratio_after=_probe(self._ranks, self._cluster),
+            probe_ratio_after=steady_ratio(lambda: _probe(self._ranks, self._cluster)),
             napping=nap.is_loaded(os.environ),
         )
 
 
+def _wait_until_quiet(ranks: Group, cluster: Cluster, patience_s: float) -> float:
+    """Probe until the links are what they should be and the machine is ours; return the best ratio. Collective."""
+    deadline, best = time.monotonic() + patience_s, float("inf")
+    while True:
+        begun = read()
+        time.sleep(PAUSE_S)
+        ratio = _probe(ranks, cluster)
+        seen = ranks.gather(begun.until(read()))
+        best = min(best, ratio, key=lambda ratio: abs(ratio - 1))
+        quiet = abs(ratio - 1) <= TOLERANCE and (not seen or foreign_cpu_share(seen) <= MOST_FOREIGN_CPU_SHARE)
+        if ranks.broadcast(quiet or time.monotonic() > deadline):
+            return best
+
+
 def _probe(ranks: Group, cluster: Cluster) -> float:
-    """The ring's time over its closed form, the best of a few; the same on every rank. Collective."""
-    if ranks.size == 1:
-        return 1.0
+    """The ring's time over its closed form, the same on every rank. Collective."""
     taking_part = replace(cluster, rates=cluster.rates[: ranks.size])
-    best = float("inf")
-    for _ in range(ATTEMPTS):
-        ranks.barrier()
-        ratios = ranks.gather(ring_ratio(taking_part, ranks.rank))
-        best = min(best, ranks.broadcast(max(ratios, default=0.0)), key=lambda ratio: abs(ratio - 1))
-        if abs(best - 1) <= TOLERANCE:
-            break
-    return best
+    ranks.barrier()
+    ratios = ranks.gather(ring_ratio(taking_part, ranks.rank))
+    return float(ranks.broadcast(max(ratios, default=0.0)))
+
+
+def foreign_cpu_share(seen: Sequence[Reading]) -> float:
+    """The share of all cores that others than these ranks used, or other machines took."""
+    foreign_s = max(reading.machine_cpu_s for reading in seen) - sum(reading.cpu_s for reading in seen)
+    return max(0.0, foreign_s) / max(reading.wall_s for reading in seen) / (os.cpu_count() or 1)
 
 
 def read() -> Reading:
@@ -144,14 +164,12 @@ def _queue() -> tuple[int, int]:
 def weigh(nodes: Sequence[Evidence], steps: int) -> dict[str, float | bool]:
     """Return what all nodes saw as columns of one row: the worst of each."""
     seen = [node.seen for node in nodes]
-    wall_s, own_s = max(reading.wall_s for reading in seen), sum(reading.cpu_s for reading in seen)
-    foreign_s = max(0.0, max(reading.machine_cpu_s for reading in seen) - own_s)
     busiest = max(nodes, key=lambda node: node.seen.bytes_sent / node.goodput)
     return {
         "probe_ratio_before": nodes[0].probe_ratio_before,
         "probe_ratio_after": nodes[0].probe_ratio_after,
         "run_delay_share": max(node.run_delay_share for node in nodes),
-        "foreign_cpu_share": foreign_s / wall_s / (os.cpu_count() or 1),
+        "foreign_cpu_share": foreign_cpu_share(seen),
         "packet_drops": sum(reading.drops for reading in seen),
         "retransmitted_share": sum(r.retransmissions for r in seen) / max(1, sum(r.segments for r in seen)),
         "tcp_timeouts": sum(reading.timeouts for reading in seen),
