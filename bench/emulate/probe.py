@@ -62,26 +62,30 @@ def _connect(address: str) -> socket.socket:
 
 
 def _exchange(outgoing: socket.socket, incoming: socket.socket, block: int, rounds: int) -> tuple[float, int]:
-    """Send and receive `rounds` blocks; return the seconds and the bytes received after the warm-up."""
+    """Send and receive `rounds` blocks; return the seconds and the bytes received after the warm-up.
+
+    That ends with a block: on uneven links blocks come fast, one at a time, in the rhythm of the slowest link.
+    """
     outgoing.setblocking(False)
     incoming.setblocking(False)
     data = memoryview(bytearray(PIECE))
-    total, warm = block * rounds, int(block * rounds * WARMUP_SHARE)
-    sent = received = started_at = 0
+    total, warm = block * rounds, block * round(rounds * WARMUP_SHARE)
+    sent = received = 0
     began = ended = time.perf_counter()
     while sent < total or received < total:
         may_send = min(total, block * (1 + received // block)) - sent
-        readable, writable, _ = select.select([incoming], [outgoing] if may_send else [], [], CONNECT_S)
+        expecting, sending = [incoming] * (received < total), [outgoing] * (may_send > 0)
+        readable, writable, _ = select.select(expecting, sending, [], CONNECT_S)
         if not readable and not writable:
             raise TimeoutError(f"the ring stood still for {CONNECT_S:g} s")
         if writable:
             sent += outgoing.send(data[: min(may_send, PIECE)])
         if readable:
-            received += incoming.recv_into(data)
+            warming_up = received < warm
+            received += incoming.recv_into(data[: min(warm - received, PIECE)] if warming_up else data)
             ended = time.perf_counter()
-            if not started_at and received >= warm:
-                started_at, began = received, ended
-    return ended - began, received - started_at
+            began = ended if warming_up else began
+    return ended - began, total - warm
 
 
 def steady_ratio(once: Callable[[], float]) -> float:
