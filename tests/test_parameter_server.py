@@ -77,7 +77,6 @@ def test_ssp_never_exceeds_its_bound_whoever_is_late(staleness: int) -> None:
     strategies = run_world(config, lambda worker, step: time.sleep(0.2 * (worker == 1)))
     leads = [strategy.staleness().largest_lead for strategy in strategies[config.num_workers :]]
     assert leads == [staleness] * 2  # reached, and never passed
-    assert all(strategy.losses[-1] < strategy.losses[0] for strategy in strategies[: config.num_workers])
 
 
 def test_asynchronous_training_learns_no_less_than_synchronous() -> None:

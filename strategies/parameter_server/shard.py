@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
 from torch import nn
@@ -25,19 +29,23 @@ class Shard:
     ) -> None:  # fmt: skip
         size = sum(chunk.size for chunk in chunks)
         ends = np.cumsum([chunk.size for chunk in chunks])
-        self._spans = [slice(int(end) - chunk.size, int(end)) for chunk, end in zip(chunks, ends, strict=True)]
-        self._weights = torch.empty(size)
-        self._gradient = torch.empty(size)
-        self._pushed = [make_wire(options, self._spans) for _ in range(num_workers)]
+        spans = [slice(int(end) - chunk.size, int(end)) for chunk, end in zip(chunks, ends, strict=True)]
+        self._weights, self._gradient = torch.empty(size), torch.empty(size)
         self._returned = self._weights if optimizer else self._gradient
-        self._answers: list[Wire] = [make_wire(options, self._spans) for _ in range(answers)]
+        self._weights_of, self._gradient_of, self._returned_of = (
+            [vector[span] for span in spans] for vector in (self._weights, self._gradient, self._returned)
+        )
+        self._pushed = [make_wire(options, spans) for _ in range(num_workers)]
+        self._answers: list[Wire] = [make_wire(options, spans) for _ in range(answers)]
         if answers == 1 and options.wire_dtype == torch.float32 and options.compression == "none":
-            self._answers = [Dense(self._returned, self._spans)]  # which then need not be copied
+            self._answers = [Dense(self._returned, spans)]  # which then need not be copied
         compressed = isinstance(self._answers[0], Compressed)
-        self._told = torch.empty(size) if optimizer and compressed else None  # the weights that all workers have
-        self._optimizers = [
-            self._chunk_optimizer(optimizer, layout, chunk, span) if optimizer else None
-            for chunk, span in zip(chunks, self._spans, strict=True)
+        # The weights that all workers have, if they are told changes only.
+        self._told_of = [torch.empty_like(part) for part in self._weights_of] if optimizer and compressed else None
+        self._updates = [
+            bare_step(self._chunk_optimizer(optimizer, layout, chunk, span))
+            for chunk, span in zip(chunks, spans, strict=True)
+            if optimizer
         ]
 
     def _chunk_optimizer(
@@ -55,18 +63,18 @@ class Shard:
 
     def _piece(self, elements: Range, shift: int) -> nn.Parameter:
         span = slice(elements[0] + shift, elements[1] + shift)
-        piece = nn.Parameter(self._weights[span])
+        piece = nn.Parameter(self._weights[span], requires_grad=False)
         piece.grad = self._gradient[span]
         return piece
 
     def weights(self, index: int) -> np.ndarray:
         """The bytes of one chunk's master weights."""
-        return as_bytes(self._weights[self._spans[index]])
+        return as_bytes(self._weights_of[index])
 
     def weights_known(self) -> None:
         """Note that the initial weights are here, and that the workers have them, too."""
-        if self._told is not None:
-            self._told.copy_(self._weights)
+        for told, weights in zip(self._told_of or (), self._weights_of, strict=False):
+            told.copy_(weights)
 
     def pushed(self, index: int, worker: int) -> np.ndarray:
         """The bytes into which a worker's gradient of one chunk is received."""
@@ -78,17 +86,15 @@ class Shard:
 
     def sum(self, index: int) -> None:
         """Let the gradient be the sum of all workers' in fp32, in their order: equal runs end bitwise equal."""
-        span = self._spans[index]
         self.take(index, 0)
         for wire in self._pushed[1:]:
             wire.unpack(index)
-            self._gradient[span].add_(wire.buffer[span])
+            self._gradient_of[index].add_(wire.parts[index])
 
     def take(self, index: int, worker: int) -> None:
         """Let the gradient be one worker's."""
-        span = self._spans[index]
         self._pushed[worker].unpack(index)
-        self._gradient[span].copy_(self._pushed[worker].buffer[span])
+        self._gradient_of[index].copy_(self._pushed[worker].parts[index])
 
     def squared_norm(self) -> float:
         """Return the square of the gradient's L2 norm over all chunks, summed in fp64."""
@@ -96,18 +102,24 @@ class Shard:
 
     def step(self, index: int, factor: float) -> None:
         """Multiply the gradient of one chunk by `factor`, and update its weights with that."""
-        self._gradient[self._spans[index]] *= factor
-        optimizer = self._optimizers[index]
-        if optimizer:
-            optimizer.step()
+        self._gradient_of[index].mul_(factor)
+        if self._updates:
+            self._updates[index]()
 
     def fill_answer(self, index: int, which: int = 0) -> None:
         """Let an answer be what is returned as it is now; compressed weights: what workers do not know of it yet."""
-        span, wire = self._spans[index], self._answers[which]
-        place, returned = wire.buffer[span], self._returned[span]
-        if self._told is not None:
-            torch.sub(returned, self._told[span], out=place)
-            self._told[span].add_(wire.pack(index))
+        wire, returned = self._answers[which], self._returned_of[index]
+        if self._told_of is not None:
+            torch.sub(returned, self._told_of[index], out=wire.parts[index])
+            self._told_of[index].add_(wire.pack(index))
         elif wire.buffer is not self._returned:
-            wire.put(place, returned)
+            wire.put(wire.parts[index], returned)
             wire.pack(index)
+
+
+def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
+    """The step of an optimizer without torch's decorators around it, for parameters that need no gradient.
+
+    They serve profilers, hooks and the compiler, and take longer than the update of a chunk of 60 kB itself.
+    """
+    return partial(inspect.unwrap(type(optimizer).step), optimizer)

@@ -15,11 +15,14 @@ from strategies.parameter_server.compression import Codec, make_codec
 
 
 class Wire(ABC):
-    """One end of a stream of chunks: `buffer` is what its owner writes or reads, `message(i)` what MPI moves."""
+    """One end of a stream of chunks: `buffer` is what its owner writes or reads, `message(i)` what MPI moves.
+
+    `parts[i]` is a chunk's place in the buffer. Views are made once: for small chunks they would cost as much as sums.
+    """
 
     def __init__(self, buffer: Tensor, spans: Sequence[slice], messages: Sequence[Tensor]) -> None:
         self.buffer = buffer
-        self._spans = spans
+        self.parts = [buffer[span] for span in spans]
         self._messages = [as_bytes(message) for message in messages]
 
     def message(self, index: int) -> np.ndarray:
@@ -51,7 +54,7 @@ class Dense(Wire):
 
     def pack(self, index: int) -> Tensor:
         """Nothing is left to do."""
-        return self.buffer[self._spans[index]]
+        return self.parts[index]
 
     def unpack(self, index: int) -> None:
         """Nothing is left to do."""
@@ -77,7 +80,7 @@ class Compressed(Wire):
 
     def pack(self, index: int) -> Tensor:
         """Say what fits, and owe the rest."""
-        owed = self.buffer[self._spans[index]]
+        owed = self.parts[index]
         self._codec.encode(owed, self._encoded[index])
         said = self._decoded(index)
         owed.sub_(said)
@@ -85,12 +88,11 @@ class Compressed(Wire):
 
     def unpack(self, index: int) -> None:
         """Take over what was said."""
-        into = self.buffer[self._spans[index]]
+        into = self.parts[index]
         into.copy_(into + self._decoded(index) if self._adds else self._decoded(index))
 
     def _decoded(self, index: int) -> Tensor:
-        span = self._spans[index]
-        said = self._said[: span.stop - span.start]
+        said = self._said[: len(self.parts[index])]
         self._codec.decode(self._encoded[index], said)
         return said
 
