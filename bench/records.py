@@ -208,12 +208,15 @@ class PlannedRun(BaseModel):
         """The run in a few words."""
         c = self.config
         servers = f" + {c.num_servers}" if c.num_servers else ""
-        compute = "" if c.compute == "real" else f", compute {c.compute}"
-        compute += f", speed {c.speed_factor}" if c.speed_factor else ""
-        compute += f", cv {c.compute_cv:g}" if c.compute_cv else ""
-        return (
-            f"{c.strategy} {c.num_workers}{servers}, {c.precision}, wire {c.wire_dtype}, batch {c.batch_size}{compute}"
-        )
+        words = [f"{c.strategy} {c.num_workers}{servers}"]
+        plain = {"placement": "dedicated", "consistency": "bsp", "compression": "none"}
+        words += [getattr(c, knob) for knob, usual in plain.items() if getattr(c, knob) != usual]
+        words += [f"sync every {c.sync_every}"] * (c.sync_every > 1)
+        words += [c.precision, f"wire {c.wire_dtype}", f"batch {c.batch_size}"]
+        words += [f"compute {c.compute}"] * (c.compute != "real")
+        words += [f"speed {c.speed_factor}"] * (c.speed_factor is not None)
+        words += [f"cv {c.compute_cv:g}"] * (c.compute_cv > 0)
+        return ", ".join(words)
 
     def record(self, status: Status, environment: str, **found: Any) -> RunRecord:
         """Return its record; what is not given stays blank."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bench.emulate import guard, layout
 from bench.emulate.guard import Evidence, Reading
+from bench.emulate.probe import worst_ratio
 from bench.ledger import header_shares, wire_ratios
 from bench.records import Ledger
 from strategies.base import SingleGroup
@@ -118,6 +119,13 @@ def test_a_run_waits_until_links_and_cores_are_its_own(monkeypatch: pytest.Monke
     assert wait_until_quiet(monkeypatch, [busy, busy, good], 20) == 1.0
     assert wait_until_quiet(monkeypatch, [slow, good], 0) == 1.5
     assert wait_until_quiet(monkeypatch, [(1.5, 0.0), (1.3, 0.0)], 2) == 1.3
+
+
+def test_on_uneven_links_the_node_behind_the_slowest_decides() -> None:
+    even = layout.make("x", 3, "200mbit")
+    assert worst_ratio(even, [1.0, 1.2, 1.1]) == 1.2
+    uneven = layout.make("x", 3, "n2=20mbit,*=80mbit")
+    assert worst_ratio(uneven, [1.01, 1.6, 1.3]) == 1.01
 
 
 def test_wire_over_counted_where_both_are_known() -> None:

@@ -11,7 +11,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from bench import environment, records, sweep
-from bench.config import BadInput
+from bench.config import BadInput, RunConfig
 from bench.records import PlannedRun, RunRecord
 from bench.sweep_file import Sweep, read_sweep
 
@@ -151,3 +151,13 @@ def test_where_nodes_cannot_be_made_their_cells_say_so_and_the_others_run(
 def test_a_run_id_names_the_config_and_the_repeat_not_the_place() -> None:
     (config,) = make_sweep([{"strategy": "local"}]).runs("x")
     assert PlannedRun(config=config, repeat=2).run_id == f"{config.digest()}-r2"
+
+
+def test_a_run_is_described_by_what_sets_it_apart() -> None:
+    server = {"strategy": "parameter_server", "num_workers": 2}
+    rare = RunConfig.model_validate({**server, "placement": "colocated", "sync_every": 5})
+    assert PlannedRun(config=rare, repeat=0).describe() == (
+        "parameter_server 2, colocated, sync every 5, fp32, wire fp32, batch 8"
+    )
+    stale = RunConfig.model_validate({**server, "num_servers": 1, "consistency": "asp"})
+    assert PlannedRun(config=stale, repeat=0).describe() == "parameter_server 2 + 1, asp, fp32, wire fp32, batch 8"

@@ -17,7 +17,7 @@ from bench.config import CLUSTER_VARIABLE
 from bench.emulate import nap
 from bench.emulate.layout import BURST_BYTES, INTERFACE, Cluster, find
 from bench.emulate.link import bytes_on_link
-from bench.emulate.probe import TOLERANCE, ring_ratio, steady_ratio
+from bench.emulate.probe import TOLERANCE, ring_ratio, steady_ratio, worst_ratio
 from strategies.base import Group
 
 # What the kernel counts over what was counted in the run: frames have headers, a segment may be sent as two.
@@ -109,7 +109,7 @@ def _probe(ranks: Group, cluster: Cluster) -> float:
     taking_part = replace(cluster, rates=cluster.rates[: ranks.size])
     ranks.barrier()
     ratios = ranks.gather(ring_ratio(taking_part, ranks.rank))
-    return float(ranks.broadcast(max(ratios, default=0.0)))
+    return float(ranks.broadcast(worst_ratio(taking_part, ratios) if ratios else 0.0))
 
 
 def foreign_cpu_share(seen: Sequence[Reading]) -> float:

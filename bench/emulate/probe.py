@@ -11,7 +11,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from bench.emulate import node
 from bench.emulate.layout import BURST_BYTES, Cluster
@@ -88,6 +88,12 @@ def _exchange(outgoing: socket.socket, incoming: socket.socket, block: int, roun
     return ended - began, total - warm
 
 
+def worst_ratio(cluster: Cluster, ratios: Sequence[float]) -> float:
+    """The worst of all nodes' ratios; on uneven links of those behind a slowest one, for only they never wait."""
+    slowest = min(cluster.rates)
+    return max(ratio for rate, ratio in zip(cluster.rates, [*ratios[1:], ratios[0]], strict=True) if rate == slowest)
+
+
 def steady_ratio(once: Callable[[], float]) -> float:
     """Probe until one is within tolerance, at most ATTEMPTS times; return the best."""
     best = once()
@@ -99,7 +105,7 @@ def steady_ratio(once: Callable[[], float]) -> float:
 
 
 def ring_from_outside(cluster: Cluster) -> float:
-    """Run a ring on a cluster that is up, a child process on each node; return the slowest ratio.
+    """Run a ring on a cluster that is up, a child process on each node; return the worst ratio.
 
     For a process with one thread only: it forks. OSError if a node's process failed.
     """
@@ -111,7 +117,7 @@ def ring_from_outside(cluster: Cluster) -> float:
         os.waitpid(pid, 0)
     if not all(ratios):
         raise OSError("a node's process failed")
-    return max(map(float, ratios))
+    return worst_ratio(cluster, [float(ratio) for ratio in ratios])
 
 
 def _start(cluster: Cluster, rank: int) -> tuple[int, int]:
