@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from strategies.base import Options
 from strategies.buffers import FlatLayout, Range, as_bytes
 from strategies.parameter_server.plan import Chunk
 from strategies.parameter_server.wire import Compressed, Dense, Wire, make_wire
+
+Settings = tuple[tuple[str, Any], ...]  # of an optimizer's group: its learning rate and so on
 
 
 class Shard:
@@ -51,15 +56,20 @@ class Shard:
     def _chunk_optimizer(
         self, optimizer: torch.optim.Optimizer, layout: FlatLayout, chunk: Chunk, span: slice
     ) -> torch.optim.Optimizer:
-        """The same optimizer with the same groups, over the pieces of parameters inside one chunk."""
-        pieces = dict(layout.overlapping(chunk.begin, chunk.end))
-        index_of = {parameter: index for index, parameter in enumerate(layout.parameters)}
-        groups = []
-        for group in optimizer.param_groups:
-            ranges = [pieces[index_of[p]] for p in group["params"] if index_of[p] in pieces]
-            if ranges:
-                groups.append({**group, "params": [self._piece(r, span.start - chunk.begin) for r in ranges]})
-        return type(optimizer)(groups)  # type: ignore[call-arg]  # every torch.optim class has defaults
+        """The same optimizer with the same settings, over what of the parameters is inside one chunk.
+
+        Neighbours of the same settings are one piece: SGD and AdamW treat every element alike, whatever its tensor.
+        """
+        settings_of = {
+            parameter: tuple((name, value) for name, value in group.items() if name != "params")
+            for group in optimizer.param_groups for parameter in group["params"]
+        }  # fmt: skip
+        pieces: dict[Settings, list[nn.Parameter]] = defaultdict(list)
+        inside = layout.overlapping(chunk.begin, chunk.end)
+        for settings, alike in itertools.groupby(inside, key=lambda piece: settings_of[layout.parameters[piece[0]]]):
+            ranges = [elements for _, elements in alike]
+            pieces[settings].append(self._piece((ranges[0][0], ranges[-1][1]), span.start - chunk.begin))
+        return type(optimizer)([{**dict(settings), "params": of_them} for settings, of_them in pieces.items()])  # type: ignore[call-arg]  # every torch.optim class has defaults
 
     def _piece(self, elements: Range, shift: int) -> nn.Parameter:
         span = slice(elements[0] + shift, elements[1] + shift)
@@ -86,15 +96,22 @@ class Shard:
 
     def sum(self, index: int) -> None:
         """Let the gradient be the sum of all workers' in fp32, in their order: equal runs end bitwise equal."""
-        self.take(index, 0)
-        for wire in self._pushed[1:]:
-            wire.unpack(index)
-            self._gradient_of[index].add_(wire.parts[index])
+        parts = [self._pushed_part(index, worker) for worker in range(len(self._pushed))]
+        gradient, (first, *others) = self._gradient_of[index], parts
+        if others and first.dtype == gradient.dtype:
+            torch.add(first, others.pop(0), out=gradient)  # one pass over memory fewer than a copy and a sum
+        else:
+            gradient.copy_(first)
+        for other in others:
+            gradient.add_(other)
 
     def take(self, index: int, worker: int) -> None:
         """Let the gradient be one worker's."""
+        self._gradient_of[index].copy_(self._pushed_part(index, worker))
+
+    def _pushed_part(self, index: int, worker: int) -> Tensor:
         self._pushed[worker].unpack(index)
-        self._gradient_of[index].copy_(self._pushed[worker].parts[index])
+        return self._pushed[worker].parts[index]
 
     def squared_norm(self) -> float:
         """Return the square of the gradient's L2 norm over all chunks, summed in fp64."""

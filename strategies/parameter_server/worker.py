@@ -111,6 +111,8 @@ class ParameterServerWorker(Strategy):
         self._push_views, self._pull_views = self._views(self._out.buffer), self._views(self._in.buffer)
         for view, parameter in zip(self._pull_views, self._parameters, strict=True):
             view.copy_(parameter.detach())  # compressed weights arrive as changes of these
+            if self._in_place(parameter):
+                parameter.data = view
         self._pushes = [self._push_request(chunk) for chunk in chunks]
         for chunk in chunks:
             server, buffer = self._roles.servers[chunk.server], self._in.message(chunk.index)
@@ -234,8 +236,18 @@ class ParameterServerWorker(Strategy):
             parameter.grad = pulled.to(parameter)
             return
         self._wait_in_forward_s += time.perf_counter() - began
-        with torch.no_grad():
-            parameter.copy_(pulled)
+        if not self._in_place(parameter):
+            with torch.no_grad():
+                parameter.copy_(pulled)
+
+    def _in_place(self, parameter: Tensor) -> bool:
+        """Whether new weights arrive where the model has its own, which then need not be copied.
+
+        They come when backward needs the old ones no more: a chunk leaves, to be answered, when all its gradients are
+        ready, and whatever reads a parameter in backward has then run.
+        """
+        arrives_whole = self.options.compression == "none" and not self._returns_gradients
+        return arrives_whole and parameter.dtype == self.options.wire_dtype and not parameter.is_cuda
 
     def settle(self) -> None:
         """Take over all that is still to come."""
