@@ -122,7 +122,7 @@ def _add_knobs(command: argparse.ArgumentParser) -> None:
         default = "" if field.default is None else f" [{field.default}]"
         text = (field.description or "").replace("%", "%%") + default
         if isinstance(field.default, bool):
-            command.add_argument(flag, action="store_true", default=None, help=text)
+            command.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
             command.add_argument(flag, metavar="|".join(choices) or "VALUE", help=text)

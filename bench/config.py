@@ -188,6 +188,9 @@ class RunConfig(BaseModel):
     window_bytes: int | None = Field(400_000, ge=1)
     """Most bytes that a worker has on their way to servers, so that workers share a server's link evenly and priority
     can overtake; give more on links beyond 10 Gbit/s; none: no limit."""
+    shared_memory: bool = True
+    """Whether workers and servers of one node read each other's messages where they lie, if /dev/shm holds them and no
+    GPU is in it; false: they are sent like those to other nodes."""
     segment_bytes: int = Field(64 << 10, ge=64)
     """Largest message of mpi_ring, bytes; a bucket of it has one such message per worker."""
     fusion_threshold_bytes: int = Field(128 << 20, ge=0)

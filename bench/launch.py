@@ -115,8 +115,11 @@ def run_flags(config: RunConfig) -> list[str]:
         value = getattr(config, name)
         if name in ("num_workers", "launcher") or value == field.default:
             continue
-        flag = "--" + name.replace("_", "-")
-        flags += [flag] if value is True else [flag, "none" if value is None else str(value)]
+        words = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{words}" if value else f"--no-{words}")
+        else:
+            flags += [f"--{words}", "none" if value is None else str(value)]
     return flags
 
 

@@ -30,6 +30,7 @@ Status = Literal["ok", "failed", "timeout", "out_of_memory", "unsupported", "inv
 LABELS: dict[str, str] = {
     "oversubscribed": "more ranks than CPU cores on a node: they wait for each other's core, not for the network",
     "loopback": "all ranks on one machine: messages cross memory, not a network",
+    "shared_memory": "workers and servers of one node read each other's messages where they lie: counted, not sent",
     "emulated": "the nodes are network namespaces of one machine, their links shaped; they share its cores",
     "emulated_compute": "workers slept instead of computing: nothing was trained, so there is no loss and no gate",
     "not_ring": "the allreduce that ran was not a ring",

@@ -34,6 +34,7 @@ class RankReport:
     missed_updates: Counter[int] = field(default_factory=Counter)
     largest_lead: int = 0
     shard_imbalance: float | None = None
+    shares_memory: bool = False
     overshoots_s: list[float] = field(default_factory=list)  # of the sleeps in measured steps
 
 
@@ -159,6 +160,7 @@ def labels(config: RunConfig, reports: Sequence[RankReport], allreduce_algorithm
     found = {
         "oversubscribed": any(_crowded(config, ranks) for ranks in machines),
         "loopback": config.world_size > 1 and len(hosts) == 1 and config.strategy != "independent",
+        "shared_memory": any(report.shares_memory for report in reports),
         "emulated": emulated,
         "emulated_compute": config.compute != "real",
         "not_ring": allreduce_algorithm == "not_ring",

@@ -69,13 +69,14 @@ def make_arms(asked: argparse.Namespace) -> dict[str, Arm]:
     }  # fmt: skip
     fast = {"chunk_bytes": asked.chunk_bytes, "window_bytes": None}
     server = RunConfig.model_validate({**common, **fast, "strategy": "parameter_server", "num_servers": 1})
+    over_tcp = server.model_copy(update={"shared_memory": False})
     colocated = server.model_copy(update={"placement": "colocated", "num_servers": 0})
     ddp = RunConfig.model_validate({**common, "strategy": "ddp"})
     return {
         "psring, colocated": partial(run_psring, colocated, tcp=False),
         "DDP": partial(run_psring, ddp, tcp=False),
         "psring": partial(run_psring, server, tcp=False),
-        "psring, TCP": partial(run_psring, server, tcp=True),
+        "psring, TCP": partial(run_psring, over_tcp, tcp=True),
         "torch RPC": partial(run_peer, "torch_rpc", server, tcp=False),
         "torch RPC, TCP": partial(run_peer, "torch_rpc", server, tcp=True),
         "Ray": partial(run_peer, "ray_actors", server, tcp=False),

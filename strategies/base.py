@@ -68,6 +68,7 @@ class Options:
     server_role: str = "update"
     schedule: str = "fifo"
     window_bytes: int | None = 400_000
+    shared_memory: bool = True
     wire_dtype: torch.dtype = torch.float32
     compression: str = "none"
     topk_ratio: float = 0.01
@@ -243,6 +244,11 @@ class Strategy(ABC):
     def shard_imbalance(self) -> float | None:
         """λ: the most that a server holds over its share, 1.0 when balanced; None without servers."""
         return None
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether messages of this rank to another one lie in memory that both see, and are not sent."""
+        return False
 
     def staleness(self) -> Staleness:
         """How stale gradients have been on this rank's server, if it has one."""

@@ -18,7 +18,7 @@ from bench.ledger import padding_bytes, predict
 from bench.train import build_model, held_out_loss
 from strategies.base import Options, Strategy
 from strategies.parameter_server.compression import BLOCK, make_codec
-from strategies.parameter_server.wire import Compressed, make_wire
+from strategies.parameter_server.wire import make_wire
 from tests.test_parameter_server import WORLDS, counted_per_step, served
 from tests.virtual import final_weights, run_world
 
@@ -77,22 +77,26 @@ def test_zeros_stay_zeros(knobs: dict[str, Any]) -> None:
 @pytest.mark.parametrize("knobs", CODECS.values(), ids=CODECS)
 def test_what_one_message_leaves_out_the_next_ones_say(knobs: dict[str, Any]) -> None:
     """Said and still owed are together what was put, step after step; and what is owed stays bounded."""
-    spans = [slice(0, 1000), slice(1000, 2500)]
-    sender, receiver = (make_wire(Options(**knobs), spans, adds=adds) for adds in (False, True))
-    assert isinstance(receiver, Compressed)
+    codec, sizes = make_codec(Options(**knobs)), (1000, 1500)
+    assert codec is not None
+    (sent, messages), (heard, arrived) = (
+        (torch.zeros(2500), [torch.empty(codec.nbytes(size), dtype=torch.uint8) for size in sizes]) for _ in range(2)
+    )
+    sender = make_wire(Options(**knobs), messages, sizes, sent)
+    receiver = make_wire(Options(**knobs), arrived, sizes, heard, adds=True)
     put, owed = torch.zeros(2500), []
     for step in range(300):
         gradient = numbers(2500, step)
         put += gradient
-        sender.put(sender.buffer, gradient)
-        for index in range(len(spans)):
+        sender.put(sent, gradient)
+        for index in range(len(sizes)):
             said = sender.pack(index).clone()
             receiver.message(index)[:] = sender.message(index)
-            before = receiver.buffer[spans[index]].clone()
+            before = receiver.parts[index].clone()
             receiver.unpack(index)
-            assert torch.equal(receiver.buffer[spans[index]], before + said)
-        assert torch.allclose(receiver.buffer + sender.buffer, put, rtol=0, atol=1e-4 * float(put.abs().max()))
-        owed.append(float(sender.buffer.norm()))
+            assert torch.equal(receiver.parts[index], before + said)
+        assert torch.allclose(heard + sent, put, rtol=0, atol=1e-4 * float(put.abs().max()))
+        owed.append(float(sent.norm()))
     assert max(owed[200:]) < 1.5 * max(owed[:200])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
@@ -47,11 +48,13 @@ def counted_per_step(config: RunConfig, strategies: list[Strategy]) -> list[floa
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 @pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
+@pytest.mark.parametrize("lonely", [0, 1, 5])
 def test_every_world_trains_the_reference_model_and_counts_every_byte(
-    world: dict[str, object], knobs: dict[str, object]
+    world: dict[str, object], knobs: dict[str, object], lonely: int
 ) -> None:
+    """Whatever travels and whatever does not: the first ranks are alone on their nodes, the others share memory."""
     config = served(**world, **knobs)
-    strategies = run_world(config)
+    strategies = run_world(config, lonely=lonely)
     weights = final_weights(strategies)
     assert_equivalent(config, weights[0])
     assert len(weights) == config.num_workers
@@ -59,6 +62,19 @@ def test_every_world_trains_the_reference_model_and_counts_every_byte(
     predicted = list(vars(predict(config)[0]).values())
     padding = padding_bytes(config)
     assert counted_per_step(config, strategies) == pytest.approx(predicted, rel=1e-12, abs=padding)
+
+
+@pytest.mark.parametrize("placement", [{"num_servers": 2}, {"placement": "colocated"}], ids=str)
+def test_what_ranks_of_a_node_say_to_each_other_is_not_sent(placement: dict[str, object]) -> None:
+    config = served(num_workers=4, consistency="asp", **placement)
+    both_ways, rest = 2 * config.gpt.num_parameters * 4, []
+    for lonely in (config.world_size, 1, 0):
+        ranks: list[Any] = run_world(config, lonely=lonely)
+        rest.append(ranks[0]._comm.node.message_bytes / both_ways)
+        assert [rank.shares_memory for rank in ranks] == [number >= lonely for number in range(len(ranks))]
+    colocated = config.num_servers == 0
+    # Colocated, a worker's own quarter never travels; the lonely one's shard is a quarter of what three others want.
+    assert rest == pytest.approx([3, 1.5, 0] if colocated else [4, 1, 0])
 
 
 def test_equal_runs_end_bitwise_equal_whoever_is_late() -> None:

@@ -119,6 +119,7 @@ class Plan:
 
 
 Buffer = np.ndarray
+NOTHING = np.empty(0, np.uint8)  # what travels where only the message's arrival says something
 
 
 def message(buffer: Buffer) -> list[object]:

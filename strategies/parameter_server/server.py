@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import numpy as np
 import torch
 from mpi4py import MPI
 from torch import nn
@@ -22,8 +21,9 @@ from strategies.base import (
     gradient_factor,
 )
 from strategies.parameter_server.consistency import Clocks
+from strategies.parameter_server.memory import Mailboxes, NodeMemory
 from strategies.parameter_server.norm import NormExchange
-from strategies.parameter_server.plan import CLOSE_TAG, Plan, Roles, message, wait_all
+from strategies.parameter_server.plan import CLOSE_TAG, NOTHING, Plan, Roles, message, wait_all
 from strategies.parameter_server.progress import Progress
 from strategies.parameter_server.shard import Shard
 
@@ -60,20 +60,22 @@ class Server:
         missed = sum((clocks.missed for clocks in self._clocks), Counter[int]())
         return Staleness(missed, max(clocks.largest_lead for clocks in self._clocks))
 
-    def prepare(self, plan: Plan, optimizer: torch.optim.Optimizer) -> None:
+    def prepare(self, plan: Plan, mail: Mailboxes, optimizer: torch.optim.Optimizer) -> None:
         """Make the shard, requests to answer with, and one receive for worker 0's weights."""
-        workers, options = self._roles.workers, self._options
-        self._chunks = plan.of_server(self._roles.servers.index(self._comm.rank))
-        answers = 1 if self._staleness == 0 else len(workers)
+        workers, options, server = self._roles.workers, self._options, self._roles.servers.index(self._comm.rank)
+        self._chunks = plan.of_server(server)
+        self._mail = mail
         updates = optimizer if options.server_role == "update" else None
         if options.sync_every > 1:
             updates = outer_optimizer(optimizer, options)
-        self._shard = Shard(plan.layout, self._chunks, updates, len(workers), options, answers)
+        pushes = [mail.pushes(worker, self._chunks) for worker in range(len(workers))]
+        answers = [mail.answers(server, which) for which in range(mail.answers_each)]
+        self._shard = Shard(plan.layout, self._chunks, updates, options, pushes, answers)
         self._clocks = [Clocks(len(workers), self._staleness) for _ in self._chunks]
         self._sends = [
-            [self._comm.Send_init(message(self._shard.answer(i, w % answers)), rank, self._chunks[i].pull_tag)
-             for w, rank in enumerate(workers)] for i in range(len(self._chunks))
-        ]  # fmt: skip
+            [self._comm.Send_init(self._travelling(i, w), rank, chunk.pull_tag) for w, rank in enumerate(workers)]
+            for i, chunk in enumerate(self._chunks)
+        ]
         self._initial = [
             self._comm.Irecv(message(self._shard.weights(i)), workers[0], chunk.push_tag)
             for i, chunk in enumerate(self._chunks)
@@ -91,10 +93,19 @@ class Server:
         ]  # fmt: skip
         for worker, rank in enumerate(self._roles.workers):
             for index, chunk in enumerate(self._chunks):
-                buffer, act = self._shard.pushed(index, worker), partial(self._pushed, index, worker)
-                self._progress.expect(rank, chunk.push_tag, buffer, act)
-            self._progress.expect(rank, CLOSE_TAG, np.empty(0, np.uint8), self._worker_closed)
+                buffer = self._shard.pushed(index, worker) if self._mail.travels_from(rank) else NOTHING
+                self._progress.expect(rank, chunk.push_tag, buffer, partial(self._pushed, index, worker))
+            self._progress.expect(rank, CLOSE_TAG, NOTHING, self._worker_closed)
         self._progress.awaited += self._open
+
+    def _travelling(self, index: int, worker: int) -> list[object]:
+        """What a worker is sent as answer: nothing if it sees where that lies."""
+        travels = self._mail.travels_to(self._roles.workers[worker])
+        return message(self._shard.answer(index, self._which(worker)) if travels else NOTHING)
+
+    def _which(self, worker: int) -> int:
+        """Which answer a worker gets: its own, or everybody's."""
+        return worker % self._mail.answers_each
 
     def finish_weights(self) -> None:
         """Wait until the others have the initial weights."""
@@ -106,6 +117,7 @@ class Server:
 
     def _pushed(self, index: int, worker: int) -> None:
         """Act on a worker's gradient of one chunk."""
+        self._mail.sync()
         self._count(self._roles.workers[worker], received=self._shard.pushed(index, worker).nbytes)
         free = self._clocks[index].push(worker)
         if self._staleness > 0:
@@ -147,12 +159,12 @@ class Server:
         for worker in workers:
             request = self._sends[index][worker]
             request.Wait()
-            which = 0 if self._staleness == 0 else worker
             if self._staleness > 0 or worker == 0:
-                self._shard.fill_answer(index, which)
+                self._shard.fill_answer(index, self._which(worker))
             self._clocks[index].answered(worker)
+            self._mail.sync()
             request.Start()
-            self._count(self._roles.workers[worker], sent=self._shard.answer(index, which).nbytes)
+            self._count(self._roles.workers[worker], sent=self._shard.answer(index, self._which(worker)).nbytes)
 
     def _count(self, rank: int, sent: int = 0, received: int = 0) -> None:
         """Count one message; what a rank hands to itself does not travel."""
@@ -184,10 +196,14 @@ class ParameterServer(Strategy):
 
     is_server = True
 
-    def __init__(self, group: Group, options: Options, comm: MPI.Intracomm, roles: Roles) -> None:
+    def __init__(
+        self, group: Group, options: Options, comm: MPI.Intracomm, roles: Roles,
+        memory_of_node: type[NodeMemory] = NodeMemory,
+    ) -> None:  # fmt: skip
         super().__init__(group, options)
         self._comm = comm
         self._roles = roles
+        self._memory_of_node = memory_of_node
         self._progress = Progress(comm)
         self._server = Server(comm, roles, options, self._progress, self.counters)
         self.scaler = self._server.scaler
@@ -203,7 +219,8 @@ class ParameterServer(Strategy):
         Only the shapes of `model` and the settings of `optimizer` count: the model may be on the meta device.
         """
         self._plan = Plan.of(model, self._roles, self.options)
-        self._server.prepare(self._plan, optimizer)
+        self._mail = Mailboxes(self._comm, self._plan, self.options, self._memory_of_node)
+        self._server.prepare(self._plan, self._mail, optimizer)
         self._server.pass_on_weights()
         self._server.finish_weights()
         return model
@@ -212,6 +229,11 @@ class ParameterServer(Strategy):
     def shard_imbalance(self) -> float:
         """λ of the plan."""
         return self._plan.imbalance
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether some messages of this rank lie where their receiver reads them, and are not sent."""
+        return self._mail.shares
 
     def staleness(self) -> Staleness:
         """How stale gradients have been here."""
@@ -223,7 +245,8 @@ class ParameterServer(Strategy):
         self._server.withdraw()
 
     def close(self) -> None:
-        """Give the communicator back. Collective."""
+        """Give the communicator and the memory back. Collective."""
+        self._mail.free()
         self._comm.Free()
 
     def synchronize(self) -> None:

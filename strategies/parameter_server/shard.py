@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from strategies.base import Options
 from strategies.buffers import FlatLayout, Range, as_bytes
+from strategies.parameter_server.memory import Messages
 from strategies.parameter_server.plan import Chunk
-from strategies.parameter_server.wire import Compressed, Dense, Wire, make_wire
+from strategies.parameter_server.wire import make_wire
 
 Settings = tuple[tuple[str, Any], ...]  # of an optimizer's group: its learning rate and so on
 
@@ -25,36 +26,36 @@ class Shard:
     """Master weights, gradient and optimizer of some chunks, which lie side by side here.
 
     Without an optimizer it returns gradients and not weights; compressed, not weights but what has changed in them.
-    `answers`: how many answers to different workers may be on their way with different contents.
+    `pushes` are where each worker's gradients lie, `answers` where what is returned does: several, if answers with
+    different contents may be on their way to different workers.
     """
 
     def __init__(
         self, layout: FlatLayout, chunks: list[Chunk], optimizer: torch.optim.Optimizer | None,
-        num_workers: int, options: Options, answers: int,
+        options: Options, pushes: Sequence[Messages], answers: Sequence[Messages],
     ) -> None:  # fmt: skip
-        size = sum(chunk.size for chunk in chunks)
-        ends = np.cumsum([chunk.size for chunk in chunks])
-        spans = [slice(int(end) - chunk.size, int(end)) for chunk, end in zip(chunks, ends, strict=True)]
-        self._weights, self._gradient = torch.empty(size), torch.empty(size)
-        self._returned = self._weights if optimizer else self._gradient
-        self._weights_of, self._gradient_of, self._returned_of = (
-            [vector[span] for span in spans] for vector in (self._weights, self._gradient, self._returned)
-        )
-        self._pushed = [make_wire(options, spans) for _ in range(num_workers)]
-        self._answers: list[Wire] = [make_wire(options, spans) for _ in range(answers)]
-        if answers == 1 and options.wire_dtype == torch.float32 and options.compression == "none":
-            self._answers = [Dense(self._returned, spans)]  # which then need not be copied
-        compressed = isinstance(self._answers[0], Compressed)
+        sizes = [chunk.size for chunk in chunks]
+        self._pushed = [make_wire(options, messages.each, sizes) for messages in pushes]
+        self._answers = [make_wire(options, messages.each, sizes) for messages in answers]
+        compressed = options.compression != "none"
+        # What is returned needs no copy where it can be its own message.
+        self._is_answer = len(answers) == 1 and options.wire_dtype == torch.float32 and not compressed
+        returned = answers[0].memory.view(torch.float32) if self._is_answer else torch.empty(sum(sizes))
+        other = torch.empty(sum(sizes))
+        self._weights, self._gradient = (returned, other) if optimizer else (other, returned)
+        self._weights_of, self._gradient_of = torch.split(self._weights, sizes), torch.split(self._gradient, sizes)
+        self._returned_of = torch.split(returned, sizes)
         # The weights that all workers have, if they are told changes only.
         self._told_of = [torch.empty_like(part) for part in self._weights_of] if optimizer and compressed else None
+        begins = [0, *itertools.accumulate(sizes)]
         self._updates = [
-            bare_step(self._chunk_optimizer(optimizer, layout, chunk, span))
-            for chunk, span in zip(chunks, spans, strict=True)
+            bare_step(self._chunk_optimizer(optimizer, layout, chunk, begin))
+            for chunk, begin in zip(chunks, begins, strict=False)
             if optimizer
         ]
 
     def _chunk_optimizer(
-        self, optimizer: torch.optim.Optimizer, layout: FlatLayout, chunk: Chunk, span: slice
+        self, optimizer: torch.optim.Optimizer, layout: FlatLayout, chunk: Chunk, begin: int
     ) -> torch.optim.Optimizer:
         """The same optimizer with the same settings, over what of the parameters is inside one chunk.
 
@@ -68,7 +69,7 @@ class Shard:
         inside = layout.overlapping(chunk.begin, chunk.end)
         for settings, alike in itertools.groupby(inside, key=lambda piece: settings_of[layout.parameters[piece[0]]]):
             ranges = [elements for _, elements in alike]
-            pieces[settings].append(self._piece((ranges[0][0], ranges[-1][1]), span.start - chunk.begin))
+            pieces[settings].append(self._piece((ranges[0][0], ranges[-1][1]), begin - chunk.begin))
         return type(optimizer)([{**dict(settings), "params": of_them} for settings, of_them in pieces.items()])  # type: ignore[call-arg]  # every torch.optim class has defaults
 
     def _piece(self, elements: Range, shift: int) -> nn.Parameter:
@@ -129,7 +130,7 @@ class Shard:
         if self._told_of is not None:
             torch.sub(returned, self._told_of[index], out=wire.parts[index])
             self._told_of[index].add_(wire.pack(index))
-        elif wire.buffer is not self._returned:
+        elif not self._is_answer:
             wire.put(wire.parts[index], returned)
             wire.pack(index)
 

@@ -1,4 +1,4 @@
-"""A flat vector, and the messages in which its chunks travel."""
+"""The numbers of a rank's chunks, and the messages in which they travel."""
 
 from __future__ import annotations
 
@@ -10,43 +10,45 @@ import torch
 from torch import Tensor
 
 from strategies.base import Options
-from strategies.buffers import as_bytes, host_buffer
+from strategies.buffers import as_bytes
 from strategies.parameter_server.compression import Codec, make_codec
 
 
 class Wire(ABC):
-    """One end of a stream of chunks: `buffer` is what its owner writes or reads, `message(i)` what MPI moves.
+    """One end of a stream of chunks: its owner writes or reads `parts`, the other end does so with `message(i)`.
 
-    `parts[i]` is a chunk's place in the buffer. Views are made once: for small chunks they would cost as much as sums.
+    Views are made once: for small chunks they would cost as much as sums.
     """
 
-    def __init__(self, buffer: Tensor, spans: Sequence[slice], messages: Sequence[Tensor]) -> None:
-        self.buffer = buffer
-        self.parts = [buffer[span] for span in spans]
+    def __init__(self, parts: Sequence[Tensor], messages: Sequence[Tensor]) -> None:
+        self.parts = list(parts)
         self._messages = [as_bytes(message) for message in messages]
 
     def message(self, index: int) -> np.ndarray:
-        """The bytes that travel for one chunk; always the same memory."""
+        """The bytes that say a chunk; always the same memory."""
         return self._messages[index]
 
     @abstractmethod
     def put(self, place: Tensor, values: Tensor) -> None:
-        """Write values to send into a part of the buffer."""
+        """Write values to send into a part, or a piece of one."""
 
     @abstractmethod
     def pack(self, index: int) -> Tensor:
-        """Make a chunk's message from the buffer; return what its receiver will read there."""
+        """Make a chunk's message from its part; return what its receiver will read there."""
 
     @abstractmethod
     def unpack(self, index: int) -> None:
-        """Make a chunk of the buffer from its message."""
+        """Make a chunk's part from its message."""
 
 
 class Dense(Wire):
-    """The buffer itself travels, in its own dtype."""
+    """The numbers themselves travel, in the wire dtype. Sent ones are their own message; so may received ones be."""
 
-    def __init__(self, buffer: Tensor, spans: Sequence[slice]) -> None:
-        super().__init__(buffer, spans, [buffer[span] for span in spans])
+    def __init__(self, parts: Sequence[Tensor], messages: Sequence[Tensor]) -> None:
+        super().__init__(parts, messages)
+        said = [message.view(part.dtype) for part, message in zip(parts, messages, strict=True)]
+        apart = [part.data_ptr() != message.data_ptr() for part, message in zip(parts, messages, strict=True)]
+        self._elsewhere = [there if yes else None for there, yes in zip(said, apart, strict=True)]
 
     def put(self, place: Tensor, values: Tensor) -> None:
         """Round to the wire dtype."""
@@ -57,22 +59,25 @@ class Dense(Wire):
         return self.parts[index]
 
     def unpack(self, index: int) -> None:
-        """Nothing is left to do."""
+        """Fetch what was said where its sender has it."""
+        said = self._elsewhere[index]
+        if said is not None:
+            self.parts[index].copy_(said)
 
 
 class Compressed(Wire):
-    """Sends what a codec makes of the buffer, and owes the rest: error feedback.
+    """Sends what a codec makes of the numbers, and owes the rest: error feedback.
 
-    A sender's buffer (fp32) holds all that was put and not yet said, so that what one message leaves out the next ones
-    say: nothing is lost. A receiver's is overwritten; one that `adds` receives changes and sums them up.
+    A sender's parts (fp32) hold all that was put and not yet said, so that what one message leaves out the next ones
+    say: nothing is lost. A receiver's are overwritten; one that `adds` receives changes and sums them up.
     """
 
-    def __init__(self, codec: Codec, spans: Sequence[slice], adds: bool) -> None:
-        self._encoded = [torch.empty(codec.nbytes(s.stop - s.start), dtype=torch.uint8) for s in spans]
-        super().__init__(torch.zeros(max(span.stop for span in spans)), spans, self._encoded)
+    def __init__(self, codec: Codec, parts: Sequence[Tensor], messages: Sequence[Tensor], adds: bool) -> None:
+        super().__init__(parts, messages)
+        self._encoded = list(messages)
         self._codec = codec
         self._adds = adds
-        self._said = torch.empty(max(span.stop - span.start for span in spans))
+        self._said = torch.empty(max(len(part) for part in parts))
 
     def put(self, place: Tensor, values: Tensor) -> None:
         """Owe it, too."""
@@ -97,9 +102,18 @@ class Compressed(Wire):
         return said
 
 
-def make_wire(options: Options, spans: Sequence[slice], pinned: bool = False, adds: bool = False) -> Wire:
-    """One end of a stream in the form that a run asks for; page-locked where a GPU copies to and from it."""
+def make_wire(
+    options: Options, messages: Sequence[Tensor], sizes: Sequence[int], flat: Tensor | None = None, adds: bool = False
+) -> Wire:
+    """One end of a stream in the form that a run asks for, of chunks of so many elements.
+
+    `flat` holds its owner's numbers side by side; without it the messages themselves do, if they are not compressed.
+    """
     codec = make_codec(options)
     if codec:
-        return Compressed(codec, spans, adds)
-    return Dense(host_buffer(max(span.stop for span in spans), options.wire_dtype, pinned), spans)
+        return Compressed(
+            codec, torch.split(torch.zeros(sum(sizes)) if flat is None else flat, list(sizes)), messages, adds
+        )
+    if flat is None:
+        return Dense([message.view(options.wire_dtype) for message in messages], messages)
+    return Dense(torch.split(flat, list(sizes)), messages)

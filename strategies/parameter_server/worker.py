@@ -15,9 +15,10 @@ from mpi4py import MPI
 from torch import Tensor, nn
 
 from strategies.base import Group, Options, Staleness, Strategy, apply_mean_gradient, on_gradient
-from strategies.buffers import as_bytes
+from strategies.buffers import as_bytes, host_buffer
+from strategies.parameter_server.memory import Mailboxes, NodeMemory
 from strategies.parameter_server.outbox import Outbox, sending_order
-from strategies.parameter_server.plan import CLOSE_TAG, NORM_TAG, Chunk, Plan, Roles, message, wait_all
+from strategies.parameter_server.plan import CLOSE_TAG, NORM_TAG, NOTHING, Chunk, Plan, Roles, message, wait_all
 from strategies.parameter_server.progress import Progress
 from strategies.parameter_server.server import Server
 from strategies.parameter_server.wire import make_wire
@@ -31,10 +32,14 @@ class ParameterServerWorker(Strategy):
     nothing to do; this one computes.
     """
 
-    def __init__(self, group: Group, options: Options, comm: MPI.Intracomm, roles: Roles) -> None:
+    def __init__(
+        self, group: Group, options: Options, comm: MPI.Intracomm, roles: Roles,
+        memory_of_node: type[NodeMemory] = NodeMemory,
+    ) -> None:  # fmt: skip
         super().__init__(group, options)
         self._comm = comm
         self._roles = roles
+        self._memory_of_node = memory_of_node
         self._progress = Progress(comm)
         self._server: Server | None = None
         if comm.rank in roles.servers:
@@ -66,6 +71,11 @@ class ParameterServerWorker(Strategy):
         """λ of the plan."""
         return self._plan.imbalance
 
+    @property
+    def shares_memory(self) -> bool:
+        """Whether some messages of this rank lie where their receiver reads them, and are not sent."""
+        return self._mail.shares
+
     def staleness(self) -> Staleness:
         """How stale gradients have been on the server of this rank."""
         return self._server.staleness() if self._server else Staleness()
@@ -75,10 +85,12 @@ class ParameterServerWorker(Strategy):
         self._plan = Plan.of(model, self._roles, self.options)
         self._parameters = self._plan.layout.parameters
         self._optimizer = optimizer
+        pinned = self._parameters[0].is_cuda
+        self._mail = Mailboxes(self._comm, self._plan, self.options, self._memory_of_node, pinned)
         if self._server:
-            self._server.prepare(self._plan, optimizer)
+            self._server.prepare(self._plan, self._mail, optimizer)
         self._exchange_initial_weights()
-        self._allocate(pinned=self._parameters[0].is_cuda)
+        self._allocate(pinned)
         self._keep_books()
         self._install_hooks(model)
         self._thread = threading.Thread(target=self._progress.run, args=(self._is_done,), daemon=True)
@@ -104,30 +116,48 @@ class ParameterServerWorker(Strategy):
 
     def _allocate(self, pinned: bool) -> None:
         """Make buffers, a request to push with for every chunk, and know what is to come back."""
-        chunks = self._plan.chunks
-        spans = [slice(chunk.begin, chunk.end) for chunk in chunks]
-        self._out = make_wire(self.options, spans, pinned)
-        self._in = make_wire(self.options, spans, pinned, adds=not self._returns_gradients)
-        self._push_views, self._pull_views = self._views(self._out.buffer), self._views(self._in.buffer)
+        chunks, num_elements = self._plan.chunks, self._plan.layout.num_elements
+        sizes, compressed = [chunk.size for chunk in chunks], self.options.compression != "none"
+        out = self._mail.pushes(self.worker, chunks)
+        pushed = torch.zeros(num_elements) if compressed else out.memory.view(self.options.wire_dtype)
+        self._out = make_wire(self.options, out.each, sizes, pushed)
+        pulled = host_buffer(num_elements, torch.float32 if compressed else self.options.wire_dtype, pinned)
+        self._in = make_wire(self.options, self._answers(pulled), sizes, pulled, adds=not self._returns_gradients)
+        self._push_views, self._pull_views = self._views(pushed), self._views(pulled)
         for view, parameter in zip(self._pull_views, self._parameters, strict=True):
             view.copy_(parameter.detach())  # compressed weights arrive as changes of these
             if self._in_place(parameter):
                 parameter.data = view
         self._pushes = [self._push_request(chunk) for chunk in chunks]
         for chunk in chunks:
-            server, buffer = self._roles.servers[chunk.server], self._in.message(chunk.index)
+            server = self._roles.servers[chunk.server]
+            buffer = self._in.message(chunk.index) if self._mail.travels_from(server) else NOTHING
             self._progress.expect(server, chunk.pull_tag, buffer, partial(self._chunk_pulled, chunk))
         if self.options.needs_norm and self._server is None:  # a server on the same rank receives it for both
             self._progress.expect(self._roles.servers[0], NORM_TAG, self._norm.view(np.uint8), self._norm_arrived)
-        bytes_per_element = sum(self._out.message(c.index).nbytes for c in chunks) / self._plan.layout.num_elements
+        bytes_per_element = sum(self._out.message(c.index).nbytes for c in chunks) / num_elements
         window = (self.options.window_bytes or math.inf) / bytes_per_element
         places = sending_order(chunks, self.options.schedule, self.worker, len(self._roles.servers))
         self._outbox = Outbox(chunks, places, window, self._send)
 
+    def _answers(self, pulled: Tensor) -> list[Tensor]:
+        """Where each chunk's answer can be read; numbers that travel arrive where they are wanted."""
+        messages: dict[int, Tensor] = {}
+        for server, rank in enumerate(self._roles.servers):
+            chunks = self._plan.of_server(server)
+            if self._mail.travels_from(rank) and self.options.compression == "none":
+                messages |= {chunk.index: pulled[chunk.begin : chunk.end].view(torch.uint8) for chunk in chunks}
+            else:
+                answers = self._mail.answers(server, self.worker % self._mail.answers_each).each
+                messages |= {chunk.index: answer for chunk, answer in zip(chunks, answers, strict=True)}
+        return [messages[chunk.index] for chunk in self._plan.chunks]
+
     def _push_request(self, chunk: Chunk) -> MPI.Prequest:
         """A synchronous send completes when its receiver has taken it: that is what a window can count."""
         make = self._comm.Send_init if self.options.window_bytes is None else self._comm.Ssend_init
-        request = make(message(self._out.message(chunk.index)), self._roles.servers[chunk.server], chunk.push_tag)
+        server = self._roles.servers[chunk.server]
+        gradient = self._out.message(chunk.index) if self._mail.travels_to(server) else NOTHING
+        request = make(message(gradient), server, chunk.push_tag)
         assert isinstance(request, MPI.Prequest)
         return request
 
@@ -264,6 +294,7 @@ class ParameterServerWorker(Strategy):
         for request in self._pushes:
             request.Wait()
             request.Free()
+        self._mail.free()
         self._comm.Free()
 
     # From here on: on the thread that runs `progress`.
@@ -273,6 +304,7 @@ class ParameterServerWorker(Strategy):
         push = self._pushes[chunk.index]
         push.Wait()  # the last step's: long done, it was answered
         self._out.pack(chunk.index)
+        self._mail.sync()
         push.Start()
         self._progress.awaited += 1
         if self.options.window_bytes is not None:
@@ -281,6 +313,7 @@ class ParameterServerWorker(Strategy):
     def _chunk_pulled(self, chunk: Chunk) -> None:
         """Count a chunk that went out and came back; what a rank hands to itself does not travel."""
         self._progress.awaited -= 1
+        self._mail.sync()
         self._in.unpack(chunk.index)
         if self._roles.servers[chunk.server] != self._comm.rank:
             sent, received = self._out.message(chunk.index).nbytes, self._in.message(chunk.index).nbytes
@@ -303,8 +336,7 @@ class ParameterServerWorker(Strategy):
         self._norm_known.set()
 
     def _say_goodbye(self) -> None:
-        nothing = message(np.empty(0, np.uint8))
-        wait_all([self._comm.Isend(nothing, server, CLOSE_TAG) for server in self._roles.servers])
+        wait_all([self._comm.Isend(message(NOTHING), server, CLOSE_TAG) for server in self._roles.servers])
         self._said_goodbye = True
 
     def _is_done(self) -> bool:
