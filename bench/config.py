@@ -188,6 +188,9 @@ class RunConfig(BaseModel):
     window_bytes: int | None = Field(400_000, ge=1)
     """Most bytes that a worker has on their way to servers, so that workers share a server's link evenly and priority
     can overtake; give more on links beyond 10 Gbit/s; none: no limit."""
+    eager_limit_bytes: int | None = Field(None, ge=1024, le=1 << 30)
+    """Largest message that Open MPI sends over TCP without asking its receiver first (btl_tcp_eager_limit); more than
+    `chunk_bytes` makes large chunks fast on fast links; none: its own, 64 KiB."""
     shared_memory: bool = True
     """Whether workers and servers of one node read each other's messages where they lie, if /dev/shm holds them and no
     GPU is in it; false: they are sent like those to other nodes."""
@@ -208,7 +211,7 @@ class RunConfig(BaseModel):
     timeout_s: float = Field(600.0, gt=0)
     """Deadline of the whole run; past it every rank prints its Python stack and ends."""
 
-    @field_validator("window_bytes", mode="before")
+    @field_validator("window_bytes", "eager_limit_bytes", mode="before")
     @classmethod
     def _no_limit(cls, value: object) -> object:
         return None if value == "none" else value

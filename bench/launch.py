@@ -23,6 +23,7 @@ POLL_S = 0.1
 TAIL_BYTES = 1 << 20
 # More than a link of 10 Gbit/s holds in 0.2 ms, less than the queue of a slow one.
 SOCKET_BYTES = 1 << 18
+FRAGMENT_BYTES = 1 << 17  # Open MPI's own largest fragment over TCP; none that is sent unasked may be larger
 
 # (launcher, rank, size, rank on this host): the first set whose size is there decides. In a batch script Slurm sets
 # SLURM_PROCID too, but only in a step that srun started does it say how many ranks there are.
@@ -106,6 +107,17 @@ def complete_config(
     if reason:
         raise BadInput(f"run: {reason}")
     return config
+
+
+def eager_limit(config: RunConfig) -> dict[str, str]:
+    """What Open MPI must find in a rank's environment to send messages of the wanted size over TCP unasked."""
+    if config.eager_limit_bytes is None:
+        return {}
+    limit = config.eager_limit_bytes
+    return {
+        "OMPI_MCA_btl_tcp_eager_limit": str(limit),
+        "OMPI_MCA_btl_tcp_max_send_size": str(max(limit, FRAGMENT_BYTES)),
+    }
 
 
 def run_flags(config: RunConfig) -> list[str]:

@@ -54,7 +54,8 @@ def _world(config: RunConfig) -> tuple[object, ...]:
     """
     ring = config.strategy == "ring_allreduce" and (config.fusion_threshold_bytes, config.cycle_time_s)
     launcher = config.launcher if config.world_size > 1 else "none"
-    return (launcher, config.world_size, config.hostfile, config.network_interface, emulated(config), ring)
+    mpi = (config.hostfile, config.network_interface, config.eager_limit_bytes)
+    return (launcher, config.world_size, *mpi, emulated(config), ring)
 
 
 def emulated(config: RunConfig) -> Cluster | None:

@@ -26,6 +26,7 @@ SGD = {"optimizer": "sgd", "learning_rate": 0.1}
 SERVED = {"strategy": "parameter_server"}
 COLOCATED = {"strategy": "parameter_server", "placement": "colocated"}
 MIXED = {"strategy": "parameter_server", "placement": "mixed", "num_servers": 1}
+SENT = {"shared_memory": False}
 PRIORITY = {"schedule": "priority", "window_bytes": 100_000}
 RING = {"strategy": "ring_allreduce"}
 MPI_RING = {"strategy": "mpi_ring"}
@@ -45,6 +46,8 @@ CELLS: list[dict[str, Any]] = [
     {"num_workers": 3, **COLOCATED, **ACCUMULATE_AND_CLIP, **PRIORITY},
     {"num_workers": 3, **MIXED, **SGD, "chunk_bytes": 10_000},
     {"num_workers": 3, "num_servers": 1, **SERVED, **SGD, **PRIORITY, "consistency": "ssp"},
+    {"num_workers": 2, "num_servers": 2, **SERVED, **SENT, **SGD, **ACCUMULATE_AND_CLIP},
+    {"num_workers": 3, **COLOCATED, **SENT, **PRIORITY, "wire_dtype": "bf16"},
     {"num_workers": 5, **COLOCATED, "wire_dtype": "bf16", "precision": "fp16"},
     {"num_workers": 2, **RING, **SGD, **ACCUMULATE_AND_CLIP},
     {"num_workers": 3, **RING, "wire_dtype": "fp16", "precision": "fp16"},
@@ -126,6 +129,9 @@ def test_every_topology_trains_the_reference_model_and_counts_every_byte(
     record = record_of(launched, cell)
     assert_true_run(record)
     assert "loopback" in record.labels
+    assert ("shared_memory" in record.labels) == (
+        record.config.strategy == "parameter_server" and record.config.shared_memory
+    )
     assert record.summary is not None
     if record.config.strategy != "parameter_server":
         assert record.summary.allreduce_algorithm == ("ring" if record.config.world_size > 2 else "any")
@@ -177,6 +183,19 @@ def test_an_allreduce_that_is_no_ring_is_labelled(mpirun: Callable[..., object],
     ended = mpirun(4, "run", *flags({**SHORT, **RING}), "--out", tmp_path / "out", **recursive_doubling)
     assert ended.returncode == 0, ended.stderr
     assert "not_ring" in only_record(tmp_path / "out").labels
+
+
+@pytest.mark.parametrize(
+    "knobs", [{**SERVED, "num_servers": 1, **SENT, "chunk_bytes": 200_000}, MPI_RING], ids=describe
+)
+def test_messages_that_are_sent_unasked_over_tcp_are_the_same(
+    mpirun: Callable[..., object], tmp_path: Path, knobs: dict[str, Any]
+) -> None:
+    """Far above Open MPI's own limit, and above its largest fragment."""
+    eager = {"eager_limit_bytes": 300_000, "segment_bytes": 200_000}
+    ended = mpirun(3, "run", *flags({**SHORT, **knobs, **eager}), "--out", tmp_path / "out", OMPI_MCA_btl="tcp,self")
+    assert ended.returncode == 0, ended.stderr
+    assert_true_run(only_record(tmp_path / "out"))
 
 
 def test_saved_parameters_are_those_of_the_reference(
