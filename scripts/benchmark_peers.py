@@ -6,8 +6,9 @@
 of weights down), SGD with momentum, each update of both workers' gradients. With --compute none gradients are zeros
 from memory: communication alone. Arms run by turns, each launch in fresh processes, so that drift hits all alike; the
 launch is the sample. The peers are in scripts/peers, each as its own documentation writes it. Transports are
-everybody's default, or, in the arms that say so, TCP. psring's messages are of --chunk-bytes and without a window, for
-its defaults are made for links of up to 10 Gbit/s. Printed: steps/s, and psring's over each peer's, with 95 % bootstrap
+everybody's default (psring's: memory that workers and server share), or, in the arms that say so, TCP. psring's
+messages are of --chunk-bytes (over TCP half as much, which Open MPI sends without asking) and without a window, for its
+defaults are made for links of up to 10 Gbit/s. Printed: steps/s, and psring's over each peer's, with 95 % bootstrap
 intervals.
 
 Unfair to the peers: they do not overlap a step's communication with its backward pass; their documentation does not.
@@ -69,7 +70,8 @@ def make_arms(asked: argparse.Namespace) -> dict[str, Arm]:
     }  # fmt: skip
     fast = {"chunk_bytes": asked.chunk_bytes, "window_bytes": None}
     server = RunConfig.model_validate({**common, **fast, "strategy": "parameter_server", "num_servers": 1})
-    over_tcp = server.model_copy(update={"shared_memory": False})
+    unasked = {"chunk_bytes": asked.chunk_bytes // 2, "eager_limit_bytes": asked.chunk_bytes}
+    over_tcp = server.model_copy(update={"shared_memory": False, **unasked})
     colocated = server.model_copy(update={"placement": "colocated", "num_servers": 0})
     ddp = RunConfig.model_validate({**common, "strategy": "ddp"})
     return {

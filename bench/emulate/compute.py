@@ -102,16 +102,13 @@ class Layer(nn.Module):
         super().__init__()
         self.name = name
         self.pace = pace
-        self._zeros = zeros
         for key, parameter in original.named_parameters():
-            self.register_parameter(key, nn.Parameter(self._view(parameter.shape)))
+            self.register_parameter(key, nn.Parameter(zeros[: parameter.numel()].view(parameter.shape)))
         self._in_order = list(self.parameters())
         if isinstance(original, nn.Linear) and not autocast:
             # The product hands the bias its gradient at once, the weight through a transpose; a cast evens them.
             self._in_order.reverse()
-
-    def _view(self, shape: torch.Size) -> Tensor:
-        return self._zeros[: shape.numel()].view(shape)
+        self._gradients = [zeros[: parameter.numel()].view(parameter.shape) for parameter in self._in_order]
 
     def forward(self, x: Tensor) -> Tensor:
         """Sleep; () -> ()."""
@@ -126,7 +123,7 @@ class Layer(nn.Module):
         """
         for parameter in self._in_order:
             parameter.grad = None
-        return [self._view(parameter.shape) for parameter in self._in_order]
+        return [gradient.detach() for gradient in self._gradients]
 
 
 class Chain(nn.Module):
