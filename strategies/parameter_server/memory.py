@@ -29,25 +29,24 @@ class NodeMemory:
     def __init__(self, comm: MPI.Intracomm, nbytes: int, sharing: bool, pinned: bool) -> None:
         """Collective; `nbytes` is this rank's part."""
         self._rank = comm.rank
+        self._window = self._open(comm, 0 if pinned else nbytes) if sharing else None
         self._own: Tensor | None = None
-        self._window: MPI.Win | None = None
-        offered = 0 if pinned else nbytes
-        if sharing:
-            self._node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-            if self._node.size > 1 and self._fits(self._node.allreduce(offered)):
-                assert isinstance(self._node, MPI.Intracomm)
-                self._window = MPI.Win.Allocate_shared(offered, 1, comm=self._node)
-                self._window.Lock_all()
-                ranks = range(comm.size)
-                places = MPI.Group.Translate_ranks(comm.Get_group(), ranks, self._node.Get_group())
-                self._places = dict(zip(ranks, places, strict=True))
         if self._window is None or pinned:
             self._own = torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned)
 
-    def _fits(self, nbytes: int) -> bool:
-        """As its first rank sees it, whom all must believe; a tenth more, for others fill it, too."""
-        disk = os.statvfs(SHARED_MEMORY)
-        return bool(self._node.bcast(1.1 * nbytes < disk.f_bavail * disk.f_frsize))
+    def _open(self, comm: MPI.Intracomm, nbytes: int) -> MPI.Win | None:
+        """Return the node's window, and know who has which place in it; None where there is nothing to share."""
+        node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        assert isinstance(node, MPI.Intracomm)
+        window = None
+        if node.size > 1 and node.bcast(_has_room(node.allreduce(nbytes))):  # its first rank decides for all
+            window = MPI.Win.Allocate_shared(nbytes, 1, comm=node)
+            window.Lock_all()
+            ranks = range(comm.size)
+            places = MPI.Group.Translate_ranks(comm.Get_group(), ranks, node.Get_group())
+            self._places = dict(zip(ranks, places, strict=True))
+        node.Free()
+        return window
 
     def of(self, rank: int) -> Tensor | None:
         """The bytes of a rank's part, uint8; None if they cannot be seen from here."""
@@ -72,6 +71,14 @@ class NodeMemory:
         if self._window is not None:
             self._window.Unlock_all()
             self._window.Free()
+
+
+def _has_room(nbytes: int) -> bool:
+    """Whether so much, and a tenth more for others, is left."""
+    if not os.path.isdir(SHARED_MEMORY):
+        return False
+    disk = os.statvfs(SHARED_MEMORY)
+    return 1.1 * nbytes < disk.f_bavail * disk.f_frsize
 
 
 @dataclass(frozen=True)
