@@ -11,6 +11,8 @@ messages are of --chunk-bytes (over TCP half as much, which Open MPI sends witho
 defaults are made for links of up to 10 Gbit/s. Printed: steps/s, and psring's over each peer's, with 95 % bootstrap
 intervals.
 
+bare MPI is no parameter server but a floor: the same messages, sums and updates in plain mpi4py, nothing else.
+
 Unfair to the peers: they do not overlap a step's communication with its backward pass; their documentation does not.
 """
 
@@ -82,6 +84,7 @@ def make_arms(asked: argparse.Namespace) -> dict[str, Arm]:
         "torch RPC": partial(run_peer, "torch_rpc", server, tcp=False),
         "torch RPC, TCP": partial(run_peer, "torch_rpc", server, tcp=True),
         "Ray": partial(run_peer, "ray_actors", server, tcp=False),
+        **({"bare MPI": partial(run_bare, server)} if asked.compute == "none" else {}),
     }
 
 
@@ -96,10 +99,21 @@ def run_psring(config: RunConfig, scratch: Path, tcp: bool) -> float:
     return record.summary.step_s
 
 
+def run_bare(config: RunConfig, scratch: Path) -> float:
+    """One launch of what MPI, sums and updates alone take: a floor, no peer."""
+    argv = [*launch.launcher_prefix(config), sys.executable, str(PEERS / "bare_mpi.py")]
+    argv.remove("--tag-output")
+    return median_step(end([*argv, "--config", config.model_dump_json()], scratch / "log"))
+
+
 def run_peer(module: str, config: RunConfig, scratch: Path, tcp: bool) -> float:
     """One launch of a peer, which prints the times of its steps."""
     argv = [sys.executable, str(PEERS / f"{module}.py"), "--config", config.model_dump_json()]
-    lines = end(argv + ["--tcp"] * tcp, scratch / "log")
+    return median_step(end(argv + ["--tcp"] * tcp, scratch / "log"))
+
+
+def median_step(lines: list[str]) -> float:
+    """The median of the steps that a peer printed, seconds."""
     (steps,) = (json.loads(line.removeprefix("STEPS ")) for line in lines if line.startswith("STEPS "))
     return statistics.median(steps)
 

@@ -47,8 +47,12 @@ def counted_per_step(config: RunConfig, strategies: list[Strategy]) -> list[floa
 
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
-@pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
-@pytest.mark.parametrize("lonely", [0, 1, 5])
+@pytest.mark.parametrize(
+    ("knobs", "lonely"),
+    [(knobs, 1) for knobs in KNOBS.values()]
+    + [(KNOBS[name], lonely) for name in ("plain", "sum") for lonely in (0, 5)],
+    ids=str,
+)
 def test_every_world_trains_the_reference_model_and_counts_every_byte(
     world: dict[str, object], knobs: dict[str, object], lonely: int
 ) -> None:
