@@ -11,7 +11,7 @@ messages are of --chunk-bytes (over TCP half as much, which Open MPI sends witho
 defaults are made for links of up to 10 Gbit/s. Printed: steps/s, and psring's over each peer's, with 95 % bootstrap
 intervals.
 
-bare MPI is no parameter server but a floor: the same messages, sums and updates in plain mpi4py, nothing else.
+bare MPI is no parameter server, but the same messages, sums and updates in plain mpi4py: what of a step is MPI's own.
 
 Unfair to the peers: they do not overlap a step's communication with its backward pass; their documentation does not.
 """
@@ -100,7 +100,7 @@ def run_psring(config: RunConfig, scratch: Path, tcp: bool) -> float:
 
 
 def run_bare(config: RunConfig, scratch: Path) -> float:
-    """One launch of what MPI, sums and updates alone take: a floor, no peer."""
+    """One launch of what MPI, sums and updates alone take: no peer."""
     argv = [*launch.launcher_prefix(config), sys.executable, str(PEERS / "bare_mpi.py")]
     argv.remove("--tag-output")
     return median_step(end([*argv, "--config", config.model_dump_json()], scratch / "log"))
