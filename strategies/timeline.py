@@ -7,10 +7,13 @@ from collections import defaultdict
 
 from strategies.base import Span
 
+REDUCED = "allreduce."  # how Horovod's optimizer names the reduction of a parameter's gradient
+
 
 def spans(text: str, epoch_s: float) -> dict[str, list[Span]]:
-    """Return what Horovod did for each tensor, in seconds of `time.perf_counter()`.
+    """Return what Horovod did for each gradient, in seconds of `time.perf_counter()`.
 
+    Barriers are left out: a rank that is done already waits at the next one while the recording rank ends its step.
     The file's times are microseconds since a moment whose time of day its first line states. `epoch_s` is the time of
     day less `time.perf_counter()`, read when Horovod began: both are clocks of one machine, so that what is left as an
     error is the microseconds between the two readings and what the time of day was corrected by in between.
@@ -31,4 +34,4 @@ def spans(text: str, epoch_s: float) -> dict[str, list[Span]]:
             found[tensors[pid]].append((what, begin, at))
         elif event["ph"] == "X":
             found[tensors[pid]].append((f"rank {event['name']} is ready", at, at))
-    return dict(found)
+    return {tensor: said for tensor, said in found.items() if tensor.startswith(REDUCED)}
