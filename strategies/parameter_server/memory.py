@@ -166,6 +166,13 @@ class Mailboxes:
         begin = self._begin_of_answers(rank) + which * _end(places)
         return Messages(theirs[begin : begin + places[-1].stop], places)
 
+    def all_answers(self, worker: int) -> Tensor | None:
+        """All that a worker is answered, side by side, if it comes from one server and is seen from here."""
+        servers = self._plan.roles.servers
+        if self._codec or len(servers) > 1 or self.travels_from(servers[0]):
+            return None
+        return self.answers(0, worker % self.answers_each).memory
+
 
 def _aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT

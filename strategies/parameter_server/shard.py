@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from strategies.base import Options
-from strategies.buffers import FlatLayout, Range, as_bytes
+from strategies.buffers import FlatLayout, as_bytes
 from strategies.parameter_server.memory import Messages
 from strategies.parameter_server.plan import Chunk
 from strategies.parameter_server.wire import make_wire
@@ -41,21 +41,26 @@ class Shard:
         # What is returned needs no copy where it can be its own message.
         self._is_answer = len(answers) == 1 and options.wire_dtype == torch.float32 and not compressed
         returned = answers[0].memory.view(torch.float32) if self._is_answer else torch.empty(sum(sizes))
-        other = torch.empty(sum(sizes))
-        self._weights, self._gradient = (returned, other) if optimizer else (other, returned)
-        self._weights_of, self._gradient_of = torch.split(self._weights, sizes), torch.split(self._gradient, sizes)
         self._returned_of = torch.split(returned, sizes)
+        self._weights_of = self._returned_of if optimizer else torch.split(torch.empty(sum(sizes)), sizes)
+        self._gradient_of = self._gradients(sizes, options) if optimizer else self._returned_of
         # The weights that all workers have, if they are told changes only.
         self._told_of = [torch.empty_like(part) for part in self._weights_of] if optimizer and compressed else None
-        begins = [0, *itertools.accumulate(sizes)]
         self._updates = [
-            bare_step(self._chunk_optimizer(optimizer, layout, chunk, begin))
-            for chunk, begin in zip(chunks, begins, strict=False)
+            bare_step(self._chunk_optimizer(optimizer, layout, chunk, index))
+            for index, chunk in enumerate(chunks)
             if optimizer
         ]
 
+    def _gradients(self, sizes: Sequence[int], options: Options) -> Sequence[Tensor]:
+        """Where each chunk is summed: all in one place, which stays cached, if each is updated before the next."""
+        if options.needs_norm:
+            return torch.split(torch.empty(sum(sizes)), list(sizes))
+        place = torch.empty(max(sizes))
+        return [place[:size] for size in sizes]
+
     def _chunk_optimizer(
-        self, optimizer: torch.optim.Optimizer, layout: FlatLayout, chunk: Chunk, begin: int
+        self, optimizer: torch.optim.Optimizer, layout: FlatLayout, chunk: Chunk, index: int
     ) -> torch.optim.Optimizer:
         """The same optimizer with the same settings, over what of the parameters is inside one chunk.
 
@@ -69,14 +74,11 @@ class Shard:
         inside = layout.overlapping(chunk.begin, chunk.end)
         for settings, alike in itertools.groupby(inside, key=lambda piece: settings_of[layout.parameters[piece[0]]]):
             ranges = [elements for _, elements in alike]
-            pieces[settings].append(self._piece((ranges[0][0], ranges[-1][1]), begin - chunk.begin))
+            span = slice(ranges[0][0] - chunk.begin, ranges[-1][1] - chunk.begin)
+            piece = nn.Parameter(self._weights_of[index][span], requires_grad=False)
+            piece.grad = self._gradient_of[index][span]
+            pieces[settings].append(piece)
         return type(optimizer)([{**dict(settings), "params": of_them} for settings, of_them in pieces.items()])  # type: ignore[call-arg]  # every torch.optim class has defaults
-
-    def _piece(self, elements: Range, shift: int) -> nn.Parameter:
-        span = slice(elements[0] + shift, elements[1] + shift)
-        piece = nn.Parameter(self._weights[span], requires_grad=False)
-        piece.grad = self._gradient[span]
-        return piece
 
     def weights(self, index: int) -> np.ndarray:
         """The bytes of one chunk's master weights."""
@@ -116,7 +118,7 @@ class Shard:
 
     def squared_norm(self) -> float:
         """Return the square of the gradient's L2 norm over all chunks, summed in fp64."""
-        return float(torch.linalg.vector_norm(self._gradient, dtype=torch.float64)) ** 2
+        return sum(float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2 for part in self._gradient_of)
 
     def step(self, index: int, factor: float) -> None:
         """Multiply the gradient of one chunk by `factor`, and update its weights with that."""

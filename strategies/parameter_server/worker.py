@@ -121,7 +121,10 @@ class ParameterServerWorker(Strategy):
         out = self._mail.pushes(self.worker, chunks)
         pushed = torch.zeros(num_elements) if compressed else out.memory.view(self.options.wire_dtype)
         self._out = make_wire(self.options, out.each, sizes, pushed)
-        pulled = host_buffer(num_elements, torch.float32 if compressed else self.options.wire_dtype, pinned)
+        pulled = self._weights_on_server()
+        self._reads_there = pulled is not None
+        if pulled is None:
+            pulled = host_buffer(num_elements, torch.float32 if compressed else self.options.wire_dtype, pinned)
         self._in = make_wire(self.options, self._answers(pulled), sizes, pulled, adds=not self._returns_gradients)
         self._push_views, self._pull_views = self._views(pushed), self._views(pulled)
         for view, parameter in zip(self._pull_views, self._parameters, strict=True):
@@ -139,6 +142,16 @@ class ParameterServerWorker(Strategy):
         window = (self.options.window_bytes or math.inf) / bytes_per_element
         places = sending_order(chunks, self.options.schedule, self.worker, len(self._roles.servers))
         self._outbox = Outbox(chunks, places, window, self._send)
+
+    def _weights_on_server(self) -> Tensor | None:
+        """The new weights where their server has them, if this worker may read them there, and changes none itself.
+
+        They are its next answer only after every worker they are for has pushed again.
+        """
+        whole = self._mail.all_answers(self.worker)
+        if whole is None or self._returns_gradients or self.options.sync_every > 1:
+            return None
+        return whole.view(self.options.wire_dtype)
 
     def _answers(self, pulled: Tensor) -> list[Tensor]:
         """Where each chunk's answer can be read; numbers that travel arrive where they are wanted."""
@@ -289,6 +302,7 @@ class ParameterServerWorker(Strategy):
         self.settle()
         self._progress.post(self._say_goodbye)
         self._thread.join()
+        self._keep_weights()
         if self._server:
             self._server.withdraw()
         for request in self._pushes:
@@ -296,6 +310,12 @@ class ParameterServerWorker(Strategy):
             request.Free()
         self._mail.free()
         self._comm.Free()
+
+    def _keep_weights(self) -> None:
+        """Have the last weights here when the server's memory is given back."""
+        for parameter in self._parameters:
+            if self._reads_there and self._in_place(parameter):
+                parameter.data = parameter.data.clone()
 
     # From here on: on the thread that runs `progress`.
 
