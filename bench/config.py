@@ -194,6 +194,9 @@ class RunConfig(BaseModel):
     shared_memory: bool = True
     """Whether workers and servers of one node read each other's messages where they lie, if /dev/shm holds them and no
     GPU is in it; false: they are sent like those to other nodes."""
+    poll_s: float = Field(0.0, ge=0)
+    """How long after the last message a rank of the parameter server that only waits polls before it naps, seconds; 0:
+    not at all, for where ranks share cores somebody else may compute."""
     segment_bytes: int = Field(64 << 10, ge=64)
     """Largest message of mpi_ring, bytes; a bucket of it has one such message per worker."""
     fusion_threshold_bytes: int = Field(128 << 20, ge=0)

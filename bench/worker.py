@@ -83,6 +83,7 @@ def make_options(config: RunConfig, timeline: bool = False) -> Options:
         schedule=config.schedule,
         window_bytes=config.window_bytes,
         shared_memory=config.shared_memory,
+        poll_s=config.poll_s,
         wire_dtype=WIRE_DTYPES[config.wire_dtype],
         compression=config.compression,
         topk_ratio=config.topk_ratio,

@@ -69,6 +69,7 @@ class Options:
     schedule: str = "fifo"
     window_bytes: int | None = 400_000
     shared_memory: bool = True
+    poll_s: float = 0.0
     wire_dtype: torch.dtype = torch.float32
     compression: str = "none"
     topk_ratio: float = 0.01

@@ -28,7 +28,12 @@ WORLDS: dict[str, dict[str, object]] = {
 KNOBS: dict[str, dict[str, object]] = {
     "plain": {},
     "momentum, priority": {"optimizer": "sgd", "schedule": "priority", "window_bytes": 3000},
-    "clipping, accumulation": {"clip_norm": 0.3, "gradient_accumulation": 2, "optimizer": "sgd"},
+    "clipping, accumulation, polling": {
+        "poll_s": 60.0,
+        "clip_norm": 0.3,
+        "gradient_accumulation": 2,
+        "optimizer": "sgd",
+    },
     "fp16": {"precision": "fp16", "wire_dtype": "bf16"},
     "ssp of no staleness": {"consistency": "ssp"},
     "sum": {"server_role": "sum", "optimizer": "sgd", "clip_norm": 0.3, "gradient_accumulation": 2},

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
 import numpy as np
 from mpi4py import MPI
 
-# A waiting rank sleeps: a spinning one would take its core from a rank that computes. The longest nap keeps a
+# A waiting rank sleeps: a polling one would take its core from a rank that computes. The longest nap keeps a
 # socket's buffer from running dry: 256 kB last 0.4 ms at 5 Gbit/s.
 SHORTEST_NAP_S = 50e-6
 LONGEST_NAP_S = 400e-6
@@ -24,10 +26,14 @@ class Progress:
     hand over work with `post`. MPI moves messages only while somebody is inside it, so that without such a
     thread nothing would travel while a worker computes. It asks MPI whether anything has arrived: no receive is posted,
     tested and taken back for every chunk that might.
+
+    While nobody on this rank computes, it polls for `poll_s` after something has happened, before it naps.
     """
 
-    def __init__(self, comm: MPI.Intracomm) -> None:
+    def __init__(self, comm: MPI.Intracomm, poll_s: float = 0.0, nobody_computes: bool = False) -> None:
         self._comm = comm
+        self._poll_s = poll_s
+        self.nobody_computes = nobody_computes
         self._expected: dict[tuple[int, int], tuple[np.ndarray, Act]] = {}
         self._requests: list[MPI.Request] = []
         self._acts: list[Act] = []
@@ -51,13 +57,16 @@ class Progress:
 
     def run(self, until: Callable[[], bool]) -> None:
         """Move messages until something holds; nap where there is nothing to do, sleep while nothing can come."""
-        nap_s = SHORTEST_NAP_S
+        nap_s, acted_at = SHORTEST_NAP_S, 0.0
         while not until():
             self._wake.clear()
+            more_to_come = self.awaited or self._requests
             if self._turn():
-                nap_s = SHORTEST_NAP_S
+                nap_s, acted_at = SHORTEST_NAP_S, time.perf_counter()
+            elif more_to_come and self.nobody_computes and time.perf_counter() - acted_at < self._poll_s:
+                os.sched_yield()
             else:
-                self._wake.wait(nap_s if self.awaited or self._requests else None)
+                self._wake.wait(nap_s if more_to_come else None)
                 nap_s = min(2 * nap_s, LONGEST_NAP_S)
 
     def _turn(self) -> bool:

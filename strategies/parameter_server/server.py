@@ -204,7 +204,7 @@ class ParameterServer(Strategy):
         self._comm = comm
         self._roles = roles
         self._memory_of_node = memory_of_node
-        self._progress = Progress(comm)
+        self._progress = Progress(comm, options.poll_s, nobody_computes=True)
         self._server = Server(comm, roles, options, self._progress, self.counters)
         self.scaler = self._server.scaler
 

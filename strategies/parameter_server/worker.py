@@ -40,7 +40,7 @@ class ParameterServerWorker(Strategy):
         self._comm = comm
         self._roles = roles
         self._memory_of_node = memory_of_node
-        self._progress = Progress(comm)
+        self._progress = Progress(comm, options.poll_s)
         self._server: Server | None = None
         if comm.rank in roles.servers:
             self._server = Server(comm, roles, options, self._progress, self.counters)
@@ -250,7 +250,7 @@ class ParameterServerWorker(Strategy):
                 self._mark_ready(index)
         self._begin_step()
         if self.options.needs_norm:
-            self._norm_known.wait()
+            self._wait_for(self._norm_known)
             self._norm_known.clear()
             self.scaler.update(math.isfinite(self._norm[0]))
         if self._returns_gradients:
@@ -272,7 +272,7 @@ class ParameterServerWorker(Strategy):
         if self._taken[index]:
             return
         began = time.perf_counter()
-        self._pulled[index].wait()
+        self._wait_for(self._pulled[index])
         self._taken[index] = True
         parameter, pulled = self._parameters[index], self._pull_views[index]
         if self._returns_gradients:
@@ -282,6 +282,11 @@ class ParameterServerWorker(Strategy):
         if not self._in_place(parameter):
             with torch.no_grad():
                 parameter.copy_(pulled)
+
+    def _wait_for(self, event: threading.Event) -> None:
+        self._progress.nobody_computes = True
+        event.wait()
+        self._progress.nobody_computes = False
 
     def _in_place(self, parameter: Tensor) -> bool:
         """Whether new weights arrive where the model has its own, which then need not be copied.
