@@ -54,14 +54,15 @@ def show(records: list[RunRecord], console: Console) -> None:
     for size in sorted({record.config.num_workers for record in records}):
         steps: dict[str, list[float]] = {name: [] for name in ARMS}
         for record in records:
-            if record.config.num_workers == size and record.summary:
-                steps[record.config.strategy].append(record.summary.step_s)
+            if record.config.num_workers == size:
                 ideal = ideal_s(record.config)
+                steps[record.config.strategy] += [record.summary.step_s] if record.summary else []
         for name, samples in steps.items():
             step = median_interval(samples)
             ratio = Estimate(*(bound / ideal for bound in step))
             against = text(ratio_interval(samples, steps["ring_allreduce"])) if name == "mpi_ring" else ""
-            verdict = ("met" if ratio.value <= TARGET else "MISSED") if name == "mpi_ring" else ""
+            judged = "met" if ratio.value <= TARGET else "MISSED" if samples else "no valid launch"
+            verdict = judged if name == "mpi_ring" else ""
             cells = (size, name, len(samples), text(step), f"{ideal:.4f}", text(ratio), verdict, against)
             table.add_row(*map(str, cells))
     console.print(table)

@@ -74,7 +74,8 @@ def main() -> None:
         bound = bound_s(config, layout.parse_rate(arguments.link))
         of_row = [record for record in found if record.config.digest() == config.digest()]
         ratios = [record.summary.step_s / bound for record in of_row if record.summary and record.status == "ok"]
-        verdict = "met" if ratios and statistics.median(ratios) <= target else "MISSED"
+        met = statistics.median(ratios) <= target if ratios else None
+        verdict = {True: "met", False: "MISSED", None: "no valid launch"}[met]
         lost = "".join(f"; lost: {record.reason}" for record in of_row if record.status != "ok")
         show(describe(config), ratios, f", of {bound:.3f} s, at most {target}: {verdict}{lost}")
 
