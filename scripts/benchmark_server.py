@@ -74,8 +74,8 @@ def main() -> None:
         bound = bound_s(config, layout.parse_rate(arguments.link))
         of_row = [record for record in found if record.config.digest() == config.digest()]
         ratios = [record.summary.step_s / bound for record in of_row if record.summary and record.status == "ok"]
-        met = statistics.median(ratios) <= target if ratios else None
-        verdict = {True: "met", False: "MISSED", None: "no valid launch"}[met]
+        met = ratios and statistics.median(ratios) <= target
+        verdict = "met" if met else "MISSED" if ratios else "no valid launch"
         lost = "".join(f"; lost: {record.reason}" for record in of_row if record.status != "ok")
         show(describe(config), ratios, f", of {bound:.3f} s, at most {target}: {verdict}{lost}")
 

@@ -122,7 +122,6 @@ class ParameterServerWorker(Strategy):
         pushed = torch.zeros(num_elements) if compressed else out.memory.view(self.options.wire_dtype)
         self._out = make_wire(self.options, out.each, sizes, pushed)
         pulled = self._weights_on_server()
-        self._reads_there = pulled is not None
         if pulled is None:
             pulled = host_buffer(num_elements, torch.float32 if compressed else self.options.wire_dtype, pinned)
         self._in = make_wire(self.options, self._answers(pulled), sizes, pulled, adds=not self._returns_gradients)
@@ -318,8 +317,8 @@ class ParameterServerWorker(Strategy):
 
     def _keep_weights(self) -> None:
         """Have the last weights here when the server's memory is given back."""
-        for parameter in self._parameters:
-            if self._reads_there and self._in_place(parameter):
+        if self._weights_on_server() is not None:
+            for parameter in filter(self._in_place, self._parameters):
                 parameter.data = parameter.data.clone()
 
     # From here on: on the thread that runs `progress`.
