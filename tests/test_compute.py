@@ -41,7 +41,8 @@ def watch(model: nn.Module, events: list[Event]) -> None:
     def output_of(name: str) -> Callable[..., None]:
         def returned(module: nn.Module, _: object, output: Tensor) -> None:
             events.append(("forward", name))
-            if next(module.parameters(recurse=False), None) is not None:
+            if next(module.parameters(recurse=False), None) is not None and not hasattr(output, "watched"):
+                output.watched = True  # type: ignore[attr-defined]  # emulated layers return the same one in every pass
                 output.register_hook(lambda _: events.append(("backward", name)))
 
         return returned

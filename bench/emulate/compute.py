@@ -86,7 +86,6 @@ class _Asleep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layer: Layer, x: Tensor, *_: Tensor) -> Tensor:
         ctx.layer = layer
-        layer.pace.forward(layer.name)
         return x.clone()
 
     @staticmethod
@@ -110,10 +109,16 @@ class Layer(nn.Module):
             self._in_order.reverse()
         self._gradients = [zeros[: parameter.numel()].view(parameter.shape) for parameter in self._in_order]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def join(self, x: Tensor) -> Tensor:
+        """Take a place in the graph, after what gave x; () -> ()."""
+        output: Tensor = _Asleep.apply(self, x, *self._in_order)  # type: ignore[no-untyped-call]
+        self._output = output
+        return output
+
+    def forward(self, _: Tensor) -> Tensor:
         """Sleep; () -> ()."""
-        y: Tensor = _Asleep.apply(self, x, *self._in_order)  # type: ignore[no-untyped-call]
-        return y
+        self.pace.forward(self.name)
+        return self._output
 
     def gradients(self) -> Iterable[Tensor]:
         """New views, one per parameter, in the order in which real training finishes them.
@@ -133,17 +138,22 @@ class Chain(nn.Module):
         super().__init__()
         for name, child in children.items():
             self.add_module(name, child)
+        self._called: list[nn.Module] = []
+        for child in children.values():
+            self._called += child if isinstance(child, nn.ModuleList) else [child]
 
     def forward(self, x: Tensor) -> Tensor:
         """() -> ()."""
-        for child in self.children():
-            for called in child if isinstance(child, nn.ModuleList) else [child]:
-                x = called(x)
+        for module in self._called:
+            x = module(x)
         return x
 
 
 class EmulatedGPT(Chain):
-    """The module tree of GPT, asleep. The head is tied to wte, whose gradient is ready last, so it needs no layer."""
+    """The module tree of GPT, asleep. The head is tied to wte, whose gradient is ready last, so it needs no layer.
+
+    The graph is the same in every pass, so it is made once: autograd frees nothing of it, for nothing is saved in it.
+    """
 
     def __init__(self, config: RunConfig, durations: Durations, worker: int) -> None:
         with torch.device("meta"), _Uninitialised():
@@ -160,11 +170,15 @@ class EmulatedGPT(Chain):
 
         super().__init__({name: stand_in(name, child) for name, child in original.named_children()})
         self.pace = pace
+        self._input = x = torch.zeros(())
+        for module in self.modules():
+            if isinstance(module, Layer):
+                x = module.join(x)
 
     def forward(self, *_: Tensor) -> Tensor:
         """Sleep through all layers; a loss of zero, which means nothing."""
         self.pace.begin_pass()
-        return super().forward(torch.zeros(()))
+        return super().forward(self._input)
 
 
 class EmulatedOptimizer(torch.optim.Optimizer):
