@@ -1,12 +1,29 @@
-"""Laws of waiting: a rank on which somebody computes naps, one that only waits polls as long as it is told."""
+"""Laws of moving messages: beside compute in naps, by who can only wait alone; what is posted gets done."""
 
 from __future__ import annotations
 
 import threading
+import time
 
+import numpy as np
+import pytest
 from mpi4py import MPI
 
 from strategies.parameter_server.progress import Progress
+
+DEADLINE_S = 30.0
+
+
+class Turns:
+    """Holds after so many looks."""
+
+    def __init__(self, looks: int) -> None:
+        self._left = looks
+
+    def __call__(self) -> bool:
+        """Count down."""
+        self._left -= 1
+        return self._left < 0
 
 
 class CountedEvent(threading.Event):
@@ -20,22 +37,62 @@ class CountedEvent(threading.Event):
         return super().wait(timeout)
 
 
-def naps_while_nothing_comes(poll_s: float, nobody_computes: bool, turns: int = 20) -> int:
+def after_a_message(poll_s: float) -> Progress:
+    """Has one message to take in, and awaits another that never comes."""
     comm = MPI.COMM_SELF.Dup()
-    progress = Progress(comm, poll_s, nobody_computes)
+    comm.Isend([np.zeros(1, np.uint8), MPI.BYTE], 0, 1).Wait()
+    progress = Progress(comm, poll_s)
+    progress.expect(0, 1, np.zeros(1, np.uint8), lambda: None)
     progress.awaited = 1
+    return progress
+
+
+@pytest.mark.parametrize(("poll_s", "naps"), [(60.0, 0), (0.0, 19)])
+def test_who_only_waits_polls_as_long_as_it_is_told(poll_s: float, naps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    progress = after_a_message(poll_s)
+    monkeypatch.setattr(time, "sleep", slept.append)
+    progress.wait(until=Turns(20))
+    assert len(slept) == naps
+
+
+def test_beside_somebody_who_computes_it_naps() -> None:
+    progress = after_a_message(poll_s=60.0)
     progress._wake = event = CountedEvent()
-    asked = iter(range(turns + 1))
-    progress.post(lambda: None)  # something happened last
-    progress.run(until=lambda: next(asked) == turns)
-    comm.Free()
-    return event.waits
+    progress.run(until=Turns(20))
+    assert event.waits == 19
 
 
-def test_who_only_waits_polls_as_long_as_it_is_told() -> None:
-    assert naps_while_nothing_comes(poll_s=60.0, nobody_computes=True) == 0
-    assert naps_while_nothing_comes(poll_s=0.0, nobody_computes=True) == 19
+def test_what_is_posted_is_done_at_once_by_who_posts_it() -> None:
+    progress, done_by = Progress(MPI.COMM_SELF), []
+    progress.post(lambda: done_by.append(threading.current_thread()))
+    assert done_by == [threading.current_thread()]
 
 
-def test_where_somebody_computes_it_naps() -> None:
-    assert naps_while_nothing_comes(poll_s=60.0, nobody_computes=False) == 19
+def test_what_is_posted_while_another_thread_moves_messages_is_done_there() -> None:
+    progress, done_by = Progress(MPI.COMM_SELF), []
+    waiting = threading.Event()
+
+    def until() -> bool:
+        waiting.set()
+        return bool(done_by)
+
+    thread = threading.Thread(target=progress.wait, args=(until,), daemon=True)
+    thread.start()
+    assert waiting.wait(DEADLINE_S)
+    progress.post(lambda: done_by.append(threading.current_thread()))
+    thread.join(DEADLINE_S)
+    assert done_by == [thread]
+
+
+def test_who_sleeps_sees_what_was_posted_whoever_did_it() -> None:
+    """Nothing can come, so the other thread sleeps without end, or is just about to."""
+    for pause_s in [0.0, 0.0, 0.0, 0.002] * 10:
+        progress, done = Progress(MPI.COMM_SELF), []
+        thread = threading.Thread(target=progress.run, args=(lambda done=done: bool(done),), daemon=True)  # type: ignore[misc]
+        thread.start()
+        progress.wait(until=Turns(3))  # which the other thread may have to let pass
+        time.sleep(pause_s)
+        progress.post(lambda done=done: done.append(True))  # type: ignore[misc]
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()

@@ -1,4 +1,4 @@
-"""The one thread of a rank that talks to MPI: it takes in what arrives, waits for it asleep, and acts on it."""
+"""Who moves a rank's messages: takes in what arrives, waits for it asleep, and acts on it."""
 
 from __future__ import annotations
 
@@ -22,29 +22,39 @@ Act = Callable[[], None]
 class Progress:
     """What may arrive, what is under way, and what to do when it is there.
 
-    Whoever runs it, a server's main thread or a worker's second one, is the only one to call MPI. Other threads
-    hand over work with `post`. MPI moves messages only while somebody is inside it, so that without such a
-    thread nothing would travel while a worker computes. It asks MPI whether anything has arrived: no receive is posted,
-    tested and taken back for every chunk that might.
+    MPI moves messages only while somebody is inside it. While a rank computes, that is a thread of its own (`run`);
+    what its main thread has to send it sends itself (`post`), for waking the other one takes as long; and where it can
+    only wait it takes over the whole (`wait`), so that nothing is handed from thread to thread. Whoever holds the lock
+    is the only one of them to call MPI.
 
-    While nobody on this rank computes, it polls for `poll_s` after something has happened, before it naps.
+    It asks MPI whether anything has arrived: no receive is posted, tested and taken back for every chunk that might.
     """
 
-    def __init__(self, comm: MPI.Intracomm, poll_s: float = 0.0, nobody_computes: bool = False) -> None:
+    def __init__(self, comm: MPI.Intracomm, poll_s: float = 0.0) -> None:
         self._comm = comm
         self._poll_s = poll_s
-        self.nobody_computes = nobody_computes
         self._expected: dict[tuple[int, int], tuple[np.ndarray, Act]] = {}
         self._requests: list[MPI.Request] = []
         self._acts: list[Act] = []
         self._posted: deque[Act] = deque()
+        self._lock = threading.Lock()
         self._wake = threading.Event()
-        self.awaited = 0  # messages that must still come; while there are none, it sleeps
+        self._asleep = False  # whether `run` looks again only when it is woken
+        self.awaited = 0  # messages that must still come; while there are none, `run` sleeps
 
     def post(self, act: Act) -> None:
-        """Have the running thread do something soon; from any thread."""
+        """Send something now; if the other thread is just inside MPI, have it do so next."""
         self._posted.append(act)
-        self._wake.set()
+        if not self._lock.acquire(blocking=False):
+            self._wake.set()
+            return
+        try:
+            self._do_posted()
+            asleep, self._asleep = self._asleep, False
+        finally:
+            self._lock.release()
+        if asleep:
+            self._wake.set()
 
     def expect(self, source: int, tag: int, buffer: np.ndarray, act: Act) -> None:
         """Receive every message with that tag from a rank into a buffer (bytes), and do something then."""
@@ -56,26 +66,54 @@ class Progress:
         self._acts.append(act)
 
     def run(self, until: Callable[[], bool]) -> None:
-        """Move messages until something holds; nap where there is nothing to do, sleep while nothing can come."""
-        nap_s, acted_at = SHORTEST_NAP_S, 0.0
-        while not until():
+        """Move messages until something holds, beside a thread that computes: in naps, asleep while nothing can come.
+
+        It never polls, which would take the core from that thread.
+        """
+        nap_s = SHORTEST_NAP_S
+        while True:
             self._wake.clear()
-            more_to_come = self.awaited or self._requests
-            if self._turn():
-                nap_s, acted_at = SHORTEST_NAP_S, time.perf_counter()
-            elif more_to_come and self.nobody_computes and time.perf_counter() - acted_at < self._poll_s:
-                os.sched_yield()
+            with self._lock:  # whoever posts sees it asleep, or is seen before it falls asleep
+                acted = self._turn()
+                if until():
+                    return
+                self._asleep = not (acted or self.awaited or self._requests)
+            if acted:
+                nap_s = SHORTEST_NAP_S
             else:
-                self._wake.wait(nap_s if more_to_come else None)
+                self._wake.wait(None if self._asleep else nap_s)
                 nap_s = min(2 * nap_s, LONGEST_NAP_S)
+
+    def wait(self, until: Callable[[], bool]) -> None:
+        """Move messages until something holds, while nobody on this rank computes.
+
+        After something has happened it polls for `poll_s`, then it naps.
+        """
+        nap_s, acted_at = SHORTEST_NAP_S, 0.0
+        with self._lock:
+            while not until():
+                if self._turn():
+                    nap_s, acted_at = SHORTEST_NAP_S, time.perf_counter()
+                elif time.perf_counter() - acted_at < self._poll_s:
+                    os.sched_yield()
+                else:
+                    time.sleep(nap_s)
+                    nap_s = min(2 * nap_s, LONGEST_NAP_S)
 
     def _turn(self) -> bool:
         """Do what was posted and what arrived or completed calls for; return whether there was anything."""
-        acts = [self._posted.popleft() for _ in range(len(self._posted))]
-        acts += self._completed()
+        acted = self._do_posted()
+        acts = self._completed()
         for act in acts:
             act()
-        return self._take_in() or bool(acts)
+        return self._take_in() or acted or bool(acts)
+
+    def _do_posted(self) -> bool:
+        """Return whether anything was posted."""
+        acts = [self._posted.popleft() for _ in range(len(self._posted))]
+        for act in acts:
+            act()
+        return bool(acts)
 
     def _completed(self) -> list[Act]:
         """Forget the requests that have completed; return what they call for."""

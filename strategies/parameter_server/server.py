@@ -29,7 +29,7 @@ from strategies.parameter_server.shard import Shard
 
 
 class Server:
-    """The serving half of a rank. Everything but the constructor runs on the thread that runs `progress`.
+    """The serving half of a rank. What arrives is acted upon by whichever thread of its rank moves messages.
 
     Under BSP a chunk is updated with the workers' mean gradient and returned as soon as every worker has
     pushed it, unless the update needs the norm of the whole gradient. Under ASP and SSP each worker's gradient is
@@ -204,7 +204,7 @@ class ParameterServer(Strategy):
         self._comm = comm
         self._roles = roles
         self._memory_of_node = memory_of_node
-        self._progress = Progress(comm, options.poll_s, nobody_computes=True)
+        self._progress = Progress(comm, options.poll_s)
         self._server = Server(comm, roles, options, self._progress, self.counters)
         self.scaler = self._server.scaler
 
@@ -241,7 +241,7 @@ class ParameterServer(Strategy):
 
     def serve(self) -> None:
         """Aggregate, update and return chunks until the last worker closes."""
-        self._progress.run(until=lambda: self._server.closed)
+        self._progress.wait(until=lambda: self._server.closed)
         self._server.withdraw()
 
     def close(self) -> None:

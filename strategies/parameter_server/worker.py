@@ -28,8 +28,8 @@ class ParameterServerWorker(Strategy):
     """Trains; its optimizer runs on the servers, one of which may share its rank, or here if servers only sum.
 
     A chunk leaves as soon as backward has produced its last gradient, and the new weights are taken when the
-    next forward reaches the module that needs them. All messages are moved by a thread that sleeps when it has
-    nothing to do; this one computes.
+    next forward reaches the module that needs them. Messages are moved by a thread that sleeps when it has nothing to
+    do, for the main one computes; while that can but wait, by itself.
     """
 
     def __init__(
@@ -183,10 +183,9 @@ class ParameterServerWorker(Strategy):
                 self._chunks_of[index].append(chunk.index)
         self._begin_step()
         self._unpulled = [0] * len(self._parameters)  # of each parameter: chunks under way
-        self._pulled = [threading.Event() for _ in self._parameters]
         self._taken = [True] * len(self._parameters)
         self._chunks_left = len(chunks)
-        self._norm_known = threading.Event()
+        self._norm_known = False
 
     def _views(self, flat: Tensor) -> list[Tensor]:
         pairs = zip(self._parameters, self._plan.layout.ranges(), strict=True)
@@ -230,7 +229,6 @@ class ParameterServerWorker(Strategy):
 
     def _mark_ready(self, index: int) -> None:
         self._ready[index], self._taken[index] = True, False
-        self._pulled[index].clear()
         self._unpulled[index] = len(self._chunks_of[index])
         complete = []
         for chunk in self._chunks_of[index]:
@@ -249,8 +247,8 @@ class ParameterServerWorker(Strategy):
                 self._mark_ready(index)
         self._begin_step()
         if self.options.needs_norm:
-            self._wait_for(self._norm_known)
-            self._norm_known.clear()
+            self._progress.wait(lambda: self._norm_known)
+            self._norm_known = False
             self.scaler.update(math.isfinite(self._norm[0]))
         if self._returns_gradients:
             self.settle()
@@ -271,7 +269,8 @@ class ParameterServerWorker(Strategy):
         if self._taken[index]:
             return
         began = time.perf_counter()
-        self._wait_for(self._pulled[index])
+        if self._unpulled[index]:
+            self._progress.wait(lambda: self._unpulled[index] == 0)
         self._taken[index] = True
         parameter, pulled = self._parameters[index], self._pull_views[index]
         if self._returns_gradients:
@@ -281,11 +280,6 @@ class ParameterServerWorker(Strategy):
         if not self._in_place(parameter):
             with torch.no_grad():
                 parameter.copy_(pulled)
-
-    def _wait_for(self, event: threading.Event) -> None:
-        self._progress.nobody_computes = True
-        event.wait()
-        self._progress.nobody_computes = False
 
     def _in_place(self, parameter: Tensor) -> bool:
         """Whether new weights arrive where the model has its own, which then need not be copied.
@@ -321,7 +315,7 @@ class ParameterServerWorker(Strategy):
             for parameter in filter(self._in_place, self._parameters):
                 parameter.data = parameter.data.clone()
 
-    # From here on: on the thread that runs `progress`.
+    # From here on: on whichever thread moves messages.
 
     def _send(self, chunk: Chunk) -> None:
         """Push a chunk."""
@@ -348,16 +342,14 @@ class ParameterServerWorker(Strategy):
             self._communication_ended()
         for index in self._parameters_of[chunk.index]:
             self._unpulled[index] -= 1
-            if self._unpulled[index] == 0:
-                self._pulled[index].set()
 
     def _norm_arrived(self) -> None:
         self.counters.add(received=self._norm.nbytes, messages_received=1)
-        self._norm_known.set()
+        self._norm_known = True
 
     def _norm_known_here(self, norm: float) -> None:
         self._norm[0] = norm
-        self._norm_known.set()
+        self._norm_known = True
 
     def _say_goodbye(self) -> None:
         wait_all([self._comm.Isend(message(NOTHING), server, CLOSE_TAG) for server in self._roles.servers])
