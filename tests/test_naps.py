@@ -85,14 +85,49 @@ def test_what_is_posted_while_another_thread_moves_messages_is_done_there() -> N
     assert done_by == [thread]
 
 
-def test_who_sleeps_sees_what_was_posted_whoever_did_it() -> None:
-    """Nothing can come, so the other thread sleeps without end, or is just about to."""
-    for pause_s in [0.0, 0.0, 0.0, 0.002] * 10:
-        progress, done = Progress(MPI.COMM_SELF), []
-        thread = threading.Thread(target=progress.run, args=(lambda done=done: bool(done),), daemon=True)  # type: ignore[misc]
+class SlowComm:
+    """Nothing ever arrives, and whoever asks is told so when the test lets it be."""
+
+    def __init__(self) -> None:
+        self.asked, self.answer = threading.Event(), threading.Event()
+
+    def Iprobe(self, *_: object) -> bool:
+        """Not before `answer`."""
+        self.asked.set()
+        return not self.answer.wait(DEADLINE_S)
+
+
+def test_who_sleeps_without_end_is_woken_by_what_is_posted() -> None:
+    progress, done = Progress(MPI.COMM_SELF), []
+    thread = threading.Thread(target=progress.run, args=(lambda: bool(done),), daemon=True)
+    thread.start()
+    while not progress._asleep:
+        time.sleep(1e-3)
+    progress.post(lambda: done.append(True))
+    thread.join(DEADLINE_S)
+    assert not thread.is_alive()
+
+
+def test_what_is_posted_after_the_other_thread_looked_is_seen_before_it_sleeps() -> None:
+    """It finds nothing, and nothing can come; but while it asked MPI something was posted."""
+    comm, done = SlowComm(), []
+    progress = Progress(comm)
+    thread = threading.Thread(target=progress.run, args=(lambda: bool(done),), daemon=True)
+    thread.start()
+    assert comm.asked.wait(DEADLINE_S)
+    progress.post(lambda: done.append(True))
+    comm.answer.set()
+    thread.join(DEADLINE_S)
+    assert not thread.is_alive()
+
+
+def test_who_was_kept_from_looking_sees_what_was_posted_meanwhile() -> None:
+    """It wants to look while the main thread moves messages, and by then what it waits for has come about."""
+    progress, done = Progress(MPI.COMM_SELF), []
+    thread = threading.Thread(target=progress.run, args=(lambda: bool(done),), daemon=True)
+    with progress._lock:
         thread.start()
-        progress.wait(until=Turns(3))  # which the other thread may have to let pass
-        time.sleep(pause_s)
-        progress.post(lambda done=done: done.append(True))  # type: ignore[misc]
-        thread.join(DEADLINE_S)
-        assert not thread.is_alive()
+        time.sleep(0.05)  # it stands before the lock
+        done.append(True)
+    thread.join(DEADLINE_S)
+    assert not thread.is_alive()
