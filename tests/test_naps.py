@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from strategies.parameter_server.progress import Progress
+from strategies.parameter_server.progress import LARGE_BYTES, Progress
 
 DEADLINE_S = 30.0
 
@@ -98,14 +98,19 @@ class SlowComm:
 
 
 def test_who_sleeps_without_end_is_woken_by_what_is_posted() -> None:
+    """That receives are posted ahead does not mean that anything can come."""
     progress, done = Progress(MPI.COMM_SELF), []
+    progress.expect(0, 1, np.zeros(LARGE_BYTES, np.uint8), lambda: None)
     thread = threading.Thread(target=progress.run, args=(lambda: bool(done),), daemon=True)
     thread.start()
-    while not progress._asleep:
+    deadline = time.monotonic() + DEADLINE_S
+    while not progress._asleep and time.monotonic() < deadline:
         time.sleep(1e-3)
+    assert progress._asleep
     progress.post(lambda: done.append(True))
     thread.join(DEADLINE_S)
     assert not thread.is_alive()
+    progress.withdraw()
 
 
 def test_what_is_posted_after_the_other_thread_looked_is_seen_before_it_sleeps() -> None:

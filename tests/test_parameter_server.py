@@ -11,6 +11,7 @@ from bench.config import RunConfig
 from bench.equivalence import checksum
 from bench.ledger import padding_bytes, predict
 from strategies.base import Strategy
+from strategies.parameter_server import progress
 from strategies.parameter_server.outbox import Outbox, sending_order
 from strategies.parameter_server.plan import Chunk
 from tests.test_strategies import assert_equivalent, small
@@ -62,7 +63,21 @@ def test_every_world_trains_the_reference_model_and_counts_every_byte(
     world: dict[str, object], knobs: dict[str, object], lonely: int
 ) -> None:
     """Whatever travels and whatever does not: the first ranks are alone on their nodes, the others share memory."""
-    config = served(**world, **knobs)
+    trains_the_reference_model_and_counts_every_byte(served(**world, **knobs), lonely)
+
+
+@pytest.mark.parametrize("knobs", [KNOBS["plain"], KNOBS["momentum, priority"], {"consistency": "ssp"}], ids=str)
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+def test_so_does_every_world_whose_messages_are_large(
+    world: dict[str, object], knobs: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Receives are posted ahead for some of them; in whatever order they come."""
+    monkeypatch.setattr(progress, "LARGE_BYTES", 1)
+    monkeypatch.setattr(progress, "MOST_AHEAD", 3)
+    trains_the_reference_model_and_counts_every_byte(served(**world, **knobs), lonely=5)
+
+
+def trains_the_reference_model_and_counts_every_byte(config: RunConfig, lonely: int) -> None:
     strategies = run_world(config, lonely=lonely)
     weights = final_weights(strategies)
     assert_equivalent(config, weights[0])

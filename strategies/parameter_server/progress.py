@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from mpi4py import MPI
@@ -15,6 +17,8 @@ from mpi4py import MPI
 # socket's buffer from running dry: 256 kB last 0.4 ms at 5 Gbit/s.
 SHORTEST_NAP_S = 50e-6
 LONGEST_NAP_S = 400e-6
+LARGE_BYTES = 256_000  # of a message whose second copy takes longer than posting a receive for it
+MOST_AHEAD = 16  # of them from one source
 
 Act = Callable[[], None]
 
@@ -28,12 +32,16 @@ class Progress:
     is the only one of them to call MPI.
 
     It asks MPI whether anything has arrived: no receive is posted, tested and taken back for every chunk that might.
+    Only large messages have one posted ahead, for MPI copies what it did not expect once more; of each source so many
+    as came first last time.
     """
 
     def __init__(self, comm: MPI.Intracomm, poll_s: float = 0.0) -> None:
         self._comm = comm
         self._poll_s = poll_s
         self._expected: dict[tuple[int, int], tuple[np.ndarray, Act]] = {}
+        self._next: dict[int, OrderedDict[int, MPI.Prequest]] = {}  # of each source: large messages, by tag
+        self._posted_ahead: set[tuple[int, int]] = set()
         self._requests: list[MPI.Request] = []
         self._acts: list[Act] = []
         self._posted: deque[Act] = deque()
@@ -59,6 +67,37 @@ class Progress:
     def expect(self, source: int, tag: int, buffer: np.ndarray, act: Act) -> None:
         """Receive every message with that tag from a rank into a buffer (bytes), and do something then."""
         self._expected[source, tag] = buffer, act
+        if buffer.nbytes >= LARGE_BYTES:
+            receive = self._comm.Recv_init([buffer, MPI.BYTE], source, tag)
+            assert isinstance(receive, MPI.Prequest)
+            self._next.setdefault(source, OrderedDict())[tag] = receive
+            self._post_ahead(source)
+
+    def _post_ahead(self, source: int) -> None:
+        """Be ready for the next large messages of a rank."""
+        for tag, receive in itertools.islice(self._next.get(source, {}).items(), MOST_AHEAD):
+            if (source, tag) not in self._posted_ahead:
+                self._posted_ahead.add((source, tag))
+                receive.Start()
+                self._requests.append(receive)
+                self._acts.append(partial(self._came_as_expected, source, tag))
+
+    def _came_as_expected(self, source: int, tag: int) -> None:
+        _, act = self._expected[source, tag]
+        self._posted_ahead.remove((source, tag))
+        self._next[source].move_to_end(tag)
+        act()
+        self._post_ahead(source)
+
+    def withdraw(self) -> None:
+        """Take back what was posted for messages that will not come."""
+        for source, tag in self._posted_ahead:
+            receive = self._next[source][tag]
+            receive.Cancel()
+            receive.Wait()
+        for receives in self._next.values():
+            for receive in receives.values():
+                receive.Free()
 
     def watch(self, request: MPI.Request, act: Act) -> None:
         """Do something once a started request has completed."""
@@ -77,7 +116,7 @@ class Progress:
                 acted = self._turn()
                 if until():
                     return
-                self._asleep = not (acted or self.awaited or self._requests)
+                self._asleep = not (acted or self.awaited or len(self._requests) > len(self._posted_ahead))
             if acted:
                 nap_s = SHORTEST_NAP_S
             else:

@@ -246,6 +246,7 @@ class ParameterServer(Strategy):
 
     def close(self) -> None:
         """Give the communicator and the memory back. Collective."""
+        self._progress.withdraw()
         self._mail.free()
         self._comm.Free()
 

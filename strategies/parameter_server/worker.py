@@ -306,6 +306,7 @@ class ParameterServerWorker(Strategy):
         for request in self._pushes:
             request.Wait()
             request.Free()
+        self._progress.withdraw()
         self._mail.free()
         self._comm.Free()
 
