@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from strategies.parameter_server import progress as module
 from strategies.parameter_server.progress import LARGE_BYTES, Progress
 
 DEADLINE_S = 30.0
@@ -83,6 +84,23 @@ def test_what_is_posted_while_another_thread_moves_messages_is_done_there() -> N
     progress.post(lambda: done_by.append(threading.current_thread()))
     thread.join(DEADLINE_S)
     assert done_by == [thread]
+
+
+def test_receives_are_posted_for_what_came_first_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LARGE_BYTES", 1)
+    monkeypatch.setattr(module, "MOST_AHEAD", 2)
+    comm = MPI.COMM_SELF.Dup()
+    progress, came = Progress(comm), []
+    for tag in range(5):
+        progress.expect(0, tag, np.zeros(1, np.uint8), lambda tag=tag: came.append(tag))  # type: ignore[misc]
+    for order in ([0, 1, 2, 3, 4], [2, 0, 4, 1, 3], [2, 0, 4, 1, 3], [4, 3, 2, 1, 0]):
+        came.clear()
+        for number, tag in enumerate(order, start=1):
+            comm.Isend([np.zeros(1, np.uint8), MPI.BYTE], 0, tag).Wait()
+            progress.wait(until=lambda number=number: len(came) == number)  # type: ignore[misc]
+        assert came == order
+        assert progress._posted_ahead == {(0, tag) for tag in order[:2]}
+    progress.withdraw()
 
 
 class SlowComm:

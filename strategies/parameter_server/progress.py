@@ -75,19 +75,21 @@ class Progress:
 
     def _post_ahead(self, source: int) -> None:
         """Be ready for the next large messages of a rank."""
-        for tag, receive in itertools.islice(self._next.get(source, {}).items(), MOST_AHEAD):
+        for tag, receive in itertools.islice(self._next[source].items(), MOST_AHEAD):
             if (source, tag) not in self._posted_ahead:
                 self._posted_ahead.add((source, tag))
                 receive.Start()
                 self._requests.append(receive)
-                self._acts.append(partial(self._came_as_expected, source, tag))
+                self._acts.append(partial(self._arrived, source, tag))
 
-    def _came_as_expected(self, source: int, tag: int) -> None:
+    def _arrived(self, source: int, tag: int) -> None:
+        """Act on a message, which is not the next one any more."""
         _, act = self._expected[source, tag]
-        self._posted_ahead.remove((source, tag))
-        self._next[source].move_to_end(tag)
         act()
-        self._post_ahead(source)
+        if tag in self._next.get(source, ()):
+            self._posted_ahead.discard((source, tag))
+            self._next[source].move_to_end(tag)
+            self._post_ahead(source)
 
     def withdraw(self) -> None:
         """Take back what was posted for messages that will not come."""
@@ -170,10 +172,10 @@ class Progress:
         while self._comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status):
             arrived = True
             source, tag = status.Get_source(), status.Get_tag()
-            buffer, act = self._expected[source, tag]
+            buffer, _ = self._expected[source, tag]
             request = self._comm.Irecv([buffer, MPI.BYTE], source, tag)
             if request.Test():
-                act()
+                self._arrived(source, tag)
             else:
-                self.watch(request, act)
+                self.watch(request, partial(self._arrived, source, tag))
         return arrived
