@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench.config import RunConfig
+from bench.config import BadInput, RunConfig
 from bench.emulate.layout import PAYLOAD_SHARE, parse_rate
 from bench.intervals import Estimate, median_interval, ratio_interval
 from bench.records import RunRecord, read
@@ -86,7 +86,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     arguments = parser.parse_args()
     console = Console(width=140)
-    run_sweep(make_sweep(arguments), "benchmark_ring", arguments.out, console)
+    try:
+        run_sweep(make_sweep(arguments), "benchmark_ring", arguments.out, console)
+    except BadInput as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
     show([record for record in read(arguments.out) if record.status == "ok"], console)
 
 

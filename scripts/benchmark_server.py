@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import records
-from bench.config import RunConfig
+from bench.config import BadInput, RunConfig, make_config
 from bench.emulate import layout
 from bench.intervals import median_interval
 from bench.sweep import run_sweep
@@ -51,6 +51,7 @@ def bound_s(config: RunConfig, rate: float) -> float:
 
 
 def main() -> None:
+    """Measure what is missing, print the rows."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--link", default="200mbit")
@@ -58,8 +59,16 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows whose description contains this")
     parser.add_argument("--set", nargs="*", default=[], metavar="KNOB=VALUE", help="knobs for all rows")
     arguments = parser.parse_args()
-    knobs = {**COMMON, "link": arguments.link, **dict(knob.split("=") for knob in arguments.set)}
-    cells = {RunConfig.model_validate({**knobs, **row}): target for row, target in ROWS}
+    try:
+        measure(arguments)
+    except BadInput as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Run what is missing, print each row."""
+    knobs = {**COMMON, "link": arguments.link, **dict(knob.partition("=")[::2] for knob in arguments.set)}
+    cells = {make_config({**knobs, **row}, "--set"): target for row, target in ROWS}
     cells = {config: target for config, target in cells.items() if arguments.only in describe(config)}
     grid = [config.model_dump(exclude_defaults=True) for config in cells]
     sweep = Sweep.model_validate({"grid": grid, "repeats": arguments.repeats})
