@@ -50,9 +50,9 @@ def lane(rank: int, clock: PhaseTimer, strategy: Strategy) -> Lane:
 
 
 def _within(phases: Sequence[Span], timeline: dict[str, list[Span]]) -> dict[str, list[Span]]:
-    """Keep what began and ended in the step of these phases."""
+    """Keep what ended in the step of these phases; another rank, ahead of this one, may have begun it before."""
     begin, end = min((b for _, b, _ in phases), default=0.0), max((e for _, _, e in phases), default=0.0)
-    found = {name: [one for one in spans if begin <= one[1] and one[2] <= end] for name, spans in timeline.items()}
+    found = {name: [one for one in spans if begin <= one[2] <= end] for name, spans in timeline.items()}
     return {name: spans for name, spans in found.items() if spans}
 
 

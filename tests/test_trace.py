@@ -70,8 +70,11 @@ def test_what_horovod_says_lies_within_the_communication_of_the_last_step(
     (whole,) = (e for e in events if (e["pid"], e["tid"]) == (0, 1))  # from the first gradient to the last answer
     said = [e for e in events if e["pid"] == 2]
     assert {"NEGOTIATE_ALLREDUCE", "ALLREDUCE", "MPI_ALLREDUCE"} <= {e["name"] for e in said}
-    # Horovod hears of a gradient after it is there, and we of its mean after Horovod has it: on one clock, in between.
-    assert all(whole["ts"] <= e["ts"] and e["ts"] + e["dur"] <= whole["ts"] + whole["dur"] for e in said)
+    # Horovod reduces a gradient once every rank has it, and we hear of its mean after that: on one clock, in between.
+    # Only the negotiation may begin earlier, by another rank that has its gradients before this one.
+    assert all(e["ts"] + e["dur"] <= whole["ts"] + whole["dur"] for e in said)
+    ours = (e for e in said if e["name"] != "NEGOTIATE_ALLREDUCE" and not e["name"].endswith("is ready"))
+    assert all(whole["ts"] <= e["ts"] for e in ours)
     # Every parameter is reduced once, and nothing else in this step.
     assert all(sum(e["name"] == "ALLREDUCE" for e in said if e["tid"] == row) == 1 for row in {e["tid"] for e in said})
     assert not [path for path in (tmp_path / "tmp").rglob("*") if path.is_file()]
