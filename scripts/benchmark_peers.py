@@ -33,7 +33,7 @@ from rich.progress import track
 from rich.table import Table
 
 from bench import launch
-from bench.config import RunConfig
+from bench.config import BadInput, RunConfig, make_config
 from bench.intervals import median_interval, ratio_interval
 from bench.records import read
 
@@ -53,7 +53,15 @@ def main() -> None:
     parser.add_argument("--chunk-bytes", type=int, default=1_000_000)
     parser.add_argument("--only", default="", help="arms whose name contains this")
     asked = parser.parse_args()
-    arms = {name: arm for name, arm in make_arms(asked).items() if asked.only in name}
+    if asked.launches < 1:
+        parser.error(f"--launches: at least 1, not {asked.launches}")
+    try:
+        everyone = make_arms(asked)
+    except BadInput as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    arms = {name: arm for name, arm in everyone.items() if asked.only in name}
+    if not arms:
+        parser.error(f"--only: no arm's name contains {asked.only!r}; there are {'; '.join(everyone)}")
     samples: dict[str, list[float]] = {name: [] for name in arms}
     console = Console(width=130)
     order = [name for _ in range(asked.launches) for name in arms]
@@ -71,11 +79,11 @@ def make_arms(asked: argparse.Namespace) -> dict[str, Arm]:
         "warmup_steps": 5, "eval_batches": 0, "optimizer": "sgd", "num_workers": 2,
     }  # fmt: skip
     fast = {"chunk_bytes": asked.chunk_bytes, "window_bytes": None}
-    server = RunConfig.model_validate({**common, **fast, "strategy": "parameter_server", "num_servers": 1})
+    server = make_config({**common, **fast, "strategy": "parameter_server", "num_servers": 1}, "flags")
     unasked = {"chunk_bytes": asked.chunk_bytes // 2, "eager_limit_bytes": asked.chunk_bytes}
     over_tcp = server.model_copy(update={"shared_memory": False, **unasked})
     colocated = server.model_copy(update={"placement": "colocated", "num_servers": 0})
-    ddp = RunConfig.model_validate({**common, "strategy": "ddp"})
+    ddp = make_config({**common, "strategy": "ddp"}, "flags")
     return {
         "psring, colocated": partial(run_psring, colocated, tcp=False),
         "DDP": partial(run_psring, ddp, tcp=False),
