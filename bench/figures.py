@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from bench.config import COMMUNICATING
-from bench.looks import COLOURS, INK, MARKERS, NAMES, PANEL, PAPER, PHASES, curves, with_looks
+from bench.looks import COLOURS, INK, PANEL, PAPER, PHASES, curves, with_looks
 from bench.panels import HEIGHT, WIDTH, Draw, dress, grid, legend, shown_labels, size_axis, title_of
 from bench.stats import PLACES
 
@@ -279,8 +279,10 @@ def loss_against_time(ok: pd.DataFrame, progress: pd.DataFrame) -> Figure:
         for label, look, curve in curves(rows):
             row = curve.iloc[-1]
             line = lines.loc[row["cell"]]
-            style = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 1.4}
-            axes.plot(line["elapsed_s"], line["loss"], label=f"{label} · {row['num_workers']}", **style)
+            marks: Any = {"markevery": (0.02, 0.12), "markersize": 4}  # of the axes' diagonal: steps crowd at the end
+            axes.plot(
+                line["elapsed_s"], line["loss"], linewidth=1.2, label=f"{label} · {row['num_workers']}", **look, **marks
+            )
         axes.set_xlim(left=0)
 
     return grid(ok, {"training loss, nats per token": draw}, "seconds since the first step")
@@ -291,16 +293,15 @@ def front(ok: pd.DataFrame) -> Figure:
     known = ok.dropna(subset=["time_to_loss_s", "bytes_to_loss"])
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
-        for strategy, cells in rows.groupby("strategy", sort=False):
-            style: Any = {"color": COLOURS[str(strategy)], "marker": MARKERS[list(NAMES).index(str(strategy))]}
-            megabytes = cells["bytes_to_loss"] / 1e6
-            axes.plot(megabytes, cells["time_to_loss_s"], linestyle="", label=NAMES[str(strategy)], **style)
+        for label, look, cells in curves(rows):
+            style: Any = {"color": look["color"], "marker": look["marker"], "linestyle": "", "label": label}
+            axes.plot(cells["bytes_to_loss"] / 1e6, cells["time_to_loss_s"], **style)
         best = rows[rows["on_front"]]
         circle: Any = {"color": INK, "markersize": 13, "markerfacecolor": "none", "label": "on the front"}
         axes.plot(best["bytes_to_loss"] / 1e6, best["time_to_loss_s"], "o", **circle)
         axes.set_xscale("symlog", linthresh=1)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))  # small exponents are hard to read
-        axes.set_xlim(left=-0.1)
+        axes.set_xlim(-0.1, 1.5 * rows["bytes_to_loss"].max() / 1e6 + 0.1)
         axes.set_ylim(bottom=0)
 
     panel = ["place", "target_loss"]

@@ -1,7 +1,7 @@
 """How a cell looks and what it is called, alike in every figure and table.
 
 A strategy has one colour everywhere (Okabe and Ito's palette, safe for colour-blind readers); what else varies in the
-sweep is told apart by line and marker.
+sweep is told apart by line and marker. Where a sweep has but one strategy, its variants have the colours.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ COLOURS = {
     "mpi_ring": "#56b4e9", "ddp": "#009e73",
 }  # fmt: skip
 COLOCATED = "#e69f00"
+ALONE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", INK)  # of the variants of one strategy
 PHASES = {
     "data_s": "#9a9a9a", "forward_s": "#56b4e9", "backward_s": "#e69f00",
     "exposed_communication_s": "#cc79a7", "optimizer_s": "#f0e442",
 }  # fmt: skip
 LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = "osD^vPX*"
+OFF = {"compression": "none", "sync_every": 1}  # what a label need not say: nothing is done
 PANEL = ["place", "precision", "batch_size"]
 
 Curve = tuple[str, dict[str, Any], pd.DataFrame]
@@ -46,12 +48,14 @@ def with_looks(ok: pd.DataFrame) -> pd.DataFrame:
     within = {field for _, panel in ok.groupby("place") for field in told_apart(panel)}
     fields = ["strategy", "num_servers", "placement", *(field for field in told_apart(ok) if field in within)]
     variants: dict[str, Iterator[int]] = {name: itertools.count() for name in NAMES}
+    alone = ok["strategy"].nunique() == 1
     ok = ok.assign(curve="", look=None)
     for key, every in ok.groupby(fields, sort=False, dropna=False):
         strategy = str(every["strategy"].iloc[0])
         variant = next(variants[strategy])
         look = {
-            "color": colour_of(every.iloc[0]), "linestyle": LINES[variant % len(LINES)],
+            "color": ALONE[variant % len(ALONE)] if alone else colour_of(every.iloc[0]),
+            "linestyle": LINES[variant % len(LINES)],
             "marker": MARKERS[(list(NAMES).index(strategy) + 5 * variant) % len(MARKERS)],
         }  # fmt: skip
         ok.loc[every.index, "curve"] = curve_label(dict(zip(fields, key, strict=True)))
@@ -91,6 +95,8 @@ def curve_label(values: dict[str, Any]) -> str:
     for field, value in values.items():
         if field in COMMUNICATION and values["strategy"] not in COMMUNICATING:
             continue  # such a knob says nothing of a strategy that sends nothing
+        if value == OFF.get(field):
+            continue
         if field == "wire_dtype":
             words.append(f"{value} wire")
         elif field in ("launcher", "model"):

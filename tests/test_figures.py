@@ -88,6 +88,21 @@ def test_strategies_differ_in_colour_and_marker() -> None:
     assert len(set(looks.COLOURS.values())) == len(looks.COLOURS) == len(looks.NAMES)
 
 
+def test_variants_of_the_only_strategy_have_the_colours_and_are_told_apart(tmp_path: Path) -> None:
+    ways = [{}, {"compression": "onebit"}, {"compression": "int8"}, {"sync_every": 5}, {"wire_dtype": "bf16"}]
+    served = {"strategy": "parameter_server", "num_workers": 2, "num_servers": 1}
+    runs = [make_record(**served, **way) for way in ways]
+    for run in runs:
+        records.write_steps(tmp_path, run.run_id, make_steps(run))
+    found = draw(*runs, folder=tmp_path)
+    for name in ("throughput", "loss_against_time", "front"):
+        axes = found[name].axes[0]
+        lines = {line.get_label(): line for line in axes.lines if "server" in str(line.get_label())}
+        assert len({line.get_color() for line in lines.values()}) == len(lines) == len(ways), name
+        assert len({line.get_marker() for line in lines.values()}) == len(ways), name
+        assert not any("none" in str(label) or "sync_every 1" in str(label) for label in lines)
+
+
 def test_emulated_nodes_come_first_and_share_no_line_with_one_machine() -> None:
     both = [
         make_record(strategy=strategy, num_workers=n, labels=(label,), tokens_per_s=rate * n, seed=seed)
