@@ -272,7 +272,7 @@ def batch_size(ok: pd.DataFrame) -> Figure:
 
 def loss_against_time(ok: pd.DataFrame, progress: pd.DataFrame) -> Figure:
     """Training loss against time, a line per curve at its most workers: medians over launches, step by step."""
-    lines = progress.groupby(["cell", "step"])[["elapsed_s", "loss"]].median()
+    lines = progress.dropna(subset="loss").groupby(["cell", "step"])[["elapsed_s", "loss"]].median()
     ok = ok[ok["cell"].isin(lines.index.get_level_values("cell"))]
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:

@@ -37,7 +37,7 @@ PHASES = {
 }  # fmt: skip
 LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = "osD^vPX*"
-OFF = {"compression": "none", "sync_every": 1}  # what a label need not say: nothing is done
+OFF = {"compression": "none", "sync_every": 1}  # what a label need not say, nor what is not set
 PANEL = ["place", "precision", "batch_size"]
 
 Curve = tuple[str, dict[str, Any], pd.DataFrame]
@@ -95,7 +95,7 @@ def curve_label(values: dict[str, Any]) -> str:
     for field, value in values.items():
         if field in COMMUNICATION and values["strategy"] not in COMMUNICATING:
             continue  # such a knob says nothing of a strategy that sends nothing
-        if value == OFF.get(field):
+        if pd.isna(value) or value == OFF.get(field):
             continue
         if field == "wire_dtype":
             words.append(f"{value} wire")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -101,6 +102,21 @@ def test_variants_of_the_only_strategy_have_the_colours_and_are_told_apart(tmp_p
         assert len({line.get_color() for line in lines.values()}) == len(lines) == len(ways), name
         assert len({line.get_marker() for line in lines.values()}) == len(ways), name
         assert not any("none" in str(label) or "sync_every 1" in str(label) for label in lines)
+
+
+def test_a_label_says_neither_what_is_not_set_nor_what_is_not_done() -> None:
+    unset = {"link": float("nan"), "window_bytes": None, "compression": "none", "sync_every": 1, "wire_dtype": "fp32"}
+    label = looks.curve_label({"strategy": "parameter_server", "num_servers": 1, "placement": "dedicated", **unset})
+    assert label == "parameter server, 1 server, fp32 wire"
+
+
+def test_who_has_no_loss_has_no_line(tmp_path: Path) -> None:
+    trained, slept = (make_record(strategy=strategy, num_workers=2) for strategy in ("ddp", "ring_allreduce"))
+    records.write_steps(tmp_path, trained.run_id, make_steps(trained))
+    records.write_steps(tmp_path, slept.run_id, [replace(step, loss=None) for step in make_steps(slept)])
+    figure = draw(trained, slept, folder=tmp_path)["loss_against_time"]
+    assert [line.get_label() for line in figure.axes[0].lines] == ["PyTorch DDP · 2"]
+    figure.canvas.draw()
 
 
 def test_emulated_nodes_come_first_and_share_no_line_with_one_machine() -> None:
