@@ -113,26 +113,32 @@ def make_arms(asked: argparse.Namespace) -> dict[str, Arm]:
         "torch RPC": partial(run_peer, "torch_rpc", server, tcp=False),
         "torch RPC, TCP": partial(run_peer, "torch_rpc", server, tcp=True),
         "Ray": partial(run_peer, "ray_actors", server, tcp=False),
-        **({"bare MPI": partial(run_bare, server)} if asked.compute == "none" else {}),
+        **({"bare MPI": partial(run_bare, server, tcp=False)} if asked.compute == "none" else {}),
+        **({"bare MPI, TCP": partial(run_bare, over_tcp, tcp=True)} if asked.compute == "none" else {}),
     }
 
 
 def run_psring(config: RunConfig, scratch: Path, tcp: bool) -> float:
     """One `psring run`."""
     argv = launch.command(config, ["run", *launch.run_flags(config), "--out", str(scratch / "out")])
-    if tcp:
-        argv = ["tcp,self" if word == "^openib" else word for word in argv]
-    end(argv, scratch / "log")
+    end(held_to_tcp(argv) if tcp else argv, scratch / "log")
     (record,) = read(scratch / "out")
     assert record.summary is not None, record.reason
     return record.summary.step_s
 
 
-def run_bare(config: RunConfig, scratch: Path) -> float:
+def run_bare(config: RunConfig, scratch: Path, tcp: bool) -> float:
     """One launch of what MPI, sums and updates alone take: no peer."""
-    argv = [*launch.launcher_prefix(config), sys.executable, str(PEERS / "bare_mpi.py")]
+    settings = [f"{name}={value}" for name, value in launch.eager_limit(config).items()]
+    program = ["env", *settings, sys.executable, str(PEERS / "bare_mpi.py"), "--config", config.model_dump_json()]
+    argv = [*launch.launcher_prefix(config), *program]
     argv.remove("--tag-output")
-    return median_step(end([*argv, "--config", config.model_dump_json()], scratch / "log"))
+    return median_step(end(held_to_tcp(argv) if tcp else argv, scratch / "log"))
+
+
+def held_to_tcp(argv: list[str]) -> list[str]:
+    """The same command with Open MPI's sockets as its only transport between ranks."""
+    return ["tcp,self" if word == "^openib" else word for word in argv]
 
 
 def run_peer(module: str, config: RunConfig, scratch: Path, tcp: bool) -> float:
