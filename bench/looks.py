@@ -30,14 +30,13 @@ COLOURS = {
     "mpi_ring": "#56b4e9", "ddp": "#009e73",
 }  # fmt: skip
 COLOCATED = "#e69f00"
-ALONE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", INK)  # of the variants of one strategy
 PHASES = {
     "data_s": "#9a9a9a", "forward_s": "#56b4e9", "backward_s": "#e69f00",
     "exposed_communication_s": "#cc79a7", "optimizer_s": "#f0e442",
 }  # fmt: skip
 LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = "osD^vPX*"
-OFF = {"compression": "none", "sync_every": 1}  # what a label need not say, nor what is not set
+OFF = {"compression": "none", "sync_every": 1}  # nothing is done: a label need not say so
 PANEL = ["place", "precision", "batch_size"]
 
 Curve = tuple[str, dict[str, Any], pd.DataFrame]
@@ -54,7 +53,7 @@ def with_looks(ok: pd.DataFrame) -> pd.DataFrame:
         strategy = str(every["strategy"].iloc[0])
         variant = next(variants[strategy])
         look = {
-            "color": ALONE[variant % len(ALONE)] if alone else colour_of(every.iloc[0]),
+            "color": colour_of_variant(strategy, variant) if alone else colour_of(every.iloc[0]),
             "linestyle": LINES[variant % len(LINES)],
             "marker": MARKERS[(list(NAMES).index(strategy) + 5 * variant) % len(MARKERS)],
         }  # fmt: skip
@@ -73,6 +72,13 @@ def colour_of(cell: pd.Series) -> str:
     """The colour of a cell's strategy; servers on the workers' own ranks have one of their own."""
     served = cell["strategy"] == "parameter_server" and cell["placement"] != "dedicated"
     return COLOCATED if served else COLOURS[cell["strategy"]]
+
+
+def colour_of_variant(strategy: str, variant: int) -> str:
+    """The colour of a variant of the only strategy: its own, then those that nobody else has here."""
+    own = COLOURS[strategy]
+    palette = [own, *(colour for colour in (*COLOURS.values(), COLOCATED) if colour != own)]
+    return palette[variant % len(palette)]
 
 
 def told_apart(ok: pd.DataFrame) -> list[str]:

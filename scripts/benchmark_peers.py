@@ -47,7 +47,7 @@ Arm = Callable[[Path], float]  # runs one launch in a scratch folder, returns it
 
 
 def main() -> None:
-    """Measure all arms by turns, print the table."""
+    """Read what is asked for, and measure it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--compute", choices=["none", "real"], default="none")
     parser.add_argument("--model", default="gpt-mini")
@@ -66,13 +66,18 @@ def main() -> None:
     arms = {name: arm for name, arm in everyone.items() if asked.only in name}
     if not arms:
         parser.error(f"--only: no arm's name contains {asked.only!r}; there are {'; '.join(everyone)}")
+    measure(arms, asked.launches)
+
+
+def measure(arms: dict[str, Arm], launches: int) -> None:
+    """Launch all arms by turns until each has as many launches that count, or too many were lost; print the table."""
     console = Console(width=130, highlight=False)
     samples: dict[str, list[float]] = {name: [] for name in arms}
     with contextlib.suppress(KeyboardInterrupt):  # show what there is
-        for _ in range(MOST_ROUNDS * asked.launches):
+        for _ in range(MOST_ROUNDS * launches):
             for name, arm in arms.items():
                 samples[name] += launch_once(name, arm, console)
-            if min(map(len, samples.values())) >= asked.launches:
+            if min(map(len, samples.values())) >= launches:
                 break
     show(samples, console)
 
@@ -105,6 +110,10 @@ def make_arms(asked: argparse.Namespace) -> dict[str, Arm]:
     over_tcp = server.model_copy(update={"shared_memory": False, **unasked})
     colocated = server.model_copy(update={"placement": "colocated", "num_servers": 0})
     ddp = make_config({**common, "strategy": "ddp"}, "flags")
+    bare = {
+        "bare MPI": partial(run_bare, server, tcp=False),
+        "bare MPI, TCP": partial(run_bare, over_tcp, tcp=True),
+    }
     return {
         "psring, colocated": partial(run_psring, colocated, tcp=False),
         "DDP": partial(run_psring, ddp, tcp=False),
@@ -113,8 +122,7 @@ def make_arms(asked: argparse.Namespace) -> dict[str, Arm]:
         "torch RPC": partial(run_peer, "torch_rpc", server, tcp=False),
         "torch RPC, TCP": partial(run_peer, "torch_rpc", server, tcp=True),
         "Ray": partial(run_peer, "ray_actors", server, tcp=False),
-        **({"bare MPI": partial(run_bare, server, tcp=False)} if asked.compute == "none" else {}),
-        **({"bare MPI, TCP": partial(run_bare, over_tcp, tcp=True)} if asked.compute == "none" else {}),
+        **(bare if asked.compute == "none" else {}),
     }
 
 

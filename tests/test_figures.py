@@ -101,6 +101,7 @@ def test_variants_of_the_only_strategy_have_the_colours_and_are_told_apart(tmp_p
         lines = {line.get_label(): line for line in axes.lines if "server" in str(line.get_label())}
         assert len({line.get_color() for line in lines.values()}) == len(lines) == len(ways), name
         assert len({line.get_marker() for line in lines.values()}) == len(ways), name
+        assert looks.COLOURS["parameter_server"] in {line.get_color() for line in lines.values()}
         assert not any("none" in str(label) or "sync_every 1" in str(label) for label in lines)
 
 

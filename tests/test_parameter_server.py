@@ -63,7 +63,7 @@ def test_every_world_trains_the_reference_model_and_counts_every_byte(
     world: dict[str, object], knobs: dict[str, object], lonely: int
 ) -> None:
     """Whatever travels and whatever does not: the first ranks are alone on their nodes, the others share memory."""
-    trains_the_reference_model_and_counts_every_byte(served(**world, **knobs), lonely)
+    assert_trains_the_reference_model_and_counts_every_byte(served(**world, **knobs), lonely)
 
 
 @pytest.mark.parametrize("knobs", [KNOBS["plain"], KNOBS["momentum, priority"], {"consistency": "ssp"}], ids=str)
@@ -74,10 +74,10 @@ def test_so_does_every_world_whose_messages_are_large(
     """Receives are posted ahead for some of them; in whatever order they come."""
     monkeypatch.setattr(progress, "LARGE_BYTES", 1)
     monkeypatch.setattr(progress, "MOST_AHEAD", 3)
-    trains_the_reference_model_and_counts_every_byte(served(**world, **knobs), lonely=5)
+    assert_trains_the_reference_model_and_counts_every_byte(served(**world, **knobs), lonely=5)
 
 
-def trains_the_reference_model_and_counts_every_byte(config: RunConfig, lonely: int) -> None:
+def assert_trains_the_reference_model_and_counts_every_byte(config: RunConfig, lonely: int) -> None:
     strategies = run_world(config, lonely=lonely)
     weights = final_weights(strategies)
     assert_equivalent(config, weights[0])
