@@ -12,7 +12,7 @@ from torch import nn
 
 from bench.worker import make_options
 from strategies.parameter_server.compression import make_codec
-from strategies.parameter_server.memory import Mailboxes
+from strategies.parameter_server.memory import ALIGNMENT, Mailboxes, _from_cache_line
 from strategies.parameter_server.plan import Plan, Roles
 from tests.test_parameter_server import WORLDS, served
 from tests.virtual import VirtualComm, VirtualNode
@@ -51,3 +51,13 @@ def test_messages_of_a_rank_lie_apart_in_its_memory(world: dict[str, Any], knobs
         assert all(begin % options.wire_dtype.itemsize == 0 for begin, _ in spans)
         assert (mail.answers_each == 1) == (config.consistency == "bsp" or config.num_workers == 1)
         assert messages[0][1].dtype == torch.uint8
+
+
+@pytest.mark.parametrize("begin", [0, 1, 8, 63])
+def test_a_part_of_a_window_begins_with_a_cache_line_wherever_mpi_has_it_begin(begin: int) -> None:
+    part = torch.empty(10 * ALIGNMENT, dtype=torch.uint8)[begin : begin + 4 * ALIGNMENT + 8]
+    found = _from_cache_line(part)
+    assert found.data_ptr() % ALIGNMENT == 0
+    assert len(found) == len(part) - ALIGNMENT
+    assert part.data_ptr() <= found.data_ptr()
+    assert found.data_ptr() + len(found) <= part.data_ptr() + len(part)
