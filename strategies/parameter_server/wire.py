@@ -52,7 +52,10 @@ class Dense(Wire):
 
     def put(self, place: Tensor, values: Tensor) -> None:
         """Round to the wire dtype."""
-        place.copy_(values)
+        if place.dtype == values.dtype == torch.float32 and not values.is_cuda:
+            np.copyto(place.numpy(), values.numpy())  # C's memcpy: unlike torch's loop it reads only what it copies
+        else:
+            place.copy_(values)
 
     def pack(self, index: int) -> Tensor:
         """Nothing is left to do."""
