@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 
@@ -56,24 +55,6 @@ def test_who_only_waits_polls_as_long_as_it_is_told(poll_s: float, naps: int, mo
     monkeypatch.setattr(time, "sleep", slept.append)
     progress.wait(until=Turns(20))
     assert len(slept) == naps
-
-
-def test_naps_grow_by_a_quarter_and_begin_anew_with_each_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: list[float] = []
-    progress = after_a_message(poll_s=0.0)
-
-    def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        if len(slept) == 30:
-            progress._comm.Isend([np.zeros(1, np.uint8), MPI.BYTE], 0, 1).Wait()
-
-    monkeypatch.setattr(time, "sleep", sleep)
-    progress.wait(until=Turns(62))
-    first, second = slept[:30], slept[30:]
-    assert first == second
-    assert first[0] == module.NAP_ALONE_S
-    assert max(first) == first[-1] == module.LONGEST_NAP_S
-    assert all(before <= after <= 1.25 * before for before, after in itertools.pairwise(first))
 
 
 def test_beside_somebody_who_computes_it_naps() -> None:

@@ -14,11 +14,9 @@ import numpy as np
 from mpi4py import MPI
 
 # A waiting rank sleeps: a polling one would take its core from a rank that computes. The longest nap keeps a
-# socket's buffer from running dry: 256 kB last 0.4 ms at 5 Gbit/s. Beside a thread that computes each look costs that
-# thread Python's lock, so naps soon grow long; alone a rank looks more often, and oversleeps by a quarter at most.
+# socket's buffer from running dry: 256 kB last 0.4 ms at 5 Gbit/s.
+SHORTEST_NAP_S = 50e-6
 LONGEST_NAP_S = 400e-6
-NAP_BESIDE_COMPUTE_S, GROWTH_BESIDE_COMPUTE = 50e-6, 2.0
-NAP_ALONE_S, GROWTH_ALONE = 25e-6, 1.25
 LARGE_BYTES = 256_000  # of a message whose second copy takes longer than posting a receive for it
 MOST_AHEAD = 16  # of them from one source
 
@@ -113,7 +111,7 @@ class Progress:
 
         It never polls, which would take the core from that thread.
         """
-        nap_s = NAP_BESIDE_COMPUTE_S
+        nap_s = SHORTEST_NAP_S
         while True:
             self._wake.clear()
             with self._lock:  # whoever posts sees it asleep, or is seen before it falls asleep
@@ -122,26 +120,26 @@ class Progress:
                     return
                 self._asleep = not (acted or self.awaited or len(self._requests) > len(self._posted_ahead))
             if acted:
-                nap_s = NAP_BESIDE_COMPUTE_S
+                nap_s = SHORTEST_NAP_S
             else:
                 self._wake.wait(None if self._asleep else nap_s)
-                nap_s = min(GROWTH_BESIDE_COMPUTE * nap_s, LONGEST_NAP_S)
+                nap_s = min(2 * nap_s, LONGEST_NAP_S)
 
     def wait(self, until: Callable[[], bool]) -> None:
         """Move messages until something holds, while nobody on this rank computes.
 
         After something has happened it polls for `poll_s`, then it naps.
         """
-        nap_s, acted_at = NAP_ALONE_S, 0.0
+        nap_s, acted_at = SHORTEST_NAP_S, 0.0
         with self._lock:
             while not until():
                 if self._turn():
-                    nap_s, acted_at = NAP_ALONE_S, time.perf_counter()
+                    nap_s, acted_at = SHORTEST_NAP_S, time.perf_counter()
                 elif time.perf_counter() - acted_at < self._poll_s:
                     os.sched_yield()
                 else:
                     time.sleep(nap_s)
-                    nap_s = min(GROWTH_ALONE * nap_s, LONGEST_NAP_S)
+                    nap_s = min(2 * nap_s, LONGEST_NAP_S)
 
     def _turn(self) -> bool:
         """Do what was posted and what arrived or completed calls for; return whether there was anything."""
