@@ -9,7 +9,8 @@ launch is the sample. Where a hypervisor gave more than 5 % of the cores to othe
 is lost and made up for by another round of all. The peers are in scripts/peers, each as its own documentation writes
 it. Transports are everybody's default (psring's: memory that workers and server share), or, in the arms that say so,
 TCP. psring's messages are of --chunk-bytes (over TCP half as much, which Open MPI sends without asking) and without a
-window, for its defaults are made for links of up to 10 Gbit/s. Printed: steps/s, and psring's over each peer's, with 95
+window, for its defaults are made for links of up to 10 Gbit/s; where nobody computes its ranks poll for POLL_S before
+they sleep, as RPC's do without end. Printed: steps/s, and psring's over each peer's, with 95
 % bootstrap intervals.
 
 bare MPI is no parameter server, but the same messages, sums and updates in plain mpi4py: what of a step is MPI's own.
@@ -41,6 +42,7 @@ from bench.records import read
 
 PEERS = Path(__file__).parent / "peers"
 DEADLINE_S = 180.0
+POLL_S = 5e-4
 MOST_STOLEN_SHARE = 0.05  # of the cores, by other virtual machines, during a launch that counts
 MOST_ROUNDS = 4  # of launches of all arms, for each that is asked for
 Arm = Callable[[Path], float]  # runs one launch in a scratch folder, returns its median step, seconds
@@ -104,7 +106,8 @@ def make_arms(asked: argparse.Namespace) -> dict[str, Arm]:
         "compute": asked.compute, "model": asked.model, "batch_size": asked.batch_size, "steps": asked.steps,
         "warmup_steps": 5, "eval_batches": 0, "optimizer": "sgd", "num_workers": 2,
     }  # fmt: skip
-    fast = {"chunk_bytes": asked.chunk_bytes, "window_bytes": None}
+    poll_s = POLL_S if asked.compute == "none" else 0.0
+    fast = {"chunk_bytes": asked.chunk_bytes, "window_bytes": None, "poll_s": poll_s}
     server = make_config({**common, **fast, "strategy": "parameter_server", "num_servers": 1}, "flags")
     unasked = {"chunk_bytes": asked.chunk_bytes // 2, "eager_limit_bytes": asked.chunk_bytes}
     over_tcp = server.model_copy(update={"shared_memory": False, **unasked})
