@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -115,17 +116,31 @@ class SlowComm:
         return not self.answer.wait(DEADLINE_S)
 
 
-def test_who_sleeps_without_end_is_woken_by_what_is_posted() -> None:
+def wait_for(holds: Callable[[], bool]) -> bool:
+    """Whether something comes to hold."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(1e-3)
+    return holds()
+
+
+def test_who_sleeps_without_end_is_woken_for_what_is_under_way_and_for_nothing_else() -> None:
     """That receives are posted ahead does not mean that anything can come."""
     progress, done = Progress(MPI.COMM_SELF), []
+    progress._wake = event = CountedEvent()
     progress.expect(0, 1, np.zeros(LARGE_BYTES, np.uint8), lambda: None)
     thread = threading.Thread(target=progress.run, args=(lambda: bool(done),), daemon=True)
     thread.start()
-    deadline = time.monotonic() + DEADLINE_S
-    while not progress._asleep and time.monotonic() < deadline:
-        time.sleep(1e-3)
+    assert wait_for(lambda: progress._asleep)
+    progress.post(lambda: None)
     assert progress._asleep
+    assert not event.is_set()
+    progress.post(lambda: setattr(progress, "awaited", 1))
+    assert wait_for(lambda: event.waits > 1)
+    progress.awaited = 0
+    assert wait_for(lambda: progress._asleep)
     progress.post(lambda: done.append(True))
+    progress.look()
     thread.join(DEADLINE_S)
     assert not thread.is_alive()
     progress.withdraw()

@@ -48,21 +48,29 @@ class Progress:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._asleep = False  # whether `run` looks again only when it is woken
-        self.awaited = 0  # messages that must still come; while there are none, `run` sleeps
+        self.awaited = 0  # messages that call for something when they come; while there are none, `run` sleeps
 
     def post(self, act: Act) -> None:
-        """Send something now; if the other thread is just inside MPI, have it do so next."""
+        """Send something now; if the other thread is just inside MPI, have it do so next.
+
+        Wake that one only for what is then under way: it would take Python's lock from this one, and this one could
+        send no more before it had got it back.
+        """
         self._posted.append(act)
         if not self._lock.acquire(blocking=False):
             self._wake.set()
             return
         try:
             self._do_posted()
-            asleep, self._asleep = self._asleep, False
+            if self._asleep and self._can_move():
+                self._asleep = False
+                self._wake.set()
         finally:
             self._lock.release()
-        if asleep:
-            self._wake.set()
+
+    def look(self) -> None:
+        """Have `run` look whether what it runs until holds."""
+        self._wake.set()
 
     def expect(self, source: int, tag: int, buffer: np.ndarray, act: Act) -> None:
         """Receive every message with that tag from a rank into a buffer (bytes), and do something then."""
@@ -118,7 +126,7 @@ class Progress:
                 acted = self._turn()
                 if until():
                     return
-                self._asleep = not (acted or self.awaited or len(self._requests) > len(self._posted_ahead))
+                self._asleep = not (acted or self._can_move())
             if acted:
                 nap_s = SHORTEST_NAP_S
             else:
@@ -140,6 +148,10 @@ class Progress:
                 else:
                     time.sleep(nap_s)
                     nap_s = min(2 * nap_s, LONGEST_NAP_S)
+
+    def _can_move(self) -> bool:
+        """Whether anything is under way: receives posted ahead alone are not."""
+        return self.awaited > 0 or len(self._requests) > len(self._posted_ahead)
 
     def _turn(self) -> bool:
         """Do what was posted and what arrived or completed calls for; return whether there was anything."""
