@@ -110,7 +110,7 @@ def test_status_of_no_sweep_is_refused(tmp_path: Path) -> None:
     ("sign", "status", "said"),
     [
         (signal.SIGKILL, "failed", r"rank 1 \(server\) on \S+ was ended by signal 9"),
-        (signal.SIGSTOP, "failed", r"rank 1 .* does not answer any more; ranks? 0.* in \w+ \(\w+\.py:\d+\)"),
+        (signal.SIGSTOP, "failed", r"rank 1 .* does not answer any more; ranks? 0.* in \S+ \(\w+\.py:\d+\)"),
     ],
 )
 def test_a_rank_that_dies_or_hangs_costs_its_cell_alone(

@@ -95,7 +95,7 @@ def test_a_run_past_its_deadline_is_a_timeout_row(tmp_path: Path) -> None:
     done = sweep.run_sweep(make_sweep([{"strategy": "local"}, slow]), "plan", tmp_path, QUIET)
     assert statuses(done) == {"ok": 1, "timeout": 1}
     (late,) = (record for record in done if record.status == "timeout")
-    assert re.search(r"rank 0 in \w+ \(\w+\.py:\d+\)", late.reason)
+    assert re.search(r"rank 0 in \S+ \(\w+\.py:\d+\)", late.reason)
     assert "most recent call first" in (tmp_path / late.log).read_text()
 
 
