@@ -10,8 +10,7 @@ is lost and made up for by another round of all. The peers are in scripts/peers,
 it. Transports are everybody's default (psring's: memory that workers and server share), or, in the arms that say so,
 TCP. psring's messages are of --chunk-bytes (over TCP half as much, which Open MPI sends without asking) and without a
 window, for its defaults are made for links of up to 10 Gbit/s; where nobody computes its ranks poll for POLL_S before
-they sleep, as RPC's do without end. Printed: steps/s, and psring's over each peer's, with 95
-% bootstrap intervals.
+they sleep, as RPC's do without end. Printed: steps/s, and psring's over each peer's, with 95 % bootstrap intervals.
 
 bare MPI is no parameter server, but the same messages, sums and updates in plain mpi4py: what of a step is MPI's own.
 

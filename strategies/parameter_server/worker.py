@@ -122,7 +122,9 @@ class ParameterServerWorker(Strategy):
         pushed = torch.zeros(num_elements) if compressed else out.memory.view(self.options.wire_dtype)
         self._out = make_wire(self.options, out.each, sizes, pushed)
         pulled = self._weights_on_server()
-        self._fetches = pulled is None  # whether an answer calls for something when it comes
+        # Whether chunks travel or are fetched, for which a thread must look. A rank with a GPU sends its gradients
+        # even where it reads its weights on the server.
+        self._must_look = pulled is None or self._mail.travels_to(self._roles.servers[0])
         if pulled is None:
             pulled = host_buffer(num_elements, torch.float32 if compressed else self.options.wire_dtype, pinned)
         self._in = make_wire(self.options, self._answers(pulled), sizes, pulled, adds=not self._returns_gradients)
@@ -327,13 +329,13 @@ class ParameterServerWorker(Strategy):
         self._out.pack(chunk.index)
         self._mail.sync()
         push.Start()
-        self._progress.awaited += self._fetches
+        self._progress.awaited += self._must_look
         if self.options.window_bytes is not None:
             self._progress.watch(push, lambda: self._outbox.arrived(chunk))
 
     def _chunk_pulled(self, chunk: Chunk) -> None:
         """Count a chunk that went out and came back; what a rank hands to itself does not travel."""
-        self._progress.awaited -= self._fetches
+        self._progress.awaited -= self._must_look
         self._mail.sync()
         self._in.unpack(chunk.index)
         if self._roles.servers[chunk.server] != self._comm.rank:
