@@ -128,7 +128,9 @@ def _tune(arguments: argparse.Namespace) -> int:
         raise BadInput("tune: --num-workers is the launcher's world less the servers; leave it out")
     else:
         config = complete_config(given, placement, _links_here())
-    tune.tune(config, placement, arguments.out, Console())
+    # mpirun gives its ranks a terminal even where its own output goes into a file.
+    console = Console(force_terminal=None if placement.launcher == "none" else False)
+    tune.tune(config, placement, arguments.out, console)
     return 0
 
 

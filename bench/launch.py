@@ -91,17 +91,14 @@ def complete_config(
         raise BadInput("link: this is no emulated node; psring cluster up, then psring cluster exec n0 -- mpirun ...")
     given_servers = str(given.get("num_servers", 0))
     num_servers = int(given_servers) if given_servers.isdigit() else 0  # RunConfig says what is wrong with others
-    if num_servers >= placement.world_size:
+    num_workers = placement.world_size - num_servers
+    values = {"launcher": placement.launcher, **given, **(links or {}), "num_workers": max(num_workers, 1)}
+    if num_workers < 1:
+        make_config({**values, "launcher": "mpirun"}, "run")  # a wrong value is named before ranks that are missing
         raise BadInput(
             f"num_servers: {num_servers} of {placement.world_size} ranks leave no worker; "
             f"start at least {num_servers + 1}: mpirun -n {num_servers + 1} psring run ..."
         )
-    values = {
-        "launcher": placement.launcher,
-        **given,
-        **(links or {}),
-        "num_workers": placement.world_size - num_servers,
-    }
     config = make_config(values, "run")
     reason = config.unsupported()
     if reason:

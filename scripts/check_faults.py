@@ -9,6 +9,7 @@ clock set back a C compiler: what the C library tells its callers is set back, n
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import json
@@ -290,7 +291,12 @@ def workplace() -> Iterator[Path]:
 
 def main() -> int:
     """Do the cases that were asked for; 1 if anything was lost, came twice or was left behind."""
-    wanted = sys.argv[1:] or list(CASES)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"one of {', '.join(CASES)}; none: all")
+    wanted = parser.parse_args().cases or list(CASES)
+    unknown = [name for name in wanted if name not in CASES]
+    if unknown:
+        parser.error(f"there is no case {unknown[0]!r}; there are {', '.join(CASES)}")
     total: Counter[str] = Counter()
     with workplace() as work:
         for name in wanted:

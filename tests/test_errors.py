@@ -33,6 +33,7 @@ def only_line(text: str) -> str:
         (["rum"], "invalid choice: 'rum'"),
         (["run", "--strategy", "ring"], "strategy: input should be"),
         (["run", "--strategy", "parameter_server", "--num-servers", "1"], "leave no worker"),
+        (["run", "--strategy", "parameter_server", "--num-servers", "1", "--poll-s", "soon"], "valid number"),
         (["run", "--batch-size", "5", "--gradient-accumulation", "2"], "5 does not divide"),
         (["run", "--data", "missing.bin"], "there is no file missing.bin"),
         (["run", "--data", "truncated.bin"], "3 bytes, not a whole number"),
