@@ -168,7 +168,7 @@ def end(argv: list[str], log: Path) -> list[str]:
     deadline = time.monotonic() + DEADLINE_S
     outcome = launch.run(argv, log, lambda: deadline)
     if outcome.returncode != 0:
-        raise SystemExit(f"{' '.join(argv[:6])} failed:\n{outcome.tail}")
+        raise SystemExit(f"{' '.join(argv[:6])} failed:\n{outcome.output}")
     return log.read_text(errors="replace").splitlines()
 
 
