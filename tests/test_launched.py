@@ -15,6 +15,7 @@ from bench.config import RunConfig
 from bench.launch import run_flags
 from bench.ledger import padding_bytes, predict
 from bench.records import RunRecord
+from strategies.parameter_server.progress import LARGE_BYTES, MOST_AHEAD
 from tests.conftest import PSRING, run_command
 
 pytestmark = pytest.mark.launcher
@@ -196,6 +197,22 @@ def test_messages_that_are_sent_unasked_over_tcp_are_the_same(
     ended = mpirun(3, "run", *flags({**SHORT, **knobs, **eager}), "--out", tmp_path / "out", OMPI_MCA_btl="tcp,self")
     assert ended.returncode == 0, ended.stderr
     assert_true_run(only_record(tmp_path / "out"))
+
+
+def test_more_large_messages_may_be_under_way_than_receives_are_posted_for(
+    mpirun: Callable[..., object], tmp_path: Path
+) -> None:
+    """Without a window, over TCP, where they take long: one that comes unexpected must not be received twice."""
+    silent = {"compute": "none", "steps": 20, "eval_batches": 0}
+    many = {**SERVED, **SENT, "num_servers": 1, "model": "gpt-mini", "chunk_bytes": 300_000, "window_bytes": None}
+    assert (
+        RunConfig.model_validate({**many, "launcher": "mpirun"}).wire_bytes
+        > 2 * MOST_AHEAD * 300_000
+        > 2 * MOST_AHEAD * LARGE_BYTES
+    )
+    ended = mpirun(3, "run", *flags({**many, **silent}), "--out", tmp_path / "out", OMPI_MCA_btl="tcp,self")
+    assert ended.returncode == 0, ended.stderr
+    assert only_record(tmp_path / "out").status == "ok"
 
 
 def test_saved_parameters_are_those_of_the_reference(

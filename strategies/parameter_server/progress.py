@@ -83,12 +83,15 @@ class Progress:
 
     def _post_ahead(self, source: int) -> None:
         """Be ready for the next large messages of a rank."""
-        for tag, receive in itertools.islice(self._next[source].items(), MOST_AHEAD):
+        for tag in itertools.islice(self._next[source], MOST_AHEAD):
             if (source, tag) not in self._posted_ahead:
-                self._posted_ahead.add((source, tag))
-                receive.Start()
-                self._requests.append(receive)
-                self._acts.append(partial(self._arrived, source, tag))
+                self._receive_large(source, tag)
+
+    def _receive_large(self, source: int, tag: int) -> None:
+        self._posted_ahead.add((source, tag))
+        receive = self._next[source][tag]
+        receive.Start()
+        self.watch(receive, partial(self._arrived, source, tag))
 
     def _arrived(self, source: int, tag: int) -> None:
         """Act on a message, which is not the next one any more."""
@@ -184,6 +187,9 @@ class Progress:
         while self._comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status):
             arrived = True
             source, tag = status.Get_source(), status.Get_tag()
+            if tag in self._next.get(source, ()):  # one more than are posted ahead: it may take longer than they do
+                self._receive_large(source, tag)
+                continue
             buffer, _ = self._expected[source, tag]
             request = self._comm.Irecv([buffer, MPI.BYTE], source, tag)
             if request.Test():
