@@ -23,6 +23,8 @@ StrategyName = Literal["local", "independent", "parameter_server", "ring_allredu
 Dtype = Literal["fp32", "bf16", "fp16"]
 
 DTYPE_BYTES: dict[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+# More than a link of 10 Gbit/s holds in 0.2 ms, less than the queue of a slow one.
+DEFAULT_SOCKET_BYTES = 256 << 10
 NUMBERS_PER_SCALE = 1024  # of compression: int8 and onebit
 # Knobs that only a sleeping worker reads.
 EMULATION: tuple[str, ...] = (
@@ -188,9 +190,12 @@ class RunConfig(BaseModel):
     window_bytes: int | None = Field(400_000, ge=1)
     """Most bytes that a worker has on their way to servers, so that workers share a server's link evenly and priority
     can overtake; give more on links beyond 10 Gbit/s; none: no limit."""
+    socket_bytes: int | None = Field(DEFAULT_SOCKET_BYTES, ge=4096, le=1 << 30)
+    """Buffer that the kernel is asked for at each end of Open MPI's TCP connections, each way, bytes; none: its own,
+    which grows: faster beyond 10 Gbit/s, but it fills the queue of a slow link."""
     eager_limit_bytes: int | None = Field(None, ge=1024, le=1 << 30)
-    """Largest message that Open MPI sends over TCP without asking its receiver first (btl_tcp_eager_limit); more than
-    `chunk_bytes` makes large chunks fast on fast links; none: its own, 64 KiB."""
+    """Largest message that Open MPI sends over TCP without asking its receiver first (btl_tcp_eager_limit), who copies
+    it once more than one that it was asked for; none: its own, 64 KiB."""
     shared_memory: bool = True
     """Whether workers and servers of one node read each other's messages where they lie, if /dev/shm holds them and no
     GPU is in it; false: they are sent like those to other nodes."""
@@ -214,7 +219,7 @@ class RunConfig(BaseModel):
     timeout_s: float = Field(600.0, gt=0)
     """Deadline of the whole run; past it every rank prints its Python stack and ends."""
 
-    @field_validator("window_bytes", "eager_limit_bytes", mode="before")
+    @field_validator("window_bytes", "socket_bytes", "eager_limit_bytes", mode="before")
     @classmethod
     def _no_limit(cls, value: object) -> object:
         return None if value == "none" else value

@@ -15,15 +15,14 @@ from pathlib import Path
 
 import psutil
 
-from bench.config import BadInput, RunConfig, make_config
+from bench.config import DEFAULT_SOCKET_BYTES, BadInput, RunConfig, make_config
 from bench.emulate.layout import INTERFACE, Cluster, host_file
 
 GRACE_S = 5.0
 POLL_S = 0.1
 TAIL_BYTES = 1 << 20
-# More than a link of 10 Gbit/s holds in 0.2 ms, less than the queue of a slow one.
-SOCKET_BYTES = 1 << 18
 FRAGMENT_BYTES = 1 << 17  # Open MPI's own largest fragment over TCP; none that is sent unasked may be larger
+QUESTION_BYTES = 1 << 10  # what may travel along when a sender asks, which the receiver copies once more
 
 # (launcher, rank, size, rank on this host): the first set whose size is there decides. In a batch script Slurm sets
 # SLURM_PROCID too, but only in a step that srun started does it say how many ranks there are.
@@ -70,8 +69,8 @@ def mpi_environment(environ: Mapping[str, str]) -> dict[str, str]:
         "OMPI_MCA_coll_tuned_allreduce_algorithm": "4",  # ring
         "OMPI_MCA_coll_han_priority": "0",  # Open MPI 5 would put its hierarchical collectives first
         "OMPI_MCA_mpi_yield_when_idle": "1",
-        "OMPI_MCA_btl_tcp_sndbuf": str(SOCKET_BYTES),
-        "OMPI_MCA_btl_tcp_rcvbuf": str(SOCKET_BYTES),
+        "OMPI_MCA_btl_tcp_sndbuf": str(DEFAULT_SOCKET_BYTES),
+        "OMPI_MCA_btl_tcp_rcvbuf": str(DEFAULT_SOCKET_BYTES),
     }
     if list(Path(sys.prefix, "lib").glob("libmpi.so*")):
         settings["OPAL_PREFIX"] = sys.prefix  # an MPI inside the .venv does not know where that is
@@ -106,15 +105,23 @@ def complete_config(
     return config
 
 
-def eager_limit(config: RunConfig) -> dict[str, str]:
-    """What Open MPI must find in a rank's environment to send messages of the wanted size over TCP unasked."""
-    if config.eager_limit_bytes is None:
-        return {}
-    limit = config.eager_limit_bytes
-    return {
-        "OMPI_MCA_btl_tcp_eager_limit": str(limit),
-        "OMPI_MCA_btl_tcp_max_send_size": str(max(limit, FRAGMENT_BYTES)),
-    }
+def tcp_settings(config: RunConfig) -> dict[str, str]:
+    """What Open MPI must find in a rank's environment for the wanted sockets, and messages sent over them unasked.
+
+    Of what is asked for nothing travels with the question: the whole is then written where its receiver wants it.
+    """
+    settings = {}
+    if config.socket_bytes != DEFAULT_SOCKET_BYTES:
+        settings = dict.fromkeys(("btl_tcp_sndbuf", "btl_tcp_rcvbuf"), config.socket_bytes or 0)
+    if config.eager_limit_bytes is not None:
+        settings |= {
+            "btl_tcp_eager_limit": config.eager_limit_bytes,
+            "btl_tcp_max_send_size": max(config.eager_limit_bytes, FRAGMENT_BYTES),
+            "btl_tcp_rndv_eager_limit": QUESTION_BYTES,
+            "btl_tcp_rdma_pipeline_send_length": 0,
+            "btl_tcp_min_rdma_pipeline_size": 0,
+        }
+    return {f"OMPI_MCA_{name}": str(value) for name, value in settings.items()}
 
 
 def run_flags(config: RunConfig) -> list[str]:

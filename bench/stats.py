@@ -36,9 +36,9 @@ LOSSY = ("compression", "topk_ratio", "sync_every", "outer_learning_rate", "oute
 # Knobs a lone process does not have: a `local` baseline may differ in them.
 COMMUNICATION = frozenset({
     "strategy", "num_workers", "num_servers", "placement", "consistency", "staleness", "server_role", "launcher",
-    "network_interface", "wire_dtype", "chunk_bytes", "schedule", "window_bytes", "eager_limit_bytes",
-    "shared_memory", "poll_s", "segment_bytes", "fusion_threshold_bytes", "cycle_time_s", "bucket_bytes",
-    *LINKS, *LOSSY,
+    "network_interface", "wire_dtype", "chunk_bytes", "schedule", "window_bytes", "socket_bytes",
+    "eager_limit_bytes", "shared_memory", "poll_s", "segment_bytes", "fusion_threshold_bytes", "cycle_time_s",
+    "bucket_bytes", *LINKS, *LOSSY,
 })  # fmt: skip
 # What makes workers unlike each other: a `local` baseline is the even worker, and may differ in them.
 UNEVENNESS = frozenset({"speed_factor", "compute_cv"})

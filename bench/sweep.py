@@ -54,7 +54,7 @@ def _world(config: RunConfig) -> tuple[object, ...]:
     """
     ring = config.strategy == "ring_allreduce" and (config.fusion_threshold_bytes, config.cycle_time_s)
     launcher = config.launcher if config.world_size > 1 else "none"
-    mpi = (config.hostfile, config.network_interface, config.eager_limit_bytes)
+    mpi = (config.hostfile, config.network_interface, config.socket_bytes, config.eager_limit_bytes)
     return (launcher, config.world_size, *mpi, emulated(config), ring)
 
 

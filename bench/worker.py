@@ -24,7 +24,7 @@ from bench.emulate.durations import durations
 from bench.emulate.guard import Evidence, Watch
 from bench.emulate.link import on_node
 from bench.emulate.similitude import scales
-from bench.launch import Placement, die_with_parent, eager_limit, mpi_environment
+from bench.launch import Placement, die_with_parent, mpi_environment, tcp_settings
 from bench.ledger import Volume, header_shares, make_ledger, wire_ratios
 from bench.model import model_flops_utilization, peak_flops_per_s
 from bench.records import Ledger, PlannedRun, RunRecord, StepRecord, Summary
@@ -54,7 +54,7 @@ def run(
     """
     if placement.launcher != "none":
         die_with_parent()
-    os.environ.update(mpi_environment(os.environ) | eager_limit(planned[0].config))
+    os.environ.update(mpi_environment(os.environ) | tcp_settings(planned[0].config))
     group.set_deadline(planned[0].config.timeout_s)
     now = planned[0]
     try:

@@ -108,8 +108,9 @@ def make_arms(asked: argparse.Namespace) -> dict[str, Arm]:
     poll_s = POLL_S if asked.compute == "none" else 0.0
     fast = {"chunk_bytes": asked.chunk_bytes, "window_bytes": None, "poll_s": poll_s}
     server = make_config({**common, **fast, "strategy": "parameter_server", "num_servers": 1}, "flags")
-    unasked = {"chunk_bytes": asked.chunk_bytes // 2, "eager_limit_bytes": asked.chunk_bytes}
-    over_tcp = server.model_copy(update={"shared_memory": False, **unasked})
+    # As the peers' sockets the kernel's own; and no message is copied but by the kernel.
+    sockets = {"chunk_bytes": asked.chunk_bytes // 2, "socket_bytes": None, "eager_limit_bytes": 4096}
+    over_tcp = server.model_copy(update={"shared_memory": False, **sockets})
     colocated = server.model_copy(update={"placement": "colocated", "num_servers": 0})
     ddp = make_config({**common, "strategy": "ddp"}, "flags")
     bare = {
@@ -139,7 +140,7 @@ def run_psring(config: RunConfig, scratch: Path, tcp: bool) -> float:
 
 def run_bare(config: RunConfig, scratch: Path, tcp: bool) -> float:
     """One launch of what MPI, sums and updates alone take: no peer."""
-    settings = [f"{name}={value}" for name, value in launch.eager_limit(config).items()]
+    settings = [f"{name}={value}" for name, value in launch.tcp_settings(config).items()]
     program = ["env", *settings, sys.executable, str(PEERS / "bare_mpi.py"), "--config", config.model_dump_json()]
     argv = [*launch.launcher_prefix(config), *program]
     argv.remove("--tag-output")
