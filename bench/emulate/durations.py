@@ -150,6 +150,8 @@ def _calibrated(config: RunConfig, path: Path) -> Durations:
 
 def slowdown(config: RunConfig, worker: int, step: int) -> float:
     """What to multiply a worker's durations with in one step: lognormal with mean 1, over the worker's speed."""
+    if config.compute_cv == 0:
+        return 1 / config.speeds[worker]
     variance = math.log1p(config.compute_cv**2)
     normal = np.random.default_rng([config.seed, JITTER_STREAM, worker, step]).standard_normal()
     return math.exp(math.sqrt(variance) * float(normal) - variance / 2) / config.speeds[worker]

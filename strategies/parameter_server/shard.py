@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from strategies.base import Options
 from strategies.buffers import FlatLayout, as_bytes
 from strategies.parameter_server.memory import Messages
 from strategies.parameter_server.plan import Chunk
+from strategies.parameter_server.update import Update, make_update
 from strategies.parameter_server.wire import make_wire
 
 Settings = tuple[tuple[str, Any], ...]  # of an optimizer's group: its learning rate and so on
@@ -47,10 +46,9 @@ class Shard:
         # The weights that all workers have, if they are told changes only.
         self._told_of = [torch.empty_like(part) for part in self._weights_of] if optimizer and compressed else None
         self._updates = [
-            bare_step(self._chunk_optimizer(optimizer, layout, chunk, index))
-            for index, chunk in enumerate(chunks)
-            if optimizer
+            self._updates_of(optimizer, layout, chunk, index) for index, chunk in enumerate(chunks) if optimizer
         ]
+        self._divisor, self._factor = torch.ones(()), 1.0
 
     def _gradients(self, sizes: Sequence[int], options: Options) -> Sequence[Tensor]:
         """Where each chunk is summed: all in one place, which stays cached, if each is updated before the next."""
@@ -59,10 +57,10 @@ class Shard:
         place = torch.empty(max(sizes))
         return [place[:size] for size in sizes]
 
-    def _chunk_optimizer(
+    def _updates_of(
         self, optimizer: torch.optim.Optimizer, layout: FlatLayout, chunk: Chunk, index: int
-    ) -> torch.optim.Optimizer:
-        """The same optimizer with the same settings, over what of the parameters is inside one chunk.
+    ) -> list[Update]:
+        """The optimizer's updates of one chunk, one for all elements that it treats alike.
 
         Neighbours of the same settings are one piece: SGD and AdamW treat every element alike, whatever its tensor.
         """
@@ -70,15 +68,18 @@ class Shard:
             parameter: tuple((name, value) for name, value in group.items() if name != "params")
             for group in optimizer.param_groups for parameter in group["params"]
         }  # fmt: skip
-        pieces: dict[Settings, list[nn.Parameter]] = defaultdict(list)
+        pieces: dict[Settings, list[slice]] = defaultdict(list)
         inside = layout.overlapping(chunk.begin, chunk.end)
         for settings, alike in itertools.groupby(inside, key=lambda piece: settings_of[layout.parameters[piece[0]]]):
             ranges = [elements for _, elements in alike]
-            span = slice(ranges[0][0] - chunk.begin, ranges[-1][1] - chunk.begin)
-            piece = nn.Parameter(self._weights_of[index][span], requires_grad=False)
-            piece.grad = self._gradient_of[index][span]
-            pieces[settings].append(piece)
-        return type(optimizer)([{**dict(settings), "params": of_them} for settings, of_them in pieces.items()])  # type: ignore[call-arg]  # every torch.optim class has defaults
+            pieces[settings].append(slice(ranges[0][0] - chunk.begin, ranges[-1][1] - chunk.begin))
+        weights, gradient = self._weights_of[index], self._gradient_of[index]
+        return [
+            make_update(
+                optimizer, dict(settings), [weights[span] for span in spans], [gradient[span] for span in spans]
+            )
+            for settings, spans in pieces.items()
+        ]
 
     def weights(self, index: int) -> np.ndarray:
         """The bytes of one chunk's master weights."""
@@ -121,10 +122,14 @@ class Shard:
         return sum(float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2 for part in self._gradient_of)
 
     def step(self, index: int, factor: float) -> None:
-        """Multiply the gradient of one chunk by `factor`, and update its weights with that."""
-        self._gradient_of[index].mul_(factor)
-        if self._updates:
-            self._updates[index]()
+        """Update the weights of one chunk with its gradient times `factor`, which is above 0; or just multiply it."""
+        if not self._updates:
+            self._gradient_of[index].mul_(factor)
+            return
+        if factor != self._factor:
+            self._divisor, self._factor = torch.tensor(1 / factor), factor
+        for update in self._updates[index]:
+            update(None if factor == 1.0 else self._divisor)
 
     def fill_answer(self, index: int, which: int = 0) -> None:
         """Let an answer be what is returned as it is now; compressed weights: what workers do not know of it yet."""
@@ -135,11 +140,3 @@ class Shard:
         elif not self._is_answer:
             wire.put(wire.parts[index], returned)
             wire.pack(index)
-
-
-def bare_step(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
-    """The step of an optimizer without torch's decorators around it, for parameters that need no gradient.
-
-    They serve profilers, hooks and the compiler, and take longer than the update of a chunk of 60 kB itself.
-    """
-    return partial(inspect.unwrap(type(optimizer).step), optimizer)

@@ -129,9 +129,10 @@ class ParameterServerWorker(Strategy):
             pulled = host_buffer(num_elements, torch.float32 if compressed else self.options.wire_dtype, pinned)
         self._in = make_wire(self.options, self._answers(pulled), sizes, pulled, adds=not self._returns_gradients)
         self._push_views, self._pull_views = self._views(pushed), self._views(pulled)
-        for view, parameter in zip(self._pull_views, self._parameters, strict=True):
+        self._is_in_place = [self._in_place(parameter) for parameter in self._parameters]
+        for view, parameter, in_place in zip(self._pull_views, self._parameters, self._is_in_place, strict=True):
             view.copy_(parameter.detach())  # compressed weights arrive as changes of these
-            if self._in_place(parameter):
+            if in_place:
                 parameter.data = view
         self._pushes = [self._push_request(chunk) for chunk in chunks]
         for chunk in chunks:
@@ -202,7 +203,6 @@ class ParameterServerWorker(Strategy):
             needed = [index_of[p] for p in module.parameters(recurse=False)]
             if needed:
                 module.register_forward_pre_hook(partial(self._before_forward, needed))
-        self._watch_gradients(model)
 
     @contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
@@ -218,6 +218,8 @@ class ParameterServerWorker(Strategy):
 
     def _gradient_ready(self, index: int, parameter: Tensor) -> None:
         """Copy a finished gradient to the wire buffer and let every chunk that it completes leave."""
+        if self._first_gradient_at is None:
+            self._first_gradient_at = time.perf_counter()
         if not self._last_pass:
             return
         self._take(index)  # a parameter that no module's forward waited for
@@ -271,18 +273,17 @@ class ParameterServerWorker(Strategy):
         """Take over a parameter's new weights, or its mean gradient, waiting for them if need be."""
         if self._taken[index]:
             return
-        began = time.perf_counter()
         if self._unpulled[index]:
+            began = time.perf_counter()
             self._progress.wait(lambda: self._unpulled[index] == 0)
+            if not self._returns_gradients:
+                self._wait_in_forward_s += time.perf_counter() - began
         self._taken[index] = True
-        parameter, pulled = self._parameters[index], self._pull_views[index]
         if self._returns_gradients:
-            parameter.grad = pulled.to(parameter)
-            return
-        self._wait_in_forward_s += time.perf_counter() - began
-        if not self._in_place(parameter):
+            self._parameters[index].grad = self._pull_views[index].to(self._parameters[index])
+        elif not self._is_in_place[index]:
             with torch.no_grad():
-                parameter.copy_(pulled)
+                self._parameters[index].copy_(self._pull_views[index])
 
     def _in_place(self, parameter: Tensor) -> bool:
         """Whether new weights arrive where the model has its own, which then need not be copied.
