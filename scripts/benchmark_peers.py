@@ -8,9 +8,11 @@ from memory: communication alone. Arms run by turns, each launch in fresh proces
 launch is the sample. Where a hypervisor gave more than 5 % of the cores to others during a launch, whoever's it was, it
 is lost and made up for by another round of all. The peers are in scripts/peers, each as its own documentation writes
 it. Transports are everybody's default (psring's: memory that workers and server share), or, in the arms that say so,
-TCP. psring's messages are of --chunk-bytes (over TCP half as much, which Open MPI sends without asking) and without a
-window, for its defaults are made for links of up to 10 Gbit/s; where nobody computes its ranks poll for POLL_S before
-they sleep, as RPC's do without end. Printed: steps/s, and psring's over each peer's, with 95 % bootstrap intervals.
+TCP: all of those in a network of their own (ip and unshare make it), whose congestion control is --congestion-control,
+for where a machine's own is bbr its pacing takes a quarter of a step (own: no network is made). psring's messages are
+of --chunk-bytes (over TCP half as much) and without a window, for its defaults are made for links of up to 10 Gbit/s;
+where nobody computes its ranks poll for POLL_S before they sleep, as RPC's do without end. Printed: steps/s, and
+psring's over each peer's, with 95 % bootstrap intervals.
 
 bare MPI is no parameter server, but the same messages, sums and updates in plain mpi4py: what of a step is MPI's own.
 
@@ -44,6 +46,14 @@ DEADLINE_S = 180.0
 POLL_S = 5e-4
 MOST_STOLEN_SHARE = 0.05  # of the cores, by other virtual machines, during a launch that counts
 MOST_ROUNDS = 4  # of launches of all arms, for each that is asked for
+# A loopback that nobody else uses, and an address, for Open MPI does not use 127.0.0.1.
+NETWORK = """
+ip link add psring0 type veth peer name psring1
+ip address add 10.0.0.1/24 dev psring0
+for link in psring0 psring1 lo; do ip link set $link up; done
+echo $CONGESTION_CONTROL > /proc/sys/net/ipv4/tcp_congestion_control
+exec "$@"
+"""
 Arm = Callable[[Path], float]  # runs one launch in a scratch folder, returns its median step, seconds
 
 
@@ -56,6 +66,7 @@ def main() -> None:
     parser.add_argument("--launches", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--chunk-bytes", type=int, default=1_000_000)
+    parser.add_argument("--congestion-control", choices=["reno", "cubic", "own"], default="reno")
     parser.add_argument("--only", default="", help="arms whose name contains this")
     asked = parser.parse_args()
     if asked.launches < 1:
@@ -113,49 +124,59 @@ def make_arms(asked: argparse.Namespace) -> dict[str, Arm]:
     over_tcp = server.model_copy(update={"shared_memory": False, **sockets})
     colocated = server.model_copy(update={"placement": "colocated", "num_servers": 0})
     ddp = make_config({**common, "strategy": "ddp"}, "flags")
+    tcp = asked.congestion_control
     bare = {
-        "bare MPI": partial(run_bare, server, tcp=False),
-        "bare MPI, TCP": partial(run_bare, over_tcp, tcp=True),
+        "bare MPI": partial(run_bare, server),
+        "bare MPI, TCP": partial(run_bare, over_tcp, tcp=tcp),
     }
     return {
-        "psring, colocated": partial(run_psring, colocated, tcp=False),
-        "DDP": partial(run_psring, ddp, tcp=False),
-        "psring": partial(run_psring, server, tcp=False),
-        "psring, TCP": partial(run_psring, over_tcp, tcp=True),
-        "torch RPC": partial(run_peer, "torch_rpc", server, tcp=False),
-        "torch RPC, TCP": partial(run_peer, "torch_rpc", server, tcp=True),
-        "Ray": partial(run_peer, "ray_actors", server, tcp=False),
+        "psring, colocated": partial(run_psring, colocated),
+        "DDP": partial(run_psring, ddp),
+        "psring": partial(run_psring, server),
+        "psring, TCP": partial(run_psring, over_tcp, tcp=tcp),
+        "torch RPC": partial(run_peer, "torch_rpc", server),
+        "torch RPC, TCP": partial(run_peer, "torch_rpc", server, tcp=tcp),
+        "Ray": partial(run_peer, "ray_actors", server),
         **(bare if asked.compute == "none" else {}),
     }
 
 
-def run_psring(config: RunConfig, scratch: Path, tcp: bool) -> float:
-    """One `psring run`."""
+def run_psring(config: RunConfig, scratch: Path, tcp: str = "") -> float:
+    """One `psring run`; over TCP with that congestion control, if any."""
     argv = launch.command(config, ["run", *launch.run_flags(config), "--out", str(scratch / "out")])
-    end(held_to_tcp(argv) if tcp else argv, scratch / "log")
+    end(held_to_tcp(argv, tcp) if tcp else argv, scratch / "log")
     (record,) = read(scratch / "out")
     assert record.summary is not None, record.reason
     return record.summary.step_s
 
 
-def run_bare(config: RunConfig, scratch: Path, tcp: bool) -> float:
+def run_bare(config: RunConfig, scratch: Path, tcp: str = "") -> float:
     """One launch of what MPI, sums and updates alone take: no peer."""
     settings = [f"{name}={value}" for name, value in launch.tcp_settings(config).items()]
     program = ["env", *settings, sys.executable, str(PEERS / "bare_mpi.py"), "--config", config.model_dump_json()]
     argv = [*launch.launcher_prefix(config), *program]
     argv.remove("--tag-output")
-    return median_step(end(held_to_tcp(argv) if tcp else argv, scratch / "log"))
+    return median_step(end(held_to_tcp(argv, tcp) if tcp else argv, scratch / "log"))
 
 
-def held_to_tcp(argv: list[str]) -> list[str]:
+def held_to_tcp(argv: list[str], congestion_control: str) -> list[str]:
     """The same command with Open MPI's sockets as its only transport between ranks."""
-    return ["tcp,self" if word == "^openib" else word for word in argv]
+    return in_network(["tcp,self" if word == "^openib" else word for word in argv], congestion_control)
 
 
-def run_peer(module: str, config: RunConfig, scratch: Path, tcp: bool) -> float:
+def run_peer(module: str, config: RunConfig, scratch: Path, tcp: str = "") -> float:
     """One launch of a peer, which prints the times of its steps."""
     argv = [sys.executable, str(PEERS / f"{module}.py"), "--config", config.model_dump_json()]
-    return median_step(end(argv + ["--tcp"] * tcp, scratch / "log"))
+    return median_step(end(in_network([*argv, "--tcp"], tcp) if tcp else argv, scratch / "log"))
+
+
+def in_network(argv: list[str], congestion_control: str) -> list[str]:
+    """The same command in a network of its own; on this machine's for the machine's own congestion control."""
+    if congestion_control == "own":
+        return argv
+    user = [] if os.geteuid() == 0 else ["--map-root-user"]
+    name = f"CONGESTION_CONTROL={congestion_control}"
+    return ["env", name, "unshare", "--net", *user, "sh", "-ec", NETWORK, "sh", *argv]
 
 
 def median_step(lines: list[str]) -> float:
