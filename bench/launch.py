@@ -111,7 +111,7 @@ def tcp_settings(config: RunConfig) -> dict[str, str]:
     Of what is asked for nothing travels with the question: the whole is then written where its receiver wants it.
     """
     settings = {}
-    if config.socket_bytes != DEFAULT_SOCKET_BYTES:
+    if config.socket_bytes != DEFAULT_SOCKET_BYTES:  # else mpi_environment's, which the user's own may replace
         settings = dict.fromkeys(("btl_tcp_sndbuf", "btl_tcp_rcvbuf"), config.socket_bytes or 0)
     if config.eager_limit_bytes is not None:
         settings |= {

@@ -48,7 +48,6 @@ class Shard:
         self._updates = [
             self._updates_of(optimizer, layout, chunk, index) for index, chunk in enumerate(chunks) if optimizer
         ]
-        self._divisor, self._factor = torch.ones(()), 1.0
 
     def _gradients(self, sizes: Sequence[int], options: Options) -> Sequence[Tensor]:
         """Where each chunk is summed: all in one place, which stays cached, if each is updated before the next."""
@@ -126,10 +125,9 @@ class Shard:
         if not self._updates:
             self._gradient_of[index].mul_(factor)
             return
-        if factor != self._factor:
-            self._divisor, self._factor = torch.tensor(1 / factor), factor
+        divisor = None if factor == 1.0 else torch.tensor(1 / factor)
         for update in self._updates[index]:
-            update(None if factor == 1.0 else self._divisor)
+            update(divisor)
 
     def fill_answer(self, index: int, which: int = 0) -> None:
         """Let an answer be what is returned as it is now; compressed weights: what workers do not know of it yet."""
