@@ -15,7 +15,7 @@ from functools import partial
 
 from bench.arguments import knobs, parse
 from bench.config import CLUSTER_VARIABLE, AgreedBadInput, BadInput, DiskFull, RunConfig, make_config
-from bench.sweep_file import read_sweep
+from bench.sweep.file import read_sweep
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 OTHERS_WAIT_S = 3.0
@@ -39,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _say_once(error: BadInput) -> None:
     """Print the reason from one rank: the others speak only if nobody has ended the run meanwhile."""
-    from bench.launch import Placement
+    from bench.mpi import RankInfo
 
-    if Placement.detect(os.environ).rank > 0:
+    if RankInfo.detect(os.environ).rank > 0:
         if isinstance(error, AgreedBadInput):
             return
         time.sleep(OTHERS_WAIT_S)
@@ -49,31 +49,32 @@ def _say_once(error: BadInput) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from bench.launch import Placement, complete_config
+    from bench.mpi import RankInfo, complete_config
     from bench.records import PlannedRun, check_writable, open_folder
 
-    placement = Placement.detect(os.environ)
-    config = complete_config(knobs(arguments), placement, _links_here())
+    rank_info = RankInfo.detect(os.environ)
+    config = complete_config(knobs(arguments), rank_info, _links_here())
     if arguments.save_parameters and config.compute != "real":
         raise BadInput(f"--save-parameters: compute: {config.compute} trains nothing; use --compute real")
-    if placement.rank == 0:
+    if rank_info.rank == 0:
         for file in filter(None, (arguments.save_parameters, arguments.trace)):
             check_writable(file)
         if arguments.out:
             open_folder(arguments.out)
-    from bench import trace, worker
+    from bench.rank import trace
+    from bench.rank.run import Result, run_all, save_parameters, write_folder
 
-    kept: list[worker.Result] = []
+    kept: list[Result] = []
 
-    def keep(result: worker.Result) -> None:
+    def keep(result: Result) -> None:
         if arguments.out:
-            worker.write_folder(arguments.out, result)
+            write_folder(arguments.out, result)
         if arguments.save_parameters:
-            worker.save_parameters(arguments.save_parameters, result)
+            save_parameters(arguments.save_parameters, result)
         kept.append(result)
 
     planned = PlannedRun(config=config)
-    worker.run([planned], placement, keep, partial(trace.write, arguments.trace) if arguments.trace else None)
+    run_all([planned], rank_info, keep, partial(trace.write, arguments.trace) if arguments.trace else None)
     for result in kept:
         print(f"{planned.describe()}: {result.record.describe()}", flush=True)
     return EXIT_FAILED if any(result.record.status != "ok" for result in kept) else 0
@@ -84,22 +85,22 @@ def _links_here() -> dict[str, object] | None:
     name = os.environ.get(CLUSTER_VARIABLE)
     if name is None:
         return None
-    from bench.emulate.layout import find
+    from bench.nodes.layout import find
 
     nodes = find(name)
     return {"link": nodes.link, "delay": nodes.delay, "congestion_control": nodes.congestion_control}
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
-    from bench.launch import Placement, complete_config
+    from bench.mpi import RankInfo, complete_config
     from bench.records import check_writable, write_json
 
-    placement = Placement.detect(os.environ)
-    config = complete_config(knobs(arguments), placement)
+    rank_info = RankInfo.detect(os.environ)
+    config = complete_config(knobs(arguments), rank_info)
     check_writable(arguments.out)
-    from bench.emulate.calibrate import calibrate
+    from bench.rank.calibrate import calibrate
 
-    found = calibrate(config, placement)
+    found = calibrate(config, rank_info)
     write_json(arguments.out, found.model_dump())
     forward_s, backward_s = sum(found.forward_s.values()), sum(found.backward_s.values())
     print(f"{arguments.out}: a step of forward {forward_s:.3g} s, backward {backward_s:.3g} s, on {found.measured_on}")
@@ -107,8 +108,8 @@ def _calibrate(arguments: argparse.Namespace) -> int:
 
 
 def _scale_model(arguments: argparse.Namespace) -> int:
-    from bench.emulate.similitude import scale_model
     from bench.environment import cores
+    from bench.scale_model import scale_model
 
     print(scale_model(arguments.target, cores()), end="")
     return 0
@@ -117,32 +118,32 @@ def _scale_model(arguments: argparse.Namespace) -> int:
 def _tune(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from bench import tune
-    from bench.launch import Placement, complete_config
+    from bench.mpi import RankInfo, complete_config
+    from bench.sweep import tune
 
-    placement = Placement.detect(os.environ)
+    rank_info = RankInfo.detect(os.environ)
     given = {"compute": "none", **knobs(arguments)}
-    if placement.launcher == "none":
+    if rank_info.launcher == "none":
         config = make_config({**given, "num_workers": arguments.num_workers or 1}, "tune")
     elif arguments.num_workers:
         raise BadInput("tune: --num-workers is the launcher's world less the servers; leave it out")
     else:
-        config = complete_config(given, placement, _links_here())
+        config = complete_config(given, rank_info, _links_here())
     # mpirun gives its ranks a terminal even where its own output goes into a file.
-    console = Console(force_terminal=None if placement.launcher == "none" else False)
-    tune.tune(config, placement, arguments.out, console)
+    console = Console(force_terminal=None if rank_info.launcher == "none" else False)
+    tune.tune(config, rank_info, arguments.out, console)
     return 0
 
 
 def _ranks(arguments: argparse.Namespace) -> int:
-    from bench import worker
-    from bench.launch import Placement
+    from bench.mpi import RankInfo
+    from bench.rank.run import run_all, write_folder
     from bench.records import PlannedRun
 
     lines = arguments.plan.read_text().splitlines()
     planned = [PlannedRun.model_validate_json(line) for line in lines]
     faulthandler.register(signal.SIGTERM, chain=True)  # whatever ends the launch, its log says where this rank was
-    worker.run(planned, Placement.detect(os.environ), lambda result: worker.write_folder(arguments.out, result))
+    run_all(planned, RankInfo.detect(os.environ), lambda result: write_folder(arguments.out, result))
     return 0
 
 
@@ -156,8 +157,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from bench.folder import existing
-    from bench.sweep import describe_plan, plan, run_sweep
+    from bench.sweep.folder import existing
+    from bench.sweep.run import describe_plan, plan, run_sweep
 
     if arguments.dry_run:
         found = existing(arguments.out) if arguments.out else []
@@ -181,7 +182,7 @@ def _enter_sandbox_alone(cells: Sequence[RunConfig]) -> None:
     Where it may not, the sweep finds that out, too, and says what becomes of the cells.
     """
     if any(cell.link for cell in cells):
-        from bench.emulate import sandbox
+        from bench.nodes import sandbox
 
         with suppress(BadInput):
             sandbox.enter()
@@ -189,7 +190,7 @@ def _enter_sandbox_alone(cells: Sequence[RunConfig]) -> None:
 
 def _write_batch_script(arguments: argparse.Namespace, cells: Sequence[RunConfig], options: Sequence[str]) -> int:
     from bench.records import check_writable, write_whole
-    from bench.slurm import batch_script
+    from bench.sweep.slurm import batch_script
 
     check_writable(arguments.slurm)
     write_whole(arguments.slurm, batch_script(cells, arguments.file, arguments.out, options))
@@ -198,7 +199,7 @@ def _write_batch_script(arguments: argparse.Namespace, cells: Sequence[RunConfig
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from bench.status import describe
+    from bench.sweep.status import describe
 
     print("\n".join(describe(arguments.folder)))
     return 0
@@ -206,11 +207,11 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     gc.disable()  # nearly all it makes lives to its end: to look for garbage took a sixth of its time
-    from bench.report import write_report
+    from bench.report.write import write_report
 
     written = write_report(arguments.folder, allow_mixed=arguments.allow_mixed)
     if arguments.tensorboard:
-        from bench.events import write_events
+        from bench.report.events import write_events
 
         written += write_events(arguments.folder)
     for path in written:
@@ -219,7 +220,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from bench import compare
+    from bench.report import compare
 
     share = None if arguments.fail_if_slower is None else compare.share_of(arguments.fail_if_slower)
     found = compare.compare(arguments.a, arguments.b, arguments.within)
@@ -232,14 +233,14 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _data(arguments: argparse.Namespace) -> int:
-    from bench.data import prepare
+    from bench.rank.data import prepare
 
     print(f"{arguments.out}: {prepare(arguments.text, arguments.out)} tokens")
     return 0
 
 
 def _cluster(arguments: argparse.Namespace) -> int:
-    from bench.emulate import cluster, layout, node, sandbox
+    from bench.nodes import cluster, layout, node, sandbox
 
     words = getattr(arguments, "words", [])
     words = words[1:] if words[:1] == ["--"] else words
@@ -257,7 +258,7 @@ def _cluster(arguments: argparse.Namespace) -> int:
             raise BadInput("cluster exec: no command; write psring cluster exec n0 -- COMMAND")
         node.execute(layout.find(arguments.name), arguments.node, words)
     elif arguments.action == "check":
-        from bench.emulate import check
+        from bench.nodes import check
 
         sandbox.enter()
         check.show(check.read_sizes(arguments.num_nodes), arguments.link.split(","))

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from bench import environment
 from bench.config import BadInput
-from bench.launch import find_launcher, mpi_environment
+from bench.mpi import find_launcher, mpi_environment
 
 PROBE_TIMEOUT_S = 90
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from bench.config import BadInput
-from bench.launch import find_launcher, mpi_environment
+from bench.mpi import find_launcher, mpi_environment
 
 PACKAGES = ("psring", "torch", "mpi4py", "horovod", "numpy", "pandas", "matplotlib", "scipy", "pydantic")
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from bench.launch import mpi_environment
+from bench.mpi import mpi_environment
 
 os.environ.update(mpi_environment(os.environ))
 
@@ -28,12 +28,12 @@ from mpi4py import MPI
 from torch import nn
 
 from bench.config import RunConfig
-from bench.data import Corpus, load
-from bench.group import MPIGroup
 from bench.intervals import median_interval
+from bench.rank.data import Corpus, load
+from bench.rank.group import MPIGroup
+from bench.rank.run import make_options
+from bench.rank.train import build_model, build_optimizer, train
 from bench.shape import GPTShape
-from bench.train import build_model, build_optimizer, train
-from bench.worker import make_options
 from strategies import create
 from strategies.base import Group, SingleGroup
 

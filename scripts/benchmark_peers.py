@@ -36,10 +36,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import launch
+from bench import mpi
 from bench.config import BadInput, RunConfig, make_config
 from bench.intervals import median_interval, ratio_interval
 from bench.records import read
+from bench.sweep import launch
 
 PEERS = Path(__file__).parent / "peers"
 DEADLINE_S = 180.0
@@ -152,7 +153,7 @@ def run_psring(config: RunConfig, scratch: Path, tcp: str = "") -> float:
 
 def run_bare(config: RunConfig, scratch: Path, tcp: str = "") -> float:
     """One launch of what MPI, sums and updates alone take: no peer."""
-    settings = [f"{name}={value}" for name, value in launch.tcp_settings(config).items()]
+    settings = [f"{name}={value}" for name, value in mpi.tcp_settings(config).items()]
     program = ["env", *settings, sys.executable, str(PEERS / "bare_mpi.py"), "--config", config.model_dump_json()]
     argv = [*launch.launcher_prefix(config), *program]
     argv.remove("--tag-output")

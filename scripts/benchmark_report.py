@@ -23,8 +23,8 @@ REPOSITORY = Path(__file__).parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from bench import records  # noqa: E402
-from bench.sweep_file import cross_product  # noqa: E402
-from tests.synthetic import demo_record, make_steps  # noqa: E402
+from bench.sweep.file import cross_product  # noqa: E402
+from tests.support.synthetic import demo_record, make_steps  # noqa: E402
 
 TALKING: dict[str, Any] = {"num_workers": [1, 2, 4, 8, 16], "wire_dtype": ["fp32", "fp16"]}
 STRATEGIES: list[dict[str, Any]] = [

@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.config import BadInput, RunConfig
-from bench.emulate.layout import PAYLOAD_SHARE, parse_rate
 from bench.intervals import Estimate, median_interval, ratio_interval
+from bench.links import parse_rate
+from bench.nodes.layout import PAYLOAD_SHARE
 from bench.records import RunRecord, read
-from bench.sweep import run_sweep
-from bench.sweep_file import Sweep
+from bench.sweep.file import Sweep
+from bench.sweep.run import run_sweep
 
 ARMS = ("mpi_ring", "ring_allreduce")
 TARGET = 1.10

@@ -19,12 +19,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import records
+from bench import links, records
 from bench.config import BadInput, RunConfig, make_config
-from bench.emulate import layout
 from bench.intervals import median_interval
-from bench.sweep import run_sweep
-from bench.sweep_file import Sweep
+from bench.nodes import layout
+from bench.sweep.file import Sweep
+from bench.sweep.run import run_sweep
 
 ROWS: list[tuple[dict[str, object], float]] = [
     ({"num_workers": 3, "num_servers": 1}, 1.12),
@@ -80,7 +80,7 @@ def measure(arguments: argparse.Namespace) -> None:
     factors = [record.summary.duplex_factor for record in found if record.summary]
     show("duplex factor", [factor for factor in factors if factor], "")
     for config, target in cells.items():
-        bound = bound_s(config, layout.parse_rate(arguments.link))
+        bound = bound_s(config, links.parse_rate(arguments.link))
         of_row = [record for record in found if record.config.digest() == config.digest()]
         ratios = [record.summary.step_s / bound for record in of_row if record.summary and record.status == "ok"]
         met = ratios and statistics.median(ratios) <= target

@@ -21,8 +21,8 @@ from pathlib import Path
 import psutil
 
 from bench import records
-from bench.emulate import cluster, layout
-from bench.launch import find_launcher, mpi_environment
+from bench.mpi import find_launcher, mpi_environment
+from bench.nodes import cluster, layout
 
 PSRING = [sys.executable, "-m", "bench.cli"]
 MARK = "PSRING_FAULT"

@@ -65,8 +65,8 @@ say "psring and its development tools"
 install -e '.[dev]'
 
 python - <<'PY' || die "mpi4py and Horovod do not load the same MPI; remove .venv, put one mpirun first in PATH, run scripts/setup.sh again"
-import bench.launch, os
-os.environ.update(bench.launch.mpi_environment(os.environ))
+import bench.mpi, os
+os.environ.update(bench.mpi.mpi_environment(os.environ))
 import mpi4py.MPI, horovod.torch
 libraries = {os.path.realpath(l.split()[-1]) for l in open("/proc/self/maps") if "/libmpi.so" in l}
 raise SystemExit(len(libraries) != 1)

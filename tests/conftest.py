@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from bench.launch import find_launcher, mpi_environment
+from bench.mpi import find_launcher, mpi_environment
+from tests.support.processes import PSRING, Launched, run_command
 
 os.environ.update(mpi_environment(os.environ))
 
 # A test never asserts a time, and CI's examples are the same every day.
 settings.register_profile("psring", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("psring")
-
-DEADLINE_S = 300
-Launched = subprocess.CompletedProcess[str]
-PSRING = [sys.executable, "-m", "bench.cli"]
-
-
-def run_command(argv: list[str], timeout_s: float = DEADLINE_S, **environ: str) -> Launched:
-    """Run a command to its end."""
-    return subprocess.run(
-        argv, capture_output=True, text=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), **environ},
-    )  # fmt: skip
 
 
 @pytest.fixture

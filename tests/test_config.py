@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from bench.arguments import RUN_FLAGS, parse
 from bench.config import BadInput, RunConfig, make_config
-from bench.launch import Placement, complete_config, run_flags
-from bench.sweep_file import Sweep, cross_product, read_sweep
+from bench.mpi import RankInfo, complete_config
+from bench.sweep.file import Sweep, cross_product, read_sweep
+from bench.sweep.launch import run_flags
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -35,7 +36,7 @@ def rebuilt(config: RunConfig) -> RunConfig:
     """What a rank makes of the flags that the launcher gave it."""
     arguments = parse(["run", *run_flags(config)])
     given = {name: getattr(arguments, name) for name in RUN_FLAGS if getattr(arguments, name) is not None}
-    return complete_config(given, Placement(config.launcher, 0, config.world_size, 0))
+    return complete_config(given, RankInfo(config.launcher, 0, config.world_size, 0))
 
 
 @given(configs)
@@ -140,7 +141,7 @@ def test_a_float_that_yaml_reads_as_text_is_a_float() -> None:
 
 def test_more_servers_than_ranks_leave_no_worker() -> None:
     with pytest.raises(BadInput, match="leave no worker"):
-        complete_config({"strategy": "parameter_server", "num_servers": "2"}, Placement("mpirun", 0, 2, 0))
+        complete_config({"strategy": "parameter_server", "num_servers": "2"}, RankInfo("mpirun", 0, 2, 0))
 
 
 def test_what_horovod_cannot_reduce_is_refused_with_the_reason() -> None:

@@ -12,21 +12,21 @@ from hypothesis import strategies as st
 
 from bench.config import BadInput, RunConfig, make_config
 from bench.devices import DEVICES
-from bench.emulate.calibrate import calibrate
-from bench.emulate.durations import (
+from bench.durations import (
     backward_flops,
     by_flops,
     durations,
     forward_flops,
     slowdown,
 )
-from bench.launch import Placement
+from bench.mpi import RankInfo
+from bench.rank.calibrate import calibrate
 from bench.records import write_json
 from bench.shape import PRESETS
-from tests.test_strategies import small
+from tests.support.worlds import small
 
 SECONDS = {"compute": "emulated", "emulated_forward_s": 1.0, "emulated_backward_s": 2.0}
-ALONE = Placement("none", 0, 1, 0)
+ALONE = RankInfo("none", 0, 1, 0)
 
 
 @pytest.mark.parametrize("name", PRESETS)

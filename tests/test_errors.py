@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from rich.console import Console
 
-from bench import launch
+from bench import mpi
 from bench.config import BadInput
-from bench.launch import find_launcher
-from bench.sweep import run_sweep
-from bench.sweep_file import Sweep
-from tests.conftest import PSRING, run_command
+from bench.mpi import find_launcher
+from bench.sweep.file import Sweep
+from bench.sweep.run import run_sweep
+from tests.support.processes import PSRING, no_rank_left, run_command
 
 
 def only_line(text: str) -> str:
@@ -71,25 +69,6 @@ def test_is_refused_in_one_line(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def no_rank_left(marker: str) -> bool:
-    """Whether every process with this environment variable is gone, 5 s after its launcher at the latest."""
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        if not any(marker in environ_of(process) for process in psutil.process_iter()):
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def environ_of(process: psutil.Process) -> set[str]:
-    """Its environment as NAME=value and as NAME."""
-    try:
-        environ = process.environ()
-        return {*environ, *(f"{name}={value}" for name, value in environ.items())}
-    except psutil.Error:
-        return set()
-
-
 @pytest.mark.launcher
 @pytest.mark.parametrize(
     ("ranks", "arguments", "said"),
@@ -133,10 +112,10 @@ def test_horovodrun_cannot_start_the_server_topology(horovodrun: Callable[..., o
 
 
 def test_a_launcher_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(mpi.sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BadInput, match=r"mpirun is not on PATH; run scripts/setup\.sh"):
-        launch.find_launcher("mpirun")
+        mpi.find_launcher("mpirun")
     plan = Sweep.model_validate({"grid": [{"strategy": "ddp", "num_workers": 2}]})
     with pytest.raises(BadInput, match="mpirun is not on PATH"):
         run_sweep(plan, "plan", tmp_path / "out", Console(quiet=True))

@@ -6,11 +6,12 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from bench import progress, records, stats
+from bench import records
 from bench.config import RunConfig
 from bench.records import Ledger, RunRecord, StepRecord, Summary
+from bench.report import cells, loss
 from bench.shape import GPTShape
-from tests.synthetic import demo_records
+from tests.support.synthetic import demo_records
 
 README = Path(__file__).parent.parent / "results" / "README.md"
 
@@ -28,12 +29,12 @@ def test_every_field_of_every_record_is_described() -> None:
 
 def test_every_column_of_the_tables_is_described() -> None:
     runs = records.frame(demo_records(repeats=1))
-    columns = {*runs.columns, *stats.summarize(runs).columns, *progress.COLUMNS}
+    columns = {*runs.columns, *cells.summarize(runs).columns, *loss.COLUMNS}
     assert sorted(columns - described()) == []
 
 
 def test_nothing_is_described_that_is_not_there() -> None:
     runs = records.frame(demo_records(repeats=1))
-    known = {*runs.columns, *stats.summarize(runs).columns, *progress.COLUMNS, *RunRecord.model_fields}
+    known = {*runs.columns, *cells.summarize(runs).columns, *loss.COLUMNS, *RunRecord.model_fields}
     known |= {field.name for field in fields(StepRecord)}
     assert sorted(described() - known) == []

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from bench.config import RunConfig
-from bench.data import load
-from bench.model import GPT
-from bench.train import build_model
+from bench.rank.data import load
+from bench.rank.model import GPT
+from bench.rank.train import build_model
 
 CPU = torch.device("cpu")
 LEARNING_RATE, MOMENTUM = 1e-3, 0.9

@@ -18,7 +18,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from bench.config import RunConfig
-from bench.model import GPT
+from bench.rank.model import GPT
 
 TIMEOUT_S = 120
 

@@ -1,0 +1,52 @@
+"""Link rates and delays, from their text to numbers."""
+
+from __future__ import annotations
+
+import re
+
+from bench.config import BadInput
+
+UNITS = {"kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
+DELAY_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+
+
+def parse_rate(text: str) -> int:
+    """'200mbit' -> 200000000 bits per second; BadInput for anything else, and for zero."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)", text.strip())
+    rate = int(float(found[1]) * UNITS[found[2]]) if found else 0
+    if rate < 1000:
+        raise BadInput(f"link: {text!r} is no rate above zero; write 200mbit, 1gbit or 500kbit")
+    return rate
+
+
+def parse_delay(text: str) -> float:
+    """'2ms' -> 0.002 seconds; BadInput for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", text.strip())
+    if not found:
+        raise BadInput(f"delay: {text!r} is no time; write 500us, 2ms or 1s")
+    return float(found[1]) * DELAY_UNITS[found[2]]
+
+
+def parse_links(text: str, num_nodes: int, num_servers: int = 0) -> tuple[int, ...]:
+    """'200mbit', or 'n0=1gbit,server=500mbit,*=50mbit' -> the rate of each node's link.
+
+    A node's own name goes before `server` (the last `num_servers` nodes), and that before `*` (all others).
+    """
+    if "=" not in text:
+        return (parse_rate(text),) * num_nodes
+    given = dict(part.strip().partition("=")[::2] for part in text.split(","))
+    nodes = [f"n{i}" for i in range(num_nodes)]
+    servers = nodes[num_nodes - num_servers :]
+    unknown = [name for name in given if name not in (*nodes, "server", "*")]
+    if unknown:
+        raise BadInput(
+            f"link: there is no node {unknown[0]!r}; nodes are {nodes[0]} to {nodes[-1]}, server, and * for all others"
+        )
+    rates = []
+    for node in nodes:
+        names = [node, "server", "*"] if node in servers else [node, "*"]
+        rate = next((given[name] for name in names if name in given), None)
+        if rate is None:
+            raise BadInput(f"link: no rate for {node}; add *=RATE for all others")
+        rates.append(parse_rate(rate))
+    return tuple(rates)

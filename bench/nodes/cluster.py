@@ -1,0 +1,237 @@
+"""Nodes, links and a switch inside one machine: a network namespace per node, real TCP over links of known speed.
+
+A node is a named network namespace; the switch is a bridge in a namespace of its own; a link is a veth pair
+with a token bucket (tbf) at both ends, so that each direction has the link's rate. Whatever happens to the
+process that brought a cluster up, its names say what is left of it: `down` removes it all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+from pyroute2 import IPRoute, NetNS, netns
+from pyroute2.netlink.exceptions import NetlinkError
+
+from bench.config import BadInput
+from bench.nodes import nap
+from bench.nodes.layout import (
+    BURST_BYTES,
+    INTERFACE,
+    NAMESPACES,
+    STATE,
+    Cluster,
+    find,
+    host_file,
+    hosts_file,
+    state_file,
+)
+
+# Deep enough to hold what all others may send to one node at once: incast waits, and drops nothing.
+QUEUE = "1000ms"
+END_S = 5.0
+ACT_S = 60.0
+_CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
+
+
+def up(cluster: Cluster) -> None:
+    """Bring a cluster up; BadInput if it is up already, this user may not, or this kernel cannot."""
+    if not may():
+        raise BadInput(
+            "cluster: making network namespaces needs root; use sudo, or psring cluster shell, where you are root"
+        )
+    nap.build()
+    with _locked(cluster.name):
+        if state_file(cluster.name).exists():
+            raise BadInput(f"cluster: {cluster.name!r} is up already; psring cluster down --name {cluster.name}")
+        _remove(cluster.name)  # what a killed `up` has left
+        try:
+            _build(cluster)
+        except BaseException:
+            _remove(cluster.name)
+            raise
+        hosts_file(cluster.name).write_text(cluster.hosts())
+        host_file(cluster.name).write_text(cluster.hostfile())
+        state_file(cluster.name).write_text(json.dumps(asdict(cluster)))
+
+
+@contextlib.contextmanager
+def running(cluster: Cluster) -> Iterator[None]:
+    """Have a cluster up for as long as a block runs, however it ends.
+
+    In processes of their own, because pyroute2 forks: its children must not hold this process's signal handlers.
+    """
+    links = ["--num-nodes", str(len(cluster.nodes)), "--link", cluster.link]
+    links += ["--num-servers", str(cluster.num_servers)]
+    delay = ["--delay", cluster.delay] if cluster.delay else []
+    try:
+        _psring("up", "--name", cluster.name, *links, *delay, "--congestion-control", cluster.congestion_control)
+        yield
+    finally:
+        _psring("down", "--name", cluster.name)
+
+
+def _psring(*arguments: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "bench.cli", "cluster", *arguments],
+        capture_output=True, text=True, timeout=ACT_S, check=False, start_new_session=True,
+    )  # fmt: skip
+    if ended.returncode != 0:
+        raise BadInput((ended.stderr.splitlines() or ["cluster: no reason given"])[-1].removeprefix("psring: "))
+
+
+def _build(cluster: Cluster) -> None:
+    switch = cluster.namespace("sw")
+    netns.create(switch)
+    with NetNS(switch) as ports:
+        ports.link("add", ifname="br0", kind="bridge")
+        bridge = _index(ports, "br0")
+        ports.link("set", index=bridge, state="up")
+        for node, rate in zip(cluster.nodes, cluster.rates, strict=True):
+            netns.create(cluster.namespace(node))
+            _set_congestion_control(cluster, node)
+            with NetNS(cluster.namespace(node)) as inside:
+                port = f"p-{node}"
+                peer = {"ifname": port, "net_ns_fd": switch}
+                inside.link("add", ifname=INTERFACE, kind="veth", peer=peer)
+                card = _index(inside, INTERFACE)
+                inside.addr("add", index=card, address=cluster.address(node), prefixlen=24)
+                for index in (_index(inside, "lo"), card):
+                    inside.link("set", index=index, state="up")
+                _shape(inside, card, rate, cluster.delay_s())
+            ports.link("set", index=_index(ports, port), master=bridge, state="up")
+            _shape(ports, _index(ports, port), rate)
+
+
+def _index(namespace: Any, ifname: str) -> int:
+    (index,) = namespace.link_lookup(ifname=ifname)
+    return int(index)
+
+
+def _shape(namespace: Any, index: int, rate: int, delay_s: float = 0.0) -> None:
+    """Hold what leaves an interface to a rate (tc-tbf), and hold it back for a while (tc-netem)."""
+    above = {}
+    if delay_s:
+        try:
+            namespace.tc("add", "netem", index=index, handle="2:", delay=round(delay_s * 1e6), limit=100_000)
+        except NetlinkError as error:
+            if error.code not in (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            raise BadInput("delay: this kernel has no netem (sch_netem); leave the delay out") from None
+        above = {"parent": "2:1"}
+    namespace.tc(
+        "add", "tbf", index=index, handle="1:", rate=f"{rate // 1000}kbit", burst=BURST_BYTES, latency=QUEUE, **above
+    )
+
+
+def raise_loopback() -> None:
+    """Bring this process's own `lo` up: in a new network namespace it is down."""
+    with IPRoute() as here:
+        here.link("set", index=_index(here, "lo"), state="up")
+
+
+def _set_congestion_control(cluster: Cluster, node: str) -> None:
+    """Give a node's TCP the cluster's congestion control; BadInput if this kernel keeps it for itself."""
+    netns.pushns(cluster.namespace(node))
+    try:
+        Path("/proc/sys/net/ipv4/tcp_congestion_control").write_text(cluster.congestion_control)
+    except OSError:
+        raise BadInput(
+            f"congestion_control: this kernel does not allow {cluster.congestion_control} in a namespace; use reno, "
+            "or add it to the host's net.ipv4.tcp_allowed_congestion_control"
+        ) from None
+    finally:
+        netns.popns()
+
+
+def down(name: str) -> None:
+    """End every process in a cluster and remove its namespaces; nothing to do if there is none."""
+    if not may():
+        raise BadInput("cluster: removing network namespaces needs root; use sudo")
+    with _locked(name):
+        _remove(name)
+
+
+def _remove(name: str) -> None:
+    left = list(NAMESPACES.glob(f"psring-{name}-*")) if NAMESPACES.exists() else []
+    here = Path("/proc/self/ns/net").stat().st_ino
+    end_processes({path.stat().st_ino for path in left} - {here})
+    for path in left:
+        netns.remove(path.name)
+    for file in (state_file(name), hosts_file(name), host_file(name)):
+        file.unlink(missing_ok=True)
+
+
+def end_processes(namespaces: set[int]) -> None:
+    """Kill every process whose network namespace is one of these, until there is none."""
+    deadline = time.monotonic() + END_S
+    while inside := processes(namespaces):
+        if time.monotonic() > deadline:
+            raise BadInput(f"cluster: process {inside[0]} does not end; end it, then psring cluster down")
+        for pid in inside:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def processes(namespaces: set[int]) -> list[int]:
+    """Processes, zombies left out, in any of these network namespaces (inode numbers)."""
+    found = []
+    for process in psutil.process_iter(["pid", "status"]):
+        with contextlib.suppress(OSError):
+            inode = Path(f"/proc/{process.pid}/ns/net").stat().st_ino
+            if inode in namespaces and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
+
+
+def describe() -> list[str]:
+    """A line per node of all clusters that are up on this machine: its rate, and what its link has carried."""
+    lines = []
+    for path in sorted(STATE.glob("*.json")):
+        try:
+            found = find(path.stem)
+        except BadInput as error:
+            lines.append(str(error))
+            continue
+        for node, rate in zip(found.nodes, found.rates, strict=True):
+            sent, received = counters(found, node)
+            lines.append(f"{found.name} {node} {rate / 1e6:g} mbit sent_bytes={sent} received_bytes={received}")
+    return lines or ["no cluster is up"]
+
+
+def counters(cluster: Cluster, node: str) -> tuple[int, int]:
+    """Return the bytes (sent, received) that the kernel has counted on a node's link, headers included."""
+    with NetNS(cluster.namespace(node)) as inside:
+        (link,) = inside.get_links(_index(inside, INTERFACE))
+        stats = link.get_attr("IFLA_STATS64")
+    return int(stats["tx_bytes"]), int(stats["rx_bytes"])
+
+
+def may() -> bool:
+    """Whether this process may make namespaces and links: it has CAP_SYS_ADMIN and CAP_NET_ADMIN (capabilities(7))."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff"))
+    return all(effective >> capability & 1 for capability in (_CAP_SYS_ADMIN, _CAP_NET_ADMIN))
+
+
+@contextlib.contextmanager
+def _locked(name: str) -> Iterator[None]:
+    STATE.mkdir(exist_ok=True)
+    try:
+        with FileLock(STATE / f"{name}.lock", timeout=END_S):
+            yield
+    except Timeout:
+        raise BadInput(f"cluster: {name!r} is being brought up or down by another command; wait for it") from None

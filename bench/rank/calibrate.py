@@ -1,0 +1,93 @@
+"""Measure how long every layer of the real GPT takes on this machine, for others to sleep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+
+import torch
+from torch import nn
+
+from bench.config import RunConfig
+from bench.durations import MUST_MATCH, Calibration, forward_flops
+from bench.environment import cpu_name
+from bench.mpi import RankInfo
+from bench.rank import data
+from bench.rank.clock import PhaseTimer
+from bench.rank.run import make_options, pick_device
+from bench.rank.train import build_model, build_optimizer, train
+from strategies.base import SingleGroup, on_gradient
+from strategies.local import Local
+
+Seconds = dict[str, float]
+
+
+class LayerTimer:
+    """Seconds of every layer: in forward until its module returns, in backward until its gradients are ready.
+
+    What comes before a layer since the last one ended counts for it, what comes after the last one too.
+    """
+
+    def __init__(self, model: nn.Module, layers: list[str], now: Callable[[], float]) -> None:
+        self._now = now
+        self._layers = layers
+        self._last = 0.0
+        self._seconds = self._nothing()
+        model.register_forward_pre_hook(lambda *_: self._begin())
+        for name in layers:
+            layer = model.get_submodule(name)
+            layer.register_forward_hook(partial(self._ended, "forward", name))
+            for parameter in layer.parameters():
+                on_gradient(parameter, partial(self._ended, "backward", name))
+        model.register_forward_hook(partial(self._ended, "forward", layers[-1]))
+
+    def _begin(self) -> None:
+        self._last = self._now()
+
+    def _ended(self, phase: str, layer: str, *_: object) -> None:
+        now = self._now()
+        self._seconds[phase][layer] += now - self._last
+        self._last = now
+
+    def take(self) -> dict[str, Seconds]:
+        """Return the seconds since the last call by phase and layer."""
+        taken, self._seconds = self._seconds, self._nothing()
+        return taken
+
+    def _nothing(self) -> dict[str, Seconds]:
+        return {phase: dict.fromkeys(self._layers, 0.0) for phase in ("forward", "backward")}
+
+
+def calibrate(config: RunConfig, rank_info: RankInfo) -> Calibration:
+    """Train one worker alone and return the median time of every layer over the measured steps.
+
+    BadInput if there is nothing to train on, or no such device.
+    """
+    config = config.model_copy(update={"compute": "real"})  # the flags may be those of a run that sleeps
+    corpus = data.load(config)
+    torch.set_num_threads(config.num_threads)
+    strategy = Local(SingleGroup(), make_options(config))
+    device = pick_device(config, rank_info, strategy)
+    model = build_model(config, device)
+    timer = LayerTimer(model, list(forward_flops(config.gpt)), PhaseTimer(device).now)
+    module = strategy.prepare(model, build_optimizer(config, model))
+    samples, optimizer_s = [], []
+    for step in train(config, module, strategy, corpus, device):
+        seconds = timer.take()
+        if not step.warmup:
+            samples.append(seconds)
+            optimizer_s.append(step.optimizer_s)
+    return Calibration(
+        **config.model_dump(include=set(MUST_MATCH)),
+        shape=config.gpt,
+        measured_on=cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        steps=config.steps,
+        forward_s=_medians([sample["forward"] for sample in samples]),
+        backward_s=_medians([sample["backward"] for sample in samples]),
+        optimizer_s=median(optimizer_s),
+    )
+
+
+def _medians(samples: list[Seconds]) -> Seconds:
+    return {layer: median(sample[layer] for sample in samples) for layer in samples[0]}

@@ -1,0 +1,157 @@
+"""How the ranks of a launch find each other, agree, and end together."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
+
+from bench.config import AgreedBadInput, BadInput, RunConfig
+from bench.mpi import RankInfo
+from bench.rank.liveness import Heartbeat
+from bench.records import PlannedRun
+from strategies.base import Group, Options, SingleGroup
+
+FLUSH_S = 0.2
+STACKS_S = 5.0
+Value = TypeVar("Value")
+
+
+class MPIGroup:
+    """The ranks of an MPI world."""
+
+    def __init__(self) -> None:
+        from mpi4py import MPI
+
+        self._comm = MPI.COMM_WORLD
+        self.rank = self._comm.rank
+        self.size = self._comm.size
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value in rank order on rank 0, an empty list elsewhere. Collective."""
+        return self._comm.gather(value) or []
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value everywhere. Collective."""
+        return self._comm.bcast(value)
+
+    def barrier(self) -> None:
+        """Return once every rank is here. Collective."""
+        self._comm.Barrier()
+
+
+def join(strategies: Sequence[str], rank_info: RankInfo, options: Options) -> Group:
+    """Join the ranks that the launcher started. Collective."""
+    if rank_info.launcher == "horovodrun":
+        others = [name for name in strategies if name != "ring_allreduce"]
+        if others:
+            raise BadInput(f"strategy: horovodrun starts ring_allreduce only, not {others[0]}; use mpirun")
+        group: Group = _import_horovod().HorovodGroup(options)
+        return group
+    if "ring_allreduce" in strategies:
+        _import_horovod()
+    return MPIGroup() if rank_info.starts_mpi else SingleGroup()
+
+
+def _import_horovod() -> Any:
+    try:
+        from strategies import ring_allreduce
+    except ImportError as error:
+        raise BadInput(f"strategy: ring_allreduce needs Horovod ({error}); install it: scripts/setup.sh") from None
+    return ring_allreduce
+
+
+def agree(group: Group, planned: Sequence[PlannedRun]) -> None:
+    """Refuse to run if the ranks were given different configs. Collective."""
+    raise_together(group, _first_difference(group.gather([run.config for run in planned])))
+
+
+def _first_difference(configs: list[list[RunConfig]]) -> str | None:
+    for rank, theirs in enumerate(configs):
+        for ours, other in zip(configs[0], theirs, strict=True):
+            for name in RunConfig.model_fields:
+                one, two = getattr(ours, name), getattr(other, name)
+                if one != two:
+                    return f"{name}: rank 0 was given {one!r}, rank {rank} {two!r}; start every rank alike"
+    return None
+
+
+def raise_together(group: Group, problem: str | None) -> None:
+    """Raise rank 0's problem on every rank. Collective."""
+    problem = group.broadcast(problem)
+    if problem:
+        raise AgreedBadInput(problem)
+
+
+def together(group: Group, act: Callable[[], Value]) -> Value:
+    """Do what some ranks may refuse; if any does, raise its refusal on all. Collective."""
+    value, problem = None, None
+    try:
+        value = act()
+    except BadInput as error:
+        problem = str(error)
+    problems = [f"{text} (rank {rank})" if rank else text for rank, text in enumerate(group.gather(problem)) if text]
+    raise_together(group, problems[0] if problems else None)
+    return value  # type: ignore[return-value]  # set, or raised
+
+
+@contextmanager
+def watched(group: Group, rank_info: RankInfo, config: Callable[[], RunConfig]) -> Iterator[None]:
+    """End the whole launch if a thread of a rank fails, or if a rank does not answer any more. Collective."""
+
+    def failed(arguments: threading.ExceptHookArgs) -> None:
+        end_everyone(rank_info, config(), arguments.exc_value or RuntimeError("a thread failed"))
+
+    def silent(rank: int, host: str) -> None:
+        faulthandler.dump_traceback()  # where this rank waits for that one
+        _end(rank_info, f"rank {rank} ({config().role(rank)}) on {host} does not answer any more")
+
+    threading.excepthook = failed
+    heart = Heartbeat(group, silent) if group.size > 1 else None
+    try:
+        yield
+    finally:
+        threading.excepthook = threading.__excepthook__
+        if heart:
+            heart.stop()
+
+
+def set_deadline(timeout_s: float) -> None:
+    """Past the deadline print the stacks of all threads, whatever they wait in, and end some seconds later.
+
+    The first rank that ends takes the others with it: in between they all print theirs.
+    """
+    faulthandler.register(signal.SIGALRM, chain=False)
+    signal.setitimer(signal.ITIMER_REAL, timeout_s)
+    faulthandler.dump_traceback_later(timeout_s + STACKS_S, exit=True)
+
+
+def clear_deadline() -> None:
+    """There is no deadline any more."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    faulthandler.cancel_dump_traceback_later()
+
+
+def end_everyone(rank_info: RankInfo, config: RunConfig, error: BaseException) -> NoReturn:
+    """Say which rank failed and why, then end the whole launch: nobody waits for a rank that is gone."""
+    traceback.print_exception(error)
+    what = f"rank {rank_info.rank} ({config.role(rank_info.rank)}) on {platform.node()}"
+    _end(rank_info, f"{what} failed: {type(error).__name__}: {error}")
+
+
+def _end(rank_info: RankInfo, reason: str) -> NoReturn:
+    print(f"psring: {reason}", file=sys.stderr, flush=True)
+    if rank_info.starts_mpi:
+        from mpi4py import MPI
+
+        time.sleep(FLUSH_S)  # let the line above leave first
+        MPI.COMM_WORLD.Abort(1)
+    os._exit(1)

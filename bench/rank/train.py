@@ -1,0 +1,121 @@
+"""One worker's training loop, readable top to bottom. Every strategy goes through these lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.config import RunConfig
+from bench.nodes.link import bytes_on_link
+from bench.rank.clock import PhaseTimer
+from bench.rank.data import Corpus
+from bench.rank.model import GPT
+from bench.records import StepRecord
+from strategies.base import CommunicationCounters, Strategy
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def build_model(config: RunConfig, device: torch.device) -> GPT:
+    """Return the GPT with the initial weights of `config.seed`: the same on every rank."""
+    torch.manual_seed(config.seed)
+    with device if device.type == "meta" else torch.device("cpu"):
+        model = GPT(config.gpt)
+    return model.to(device)
+
+
+def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer over two groups: matrices and embeddings decay, biases and norms do not."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which forward computes in `config.precision`."""
+    if config.precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, AUTOCAST[config.precision])
+
+
+def train(
+    config: RunConfig, module: nn.Module, strategy: Strategy, corpus: Corpus, device: torch.device,
+    clock: PhaseTimer | None = None,
+) -> Iterator[StepRecord]:  # fmt: skip
+    """Train one worker for all steps of the run and yield what each step took; `clock` keeps the last one's phases."""
+    clock = clock or PhaseTimer(device)
+    passes = config.gradient_accumulation
+    for step in range(config.total_steps):
+        before, link_before = CommunicationCounters(**vars(strategy.counters)), bytes_on_link()
+        clock.begin_step()
+        with clock.phase("data"):
+            tokens, targets = (part.to(device) for part in corpus.batch(config, strategy.worker, step))
+            micro_batches = zip(tokens.chunk(passes), targets.chunk(passes), strict=True)
+        total_loss = torch.zeros((), device=device)
+        for number, (x, y) in enumerate(micro_batches, start=1):
+            with strategy.accumulate(last=number == passes):
+                with clock.phase("forward"), autocast(config, device):
+                    loss = module(x, y)
+                with clock.phase("backward"):
+                    strategy.scaled(loss).backward()  # type: ignore[no-untyped-call]
+                total_loss += loss.detach() / passes
+        with clock.phase("exposed_communication"):
+            strategy.synchronize()
+        clock.move("forward", "exposed_communication", strategy.wait_in_forward_s)
+        clock.move("backward", "exposed_communication", strategy.wait_in_backward_s)
+        with clock.phase("optimizer"):
+            strategy.step()
+        step_s = clock.step_s()
+        loss_found = float(total_loss) if config.compute == "real" else None
+        record = step_record(config, strategy, step, loss_found, step_s, clock.seconds, before)
+        yield replace(record, **_wire_bytes(link_before, bytes_on_link()))
+
+
+def step_record(
+    config: RunConfig, strategy: Strategy, step: int, loss: float | None, step_s: float,
+    seconds: dict[str, float], before: CommunicationCounters,
+) -> StepRecord:  # fmt: skip
+    """Join one step's times with what it sent and received since `before`."""
+    moved = {name: _difference(now, getattr(before, name)) for name, now in vars(strategy.counters).items()}
+    columns: dict[str, Any] = {f"{name}_s": value for name, value in seconds.items()} | moved
+    return StepRecord(
+        worker=strategy.worker,
+        step=step,
+        warmup=step < config.warmup_steps,
+        loss=loss,
+        step_s=step_s,
+        communication_s=strategy.communication_s,
+        **columns,
+    )
+
+
+def _wire_bytes(before: tuple[int, int] | None, after: tuple[int, int] | None) -> dict[str, Any]:
+    """What the kernel counted on an emulated node's link meanwhile; nothing elsewhere."""
+    if before is None or after is None:
+        return {}
+    return {"wire_bytes_sent": after[0] - before[0], "wire_bytes_received": after[1] - before[1]}
+
+
+def _difference(now: int | None, before: int | None) -> int | None:
+    return None if now is None or before is None else now - before
+
+
+@torch.no_grad()
+def held_out_loss(config: RunConfig, model: nn.Module, corpus: Corpus, device: torch.device) -> float | None:
+    """Return the mean loss on `eval_batches` held-out batches, nats per token; None if there are none."""
+    losses = []
+    for number in range(config.eval_batches):
+        tokens, targets = corpus.held_out_batch(config, number)
+        with autocast(config, device):
+            losses.append(float(model(tokens.to(device), targets.to(device))))
+    return sum(losses) / len(losses) if losses else None

@@ -1,0 +1,114 @@
+"""How a cell looks and what it is called, alike in every figure and table.
+
+A strategy has one colour everywhere (Okabe and Ito's palette, safe for colour-blind readers); what else varies in the
+sweep is told apart by line and marker. Where a sweep has but one strategy, its variants have the colours.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from bench.config import COMMUNICATING
+from bench.report.cells import COMMUNICATION, HARNESS, varying
+from bench.shape import GPTShape
+
+INK, PAPER = "#1b1b1f", "#ffffff"  # report.py turns these two into the reader's light or dark colours
+NAMES = {
+    "local": "local",
+    "independent": "independent workers",
+    "parameter_server": "parameter server",
+    "ring_allreduce": "ring-allreduce",
+    "mpi_ring": "ring on mpi4py",
+    "ddp": "PyTorch DDP",
+}
+COLOURS = {
+    "local": INK, "independent": "#8c8c8c", "parameter_server": "#d55e00", "ring_allreduce": "#0072b2",
+    "mpi_ring": "#56b4e9", "ddp": "#009e73",
+}  # fmt: skip
+COLOCATED = "#e69f00"
+PHASES = {
+    "data_s": "#9a9a9a", "forward_s": "#56b4e9", "backward_s": "#e69f00",
+    "exposed_communication_s": "#cc79a7", "optimizer_s": "#f0e442",
+}  # fmt: skip
+LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
+MARKERS = "osD^vPX*"
+OFF = {"compression": "none", "sync_every": 1}  # nothing is done: a label need not say so
+PANEL = ["place", "precision", "batch_size"]
+
+Curve = tuple[str, dict[str, Any], pd.DataFrame]
+
+
+def with_looks(ok: pd.DataFrame) -> pd.DataFrame:
+    """The cells with the columns `curve` (its label) and `look`: a curve looks alike in every panel and figure."""
+    within = {field for _, panel in ok.groupby("place") for field in told_apart(panel)}
+    fields = ["strategy", "num_servers", "placement", *(field for field in told_apart(ok) if field in within)]
+    variants: dict[str, Iterator[int]] = {name: itertools.count() for name in NAMES}
+    alone = ok["strategy"].nunique() == 1
+    ok = ok.assign(curve="", look=None)
+    for key, every in ok.groupby(fields, sort=False, dropna=False):
+        strategy = str(every["strategy"].iloc[0])
+        variant = next(variants[strategy])
+        look = {
+            "color": colour_of_variant(strategy, variant) if alone else colour_of(every.iloc[0]),
+            "linestyle": LINES[variant % len(LINES)],
+            "marker": MARKERS[(list(NAMES).index(strategy) + 5 * variant) % len(MARKERS)],
+        }  # fmt: skip
+        ok.loc[every.index, "curve"] = curve_label(dict(zip(fields, key, strict=True)))
+        ok.loc[every.index, "look"] = pd.Series([look] * len(every), index=every.index)
+    return ok
+
+
+def curves(rows: pd.DataFrame) -> Iterator[Curve]:
+    """The curves of a panel: label, look and rows in order of workers."""
+    for label, curve in rows.groupby("curve", sort=False):
+        yield str(label), curve["look"].iloc[0], curve.sort_values("num_workers")
+
+
+def colour_of(cell: pd.Series) -> str:
+    """The colour of a cell's strategy; servers on the workers' own ranks have one of their own."""
+    served = cell["strategy"] == "parameter_server" and cell["placement"] != "dedicated"
+    return COLOCATED if served else COLOURS[cell["strategy"]]
+
+
+def colour_of_variant(strategy: str, variant: int) -> str:
+    """The colour of a variant of the only strategy: its own, then those that nobody else has here."""
+    own = COLOURS[strategy]
+    palette = [own, *(colour for colour in (*COLOURS.values(), COLOCATED) if colour != own)]
+    return palette[variant % len(palette)]
+
+
+def told_apart(ok: pd.DataFrame) -> list[str]:
+    """Knobs that vary in the sweep and have neither an axis, a panel nor a colour."""
+    shown = {"strategy", "num_workers", "num_servers", "placement", *PANEL}
+    talking = varying(ok[ok["strategy"].isin(COMMUNICATING)])
+    fields = [field for field in varying(ok) if field not in shown | (HARNESS - {"model"})]
+    fields = [field for field in fields if field not in COMMUNICATION or field in talking]
+    shape = [name for name in GPTShape.model_fields if name in ok]
+    if ok.groupby("model")[shape].nunique().le(1).all(axis=None):  # the model's name says it all
+        fields = [field for field in fields if field not in shape]
+    return fields
+
+
+def curve_label(values: dict[str, Any]) -> str:
+    """'parameter server, 2 servers, fp16 wire': what makes this curve another one."""
+    words = [NAMES[values["strategy"]]]
+    if values["num_servers"]:
+        words.append(f"{values['num_servers']} server" + "s" * (values["num_servers"] > 1))
+    for field, value in values.items():
+        if field in COMMUNICATION and values["strategy"] not in COMMUNICATING:
+            continue  # such a knob says nothing of a strategy that sends nothing
+        if pd.isna(value) or value == OFF.get(field):
+            continue
+        if field == "wire_dtype":
+            words.append(f"{value} wire")
+        elif field in ("launcher", "model"):
+            words.append(str(value))
+        elif field == "placement":
+            words += [str(value)] * (value != "dedicated")
+        elif field not in ("strategy", "num_servers"):
+            words.append(f"{field} {value}")
+    return ", ".join(words)

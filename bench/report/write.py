@@ -1,0 +1,132 @@
+"""report.html, report.md, tables and figures of a results folder, rebuilt from runs.jsonl and steps/ alone.
+
+The same runs give the same files, byte for byte: no clock, no random id, no network. Every number in them
+comes from the summary table; the templates hold none.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+
+from bench import records
+from bench.config import BadInput, RunConfig
+from bench.records import RunRecord
+from bench.report import answer, cells, duels, figures, loss, sections, tables
+from bench.report.looks import INK, PAPER
+from bench.sweep.launch import run_flags
+
+TEMPLATES = Path(__file__).with_name("templates")
+MOST_ROWS = 60  # of a table in report.md, which is read in pull requests
+
+
+def write_report(folder: Path, *, allow_mixed: bool = False) -> list[Path]:
+    """Write the tables, figures/, report.html and report.md into a results folder; their paths.
+
+    BadInput without runs, or when they come from different environments and allow_mixed is not given.
+    """
+    kept = records.read(folder)
+    runs = records.frame(kept)
+    lines = loss.read(folder, runs) if len(runs) else runs
+    summary = cells.summarize(runs, allow_mixed=allow_mixed)
+    summary = loss.add_progress(summary, runs, lines)
+    compared = duels.duels(runs)
+    drawn = figures.write_figures(figures.make_figures(summary, compared, lines), folder)
+    context = {
+        "name": folder.resolve().name,
+        "answer": answer.answer(compared, summary),
+        "facts": answer.facts(runs, summary),
+        "sections": sections.sections(summary, duels.precision_effects(runs), drawn),
+        "drawn": drawn,
+        "method": answer.method(),
+        "descriptions": figures.DESCRIPTIONS,
+        "environment": read_environment(folder / "environment.json"),
+        "sweep": read_text(folder / "sweep.yaml"),
+    }
+    pictures = {name: inline_svg(read_text(folder / "figures" / f"{name}.svg"), name) for name in drawn}
+    texts = {
+        "runs.csv": runs.to_csv(index=False),
+        "summary.csv": summary.to_csv(index=False),
+        "report.html": render("report.html.j2", pictures=pictures, commands=commands(kept), **context),
+        "report.md": render("report.md.j2", most_rows=MOST_ROWS, **context),
+    }
+    for name, text in texts.items():
+        records.write_whole(folder / name, text)
+    write_parquet({"runs.parquet": runs, "summary.parquet": summary}, folder)
+    images = [f"figures/{name}.{kind}" for name in drawn for kind in figures.KINDS]
+    return [folder / name for name in (*texts, "runs.parquet", "summary.parquet", *images)]
+
+
+def write_parquet(frames: dict[str, pd.DataFrame], folder: Path) -> None:
+    """The tables once more for others' tools, each replaced in one move."""
+    for name, frame in frames.items():
+        partial = folder / f"{name}.partial"
+        frame.convert_dtypes().to_parquet(partial, index=False)
+        partial.replace(folder / name)
+
+
+def commands(kept: list[RunRecord]) -> tables.Table:
+    """How to run each cell by hand: the launcher, then every knob that is not its default."""
+    configs = {record.cell: record.config for record in kept}
+    rows = [[cell, command(config)] for cell, config in configs.items()]
+    return tables.Table("By hand, cell by cell", ["cell", "command"], rows)
+
+
+def command(config: RunConfig) -> str:
+    """One line for a shell; add the hosts and the network of your own cluster."""
+    launchers = {"mpirun": "mpirun --bind-to none -n", "horovodrun": "horovodrun --gloo -np"}
+    prefix = f"{launchers.get(config.launcher, config.launcher)} {config.world_size} " if config.world_size > 1 else ""
+    return prefix + shlex.join(["psring", "run", *run_flags(config)])
+
+
+def render(template: str, **context: object) -> str:
+    """Fill a template; HTML is escaped, and a name that the template misspells is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=template.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["markdown"] = markdown
+    return environment.get_template(template).render(**context)
+
+
+def markdown(text: str) -> str:
+    """Text that stays in its table cell and shows its < and |."""
+    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+
+
+def inline_svg(text: str, prefix: str) -> str:
+    """A figure to stand in a page: no prolog, ids of its own, and ink and paper in the page's colours."""
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
+    text = text.replace(INK, "currentColor").replace(PAPER, "none")
+    return text.replace("<svg", f'<svg role="img" aria-label="{figures.DESCRIPTIONS[prefix]}"', 1)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, empty when it is not there."""
+    return path.read_text() if path.is_file() else ""
+
+
+def read_environment(path: Path) -> list[tuple[str, str]]:
+    """environment.json as (dotted name, value), empty when it is not there."""
+    try:
+        return flatten("", json.loads(read_text(path) or "{}"))
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}: not JSON ({error}); restore or remove it") from None
+
+
+def flatten(name: str, value: object) -> list[tuple[str, str]]:
+    """{'a': {'b': [1, 2]}} -> [('a.b', '1, 2')]."""
+    if isinstance(value, list):
+        if not any(isinstance(item, dict | list) for item in value):
+            return [(name, ", ".join(str(item) for item in value) or tables.BLANK)]
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+        return [pair for key in value for pair in flatten(f"{name}.{key}" if name else str(key), value[key])]
+    return [(name, tables.BLANK if value in (None, "") else str(value))]

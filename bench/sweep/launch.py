@@ -1,0 +1,146 @@
+"""From a RunConfig to a tree of processes with a deadline, and from a process back to its rank."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from bench.config import RunConfig
+from bench.mpi import find_launcher, mpi_environment
+from bench.nodes.layout import INTERFACE, Cluster, host_file
+from bench.processes import terminate_with_parent
+
+GRACE_S = 5.0
+POLL_S = 0.1
+TAIL_BYTES = 1 << 20
+
+
+def run_flags(config: RunConfig) -> list[str]:
+    """Return the flags of `psring run` that rebuild this config: every field that is not its default."""
+    flags: list[str] = []
+    for name, field in RunConfig.model_fields.items():
+        value = getattr(config, name)
+        if name in ("num_workers", "launcher") or value == field.default:
+            continue
+        words = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{words}" if value else f"--no-{words}")
+        else:
+            flags += [f"--{words}", "none" if value is None else str(value)]
+    return flags
+
+
+def command(config: RunConfig, arguments: Sequence[str], nodes: Cluster | None = None) -> list[str]:
+    """Return the argument list that runs `psring ARGUMENTS` on all ranks of a config, on these nodes if given.
+
+    To the launcher an emulated cluster is a host file and an interface, as a real one is.
+    """
+    psring = [sys.executable, "-m", "bench.cli"]
+    prefix: list[str] = []
+    if nodes is not None:
+        prefix = [*psring, "cluster", "exec", "--name", nodes.name, nodes.nodes[0], "--"]
+        hosts = {"link": None, "hostfile": str(host_file(nodes.name)), "network_interface": INTERFACE}
+        config = config.model_copy(update=hosts)
+    if config.world_size > 1:
+        prefix += launcher_prefix(config)
+    return [*prefix, *psring, *arguments]
+
+
+def launcher_prefix(config: RunConfig) -> list[str]:
+    """Return the launcher and its flags: the same placement and transport for every strategy."""
+    program = find_launcher(config.launcher)
+    ranks = str(config.world_size)
+    if config.launcher == "horovodrun":
+        hosts = ["--hostfile", config.hostfile] if config.hostfile else ["-H", f"localhost:{ranks}"]
+        interface = ["--network-interfaces", config.network_interface] if config.network_interface else []
+        return [program, "--gloo", "-np", ranks, *hosts, *interface]
+    if config.launcher == "srun":
+        return _srun(program, config)
+    flags = ["-n", ranks]
+    flags += ["--hostfile", config.hostfile] if config.hostfile else []
+    if _is_open_mpi(program):
+        # What horovodrun gives mpirun, so that no strategy is bound or routed otherwise than another.
+        flags += ["--oversubscribe", "--bind-to", "none", "--map-by", "slot", "--tag-output"]
+        flags += ["--mca", "pml", "ob1", "--mca", "btl", "^openib"]
+        if config.network_interface:
+            flags += ["--mca", "btl_tcp_if_include", config.network_interface]
+            flags += ["--mca", "oob_tcp_if_include", config.network_interface]
+    return [program, *flags]
+
+
+def _srun(program: str, config: RunConfig) -> list[str]:
+    """Return srun and its flags: what mpirun is given, said to Slurm and, through `env`, to Open MPI."""
+    flags = ["--ntasks", str(config.world_size), "--mpi=pmix", "--label", "--kill-on-bad-exit=1"]
+    flags += ["--overcommit", "--overlap", "--cpu-bind=none"]
+    transport = ["OMPI_MCA_pml=ob1", "OMPI_MCA_btl=^openib"]
+    transport += [f"OMPI_MCA_btl_tcp_if_include={config.network_interface}"] if config.network_interface else []
+    return [program, *flags, "env", *transport]
+
+
+def _is_open_mpi(program: str) -> bool:
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30, check=False)
+    return "Open MPI" in version.stdout
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process tree ended."""
+
+    returncode: int
+    timed_out: bool
+    output: str
+    oom_kills: int = 0  # by this machine's kernel, while it ran
+
+
+def run(argv: Sequence[str], log: Path, deadline: Callable[[], float]) -> Outcome:
+    """Run a process tree to its end or its deadline; nothing of it is left when this returns or raises.
+
+    `deadline` is asked several times a second for the time.monotonic() at which patience ends.
+    """
+    kills_before = _oom_kills()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            env={**os.environ, **mpi_environment(os.environ), "PYTHONUNBUFFERED": "1"},
+            start_new_session=True, preexec_fn=terminate_with_parent,
+        )  # fmt: skip
+        try:
+            while process.poll() is None and time.monotonic() < deadline():
+                time.sleep(POLL_S)
+            timed_out = process.poll() is None
+        finally:
+            end_tree(process)
+    tail = log.read_bytes()[-TAIL_BYTES:].decode(errors="replace")
+    return Outcome(process.returncode, timed_out, tail, _oom_kills() - kills_before)
+
+
+def _oom_kills() -> int:
+    """Processes that this kernel has killed for memory since it started."""
+    lines = Path("/proc/vmstat").read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def end_tree(process: subprocess.Popen[bytes]) -> None:
+    """Ask a launcher to end its ranks, then end whatever is left of its tree."""
+    if process.poll() is not None:
+        return
+    tree = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for rank in tree:
+        try:
+            rank.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(tree, timeout=GRACE_S)

@@ -1,0 +1,64 @@
+"""How far a sweep is, from its folder's files alone: while it runs, from another terminal, or afterwards."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+
+import psutil
+from pydantic import ValidationError
+
+from bench.config import BadInput
+from bench.records import PlannedRun, RunningNow, RunRecord
+from bench.sweep import estimate, folder, journal
+from bench.sweep.file import read_sweep
+from bench.sweep.run import missing, plan
+
+
+def describe(out: Path) -> list[str]:
+    """Return what a sweep is at, what is done, missing and failed, how fast it was, and how long it will take."""
+    file = out / "sweep.yaml"
+    if not (out / "environment.json").exists() or not file.exists():
+        raise BadInput(f"{out}: no sweep.yaml there; give the folder that `psring sweep --out` wrote")
+    sweep = read_sweep(file)
+    launches = plan(sweep, str(file))
+    found = folder.existing(out)
+    left = missing(launches, found)
+    planned = sum(map(len, launches))
+    lines = [_now(out, [run for launch in launches for run in launch])]
+    lines += [f"{planned - sum(map(len, left))} of {planned} runs done, {sum(map(len, left))} missing"]
+    if sweep.precision_target is not None:
+        lines += [f"then more, until every interval is within {sweep.precision_target:.1%} or {sweep.budget} are spent"]
+    if left:
+        lines += [f"remaining: {estimate.cost(left, found).describe()}"]
+    return [*lines, *journal.share_in_steps(found), *_rates(found), *_failures(found)]
+
+
+def _now(out: Path, planned: Iterable[PlannedRun]) -> str:
+    """The run that a sweep is at, if one is running."""
+    try:
+        now = RunningNow.model_validate_json((out / folder.SCRATCH / "now").read_text())
+    except (OSError, ValidationError):  # between two launches, or before the first
+        return "no run is under way"
+    if now.host == platform.node() and not psutil.pid_exists(now.pid):
+        return "not running: the sweep was killed; the same command goes on from here"
+    run = next((f"#{run.repeat} {run.describe()}" for run in planned if run.run_id == now.run_id), now.run_id)
+    return f"at {run}, since {now.since} (process {now.pid} on {now.host})"
+
+
+def _rates(found: Iterable[RunRecord]) -> list[str]:
+    """How fast each cell was so far."""
+    rates: dict[str, list[float]] = {}
+    for record in found:
+        if record.status == "ok" and record.summary:
+            name = PlannedRun(config=record.config).describe()
+            rates.setdefault(f"{name} ({record.cell})", []).append(record.summary.tokens_per_s)
+    return [f"  {name}: {median(samples):,.0f} tokens/s, n {len(samples)}" for name, samples in rates.items()]
+
+
+def _failures(found: Iterable[RunRecord]) -> list[str]:
+    bad = [record for record in found if record.status not in ("ok", "unsupported")]
+    logs = {record.run_id: f" ({record.log})" if record.log else "" for record in bad}
+    return [f"{record.run_id} {record.status}: {record.reason}{logs[record.run_id]}" for record in bad]

@@ -1,0 +1,255 @@
+"""Laws of emulated compute: whatever a strategy can see happens in the order and at the moment of real training."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
+
+import pytest
+from mpi4py import MPI
+from torch import Tensor, nn
+
+from bench.config import RunConfig, StrategyName
+from bench.durations import by_flops, durations, forward_flops, slowdown
+from bench.rank import asleep as room
+from bench.rank.asleep import EmulatedGPT, EmulatedOptimizer
+from bench.rank.run import build, load_data, make_options
+from bench.rank.train import build_model, train
+from bench.records import StepRecord
+from strategies import create
+from strategies.base import SingleGroup, Strategy, on_gradient
+from strategies.parameter_server.plan import Roles
+from strategies.parameter_server.worker import ParameterServerWorker
+from tests.support.worlds import CPU, small
+
+Event = tuple[str, str]
+
+
+def emulated(**values: object) -> RunConfig:
+    times = {"emulated_forward_s": 0.001, "emulated_backward_s": 0.002}
+    return small(**{"compute": "emulated", "check_equivalence": False, **times, **values})
+
+
+def asleep(config: RunConfig) -> EmulatedGPT:
+    return EmulatedGPT(config, durations(config), worker=0)
+
+
+def watch(model: nn.Module, events: list[Event]) -> None:
+    """Note when forward has passed a module, when backward reaches a layer, and when a gradient is ready."""
+
+    def output_of(name: str) -> Callable[..., None]:
+        def returned(module: nn.Module, _: object, output: Tensor) -> None:
+            events.append(("forward", name))
+            if next(module.parameters(recurse=False), None) is not None and not hasattr(output, "watched"):
+                output.watched = True  # type: ignore[attr-defined]  # emulated layers return the same one in every pass
+                output.register_hook(lambda _: events.append(("backward", name)))
+
+        return returned
+
+    for name, module in model.named_modules():
+        if name:
+            module.register_forward_hook(output_of(name))
+    for name, parameter in model.named_parameters():
+        on_gradient(parameter, lambda _, name=name: events.append(("gradient", name)))  # type: ignore[misc]
+
+
+def steps_of(config: RunConfig, strategy: Strategy, events: list[Event]) -> Iterator[StepRecord]:
+    model, optimizer = build(config, strategy, CPU)
+    module = strategy.prepare(model, optimizer)
+    watch(model, events)
+    yield from train(config, module, strategy, load_data(config), CPU)
+    strategy.close()
+
+
+def trace(config: RunConfig) -> list[Event]:
+    """All events of a run of one worker, what the strategy sends among them."""
+    events: list[Event] = []
+    if config.strategy != "parameter_server":
+        strategy = create(config.strategy, SingleGroup(), make_options(config))
+        spy(strategy, events)
+        list(steps_of(config, strategy, events))
+        return events
+    comm, roles = MPI.COMM_SELF.Dup(), Roles.make("colocated", 1, 0)
+    worker = ParameterServerWorker(SingleGroup(), make_options(config), comm, roles)
+    list(steps_of(config, worker, events))
+    return events
+
+
+def spy(strategy: Strategy, events: list[Event]) -> None:
+    """Note every tensor that Horovod is handed, and every bucket that DDP reduces."""
+
+    def noting(honest: Callable[[Any], object]) -> Callable[[Any], object]:
+        def noted(what: Tensor | int) -> object:
+            events.append(("send", str(what if isinstance(what, int) else what.numel())))
+            return honest(what)
+
+        return noted
+
+    for name in {"compress", "_count_ring"} & set(dir(strategy)):
+        setattr(strategy, name, noting(getattr(strategy, name)))
+
+
+KNOBS: dict[str, dict[str, object]] = {
+    "plain": {},
+    "accumulation": {"gradient_accumulation": 2},
+    "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
+    "small buckets": {"bucket_bytes": 4096, "chunk_bytes": 4096},
+}
+
+
+@pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
+@pytest.mark.parametrize("strategy", get_args(StrategyName))
+def test_everything_happens_in_the_order_of_real_training(strategy: str, knobs: dict[str, object]) -> None:
+    """Modules, gradients, sends: the tied embedding's gradient comes last, after both its uses."""
+    place = {"placement": "colocated"} if strategy == "parameter_server" else {}
+    values = {"strategy": strategy, "steps": 2, **place, **knobs}
+    awake = trace(small(**values))
+    assert trace(emulated(**values)) == awake
+    assert trace(small(compute="none", **values)) == awake
+    gradients = [name for what, name in awake if what == "gradient"]
+    assert gradients[-1] == "wte.weight"
+    assert len(gradients) == 2 * RunConfig.model_validate({**knobs}).gradient_accumulation * len(set(gradients))
+
+
+class Clock:
+    """A time that passes only in sleep, and in what a test says takes long."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(room, "time", made)
+    return made
+
+
+def moments(config: RunConfig, clock: Clock, cost_s: float = 0.0) -> dict[str, float]:
+    """When each parameter's gradient is ready in the first pass, from the start of forward; hooks may cost time."""
+    model = asleep(config)
+    ready: dict[str, float] = {}
+
+    def note(name: str) -> None:
+        ready[name] = clock.now
+        clock.now += cost_s
+
+    for name, parameter in model.named_parameters():
+        on_gradient(parameter, lambda _, name=name: note(name))  # type: ignore[misc]
+    began = clock.now
+    model().backward()
+    return {name: at - began for name, at in ready.items()}
+
+
+def expected(config: RunConfig) -> dict[str, float]:
+    """A gradient is ready when forward, and backward down to its layer, have taken their time."""
+    times = durations(config)
+    passed = sum(times.forward_s.values())
+    ready = {}
+    for layer in reversed(times.backward_s):
+        passed += times.backward_s[layer]
+        ready[layer] = passed
+    return ready
+
+
+def test_a_gradient_is_ready_when_its_layer_has_taken_its_time(clock: Clock) -> None:
+    config = emulated(emulated_forward_s=1.0, emulated_backward_s=2.0)
+    due = expected(config)
+    for name, at in moments(config, clock).items():
+        assert at == pytest.approx(due[name.rpartition(".")[0]])
+
+
+def test_hooks_run_beside_backward_and_not_after_it(clock: Clock) -> None:
+    config = emulated(emulated_forward_s=1.0, emulated_backward_s=2.0)
+    free, costly = moments(config, clock), moments(config, clock, cost_s=0.001)
+    assert costly["wte.weight"] == pytest.approx(
+        free["wte.weight"], abs=0.006
+    )  # 27 hooks; the last 5 have no compute beside
+
+
+def test_forward_waits_for_weights_that_come_late(clock: Clock) -> None:
+    config = emulated(emulated_forward_s=1.0, emulated_backward_s=2.0)
+    model = asleep(config)
+
+    def pull(*_: object) -> None:
+        clock.now += 5
+
+    model.get_submodule("blocks.1.fc").register_forward_pre_hook(pull)
+    began = clock.now
+    model()
+    assert clock.now - began == pytest.approx(6)
+
+
+def test_passes_of_one_step_share_its_time(clock: Clock) -> None:
+    config = emulated(emulated_forward_s=1.0, emulated_backward_s=2.0, gradient_accumulation=4)
+    model = asleep(config)
+    began = clock.now
+    for _ in range(4):
+        model().backward()
+    assert clock.now - began == pytest.approx(3)
+
+
+def test_a_slow_worker_takes_longer_by_its_factor_and_its_luck(clock: Clock) -> None:
+    config = emulated(
+        strategy="independent", num_workers=3, emulated_forward_s=1.0, emulated_backward_s=2.0,
+        emulated_optimizer_s=0.5, speed_factor="2=0.5", compute_cv=0.2,
+    )  # fmt: skip
+    model = EmulatedGPT(config, durations(config), worker=2)
+    optimizer = EmulatedOptimizer(model.parameters(), model.pace)
+    for step in range(3):
+        began = clock.now
+        model().backward()
+        optimizer.step()
+        assert clock.now - began == pytest.approx(3.5 * slowdown(config, 2, step))
+
+
+def test_oversleeping_does_not_add_up_and_is_measured(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = emulated(emulated_forward_s=1.0, emulated_backward_s=2.0, warmup_steps=1)
+    monkeypatch.setattr(clock, "sleep", lambda seconds: setattr(clock, "now", clock.now + seconds + 0.0005))
+    model = asleep(config)
+    for _ in range(2):
+        began = clock.now
+        model().backward()
+        assert clock.now - began == pytest.approx(3.0005, abs=0.0006)
+    layers_that_take_time = sum(flops > 0 for flops in forward_flops(config.gpt).values())
+    assert model.pace.overshoots_s == pytest.approx([0.0005] * 2 * layers_that_take_time)  # of the second step
+
+
+def test_one_vector_of_zeros_is_every_weight_and_every_gradient() -> None:
+    config = emulated(gradient_accumulation=2, emulated_forward_s=0.0, emulated_backward_s=0.0)
+    model = asleep(config)
+    for _ in range(2):
+        model().backward()
+    tensors = list(itertools.chain.from_iterable((p, p.grad) for p in model.parameters()))
+    places = {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor is not None}
+    assert len(places) == 1  # not even autograd has copied a gradient
+    largest = max(p.numel() for p in model.parameters())
+    assert all(t is not None and t.untyped_storage().nbytes() == 4 * largest and not t.any() for t in tensors)
+
+
+def test_a_layer_lies_where_the_real_one_does() -> None:
+    config = emulated()
+    stand_in, awake = asleep(config), build_model(config, CPU)
+    shapes = [[(name, p.shape) for name, p in model.named_parameters()] for model in (stand_in, awake)]
+    assert shapes[0] == shapes[1]
+    assert [name for name, _ in stand_in.named_modules()] == [name for name, _ in awake.named_modules()]
+    layers = [
+        name for name, module in awake.named_modules() if next(module.parameters(recurse=False), None) is not None
+    ]
+    assert layers == list(forward_flops(config.gpt)) == list(by_flops(config.gpt, 1, 1, 0).backward_s)
+
+
+def test_emulated_steps_have_times_and_no_loss() -> None:
+    for config in (emulated(), small(compute="none")):
+        strategy = create("local", SingleGroup(), make_options(config))
+        for step in steps_of(config, strategy, []):
+            assert step.loss is None
+            assert step.step_s > 0

@@ -1,0 +1,108 @@
+"""Nobody waits for a rank that is gone: however it goes, the run ends and one line says which rank and why."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from bench.config import RunConfig
+from bench.rank import liveness
+from bench.sweep import ends, launch
+from tests.support.processes import no_rank_left
+
+
+class Neighbours:
+    """A rank of a group whose heartbeats live in this process."""
+
+    def __init__(self, rank: int, size: int, addresses: list[object], all_there: threading.Barrier) -> None:
+        self.rank = rank
+        self.size = size
+        self._addresses = addresses
+        self._all_there = all_there
+
+    def gather(self, value: object) -> list[object]:
+        self._addresses[self.rank] = value
+        self._all_there.wait()
+        return self._addresses
+
+    def broadcast(self, value: object) -> object:
+        return self._addresses
+
+    def barrier(self) -> None:
+        self._all_there.wait()
+
+
+def test_only_the_next_rank_accuses_a_silent_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "BEAT_S", 0.05)
+    size, silent_rank = 4, 2
+    addresses, all_there, accused = [None] * size, threading.Barrier(size), queue.Queue[tuple[int, int]]()
+
+    def beat(rank: int) -> liveness.Heartbeat:
+        group = Neighbours(rank, size, addresses, all_there)
+        return liveness.Heartbeat(group, lambda other, host: accused.put((rank, other)))
+
+    with ThreadPoolExecutor(size) as pool:
+        hearts = list(pool.map(beat, range(size)))
+    assert accused.empty()
+    with pytest.raises(queue.Empty):
+        accused.get(timeout=1.0)  # while all beat
+    hearts[silent_rank].stop()
+    assert accused.get(timeout=30) == (silent_rank + 1, silent_rank)
+    with pytest.raises(queue.Empty):
+        accused.get(timeout=1.0)
+    for rank in set(range(size)) - {silent_rank}:
+        hearts[rank].stop()
+
+
+PROGRAM = """
+import os, signal, threading, time
+from bench.rank import group
+from bench.config import RunConfig
+from bench.mpi import RankInfo
+from bench.processes import die_with_parent
+
+rank_info = RankInfo.detect(os.environ)
+config = RunConfig(strategy="parameter_server", num_workers=2, num_servers=1)
+die_with_parent()
+with group.watched(group.MPIGroup(), rank_info, lambda: config):
+    if rank_info.rank == 2:
+        {act}
+    time.sleep(60)
+"""
+
+
+@pytest.mark.launcher
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSTOP)", r"rank 2 \(server\) on \S+ does not answer any more"),
+        ("threading.Thread(target=lambda: 1 / 0).start()", r"rank 2 \(server\) on \S+ failed: ZeroDivisionError"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", r"rank 2 .*was ended by signal 9"),
+    ],
+    ids=["stops", "raises", "dies"],
+)
+def test_a_rank_that_is_gone_ends_the_run_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str, said: str
+) -> None:
+    marker = f"PSRING_GONE_{os.getpid()}"
+    monkeypatch.setenv(marker, "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    (tmp_path / "program.py").write_text(PROGRAM.format(act=act))
+    config = RunConfig(strategy="parameter_server", num_workers=2, num_servers=1)
+    argv = launch.command(config, [])
+    argv = [*argv[: argv.index("-m")], str(tmp_path / "program.py")]
+    patience = time.monotonic() + 50
+    outcome = launch.run(argv, tmp_path / "log", lambda: patience)
+    assert not outcome.timed_out
+    status, reason = ends.diagnose(outcome, config)
+    assert status == "failed"
+    assert re.search(said, reason)
+    assert "\n" not in reason
+    assert no_rank_left(marker)

@@ -1,0 +1,99 @@
+"""Laws of a run's numbers: the slowest worker sets the step, the rate is all work over common time."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import ledger
+from bench.config import RunConfig
+from bench.rank import numbers
+from bench.rank.numbers import RankReport
+from bench.records import StepRecord
+
+CONFIG = RunConfig(strategy="independent", num_workers=2, steps=3, warmup_steps=1)
+step_times = st.lists(st.floats(0.001, 10), min_size=3, max_size=3)
+
+
+def report(worker: int, times: list[float], warmup_s: float = 99.0, loss: float = 1.0) -> RankReport:
+    steps = [
+        StepRecord(
+            worker=worker, step=i, warmup=i == 0, loss=loss, step_s=t, data_s=0, forward_s=t / 2, backward_s=t / 4,
+            exposed_communication_s=t / 8, optimizer_s=t / 8, communication_s=t / 4, bytes_sent=8, bytes_received=8,
+            messages_sent=1, messages_received=1,
+        )
+        for i, t in enumerate([warmup_s, *times])
+    ]  # fmt: skip
+    return RankReport("host", frozenset({worker}), False, steps)
+
+
+@given(step_times, step_times)
+def test_rate_is_all_work_over_the_slowest_workers_time(one: list[float], other: list[float]) -> None:
+    found = numbers.timing(CONFIG, [report(0, one), report(1, other)])
+    assert found["tokens_per_s"] == pytest.approx(CONFIG.tokens_per_step * 3 / max(sum(one), sum(other)))
+    slowest = sorted(max(pair) for pair in zip(one, other, strict=True))
+    assert found["step_s"] == pytest.approx(slowest[1])
+    assert slowest[1] <= found["step_s_p95"] <= slowest[2] * (1 + 1e-12)
+
+
+@given(step_times, st.floats(0.001, 1e6))
+def test_warm_up_counts_for_nothing(times: list[float], warmup_s: float) -> None:
+    reports = [[report(0, times, w), report(1, times, w)] for w in (warmup_s, 1.0)]
+    assert numbers.timing(CONFIG, reports[0]) == numbers.timing(CONFIG, reports[1])
+
+
+@given(step_times)
+def test_overlap_is_the_hidden_share_of_communication(times: list[float]) -> None:
+    assert numbers.timing(CONFIG, [report(0, times), report(1, times)])["overlap_fraction"] == pytest.approx(0.5)
+
+
+def test_final_loss_is_that_of_the_global_batch() -> None:
+    reports = [report(0, [1, 1, 1], loss=2.0), report(1, [1, 1, 1], loss=4.0)]
+    assert numbers.losses(reports)["final_loss"] == 3
+
+
+def test_more_threads_than_cores_are_labelled() -> None:
+    ring = CONFIG.model_copy(update={"strategy": "ring_allreduce"})
+    apart = [report(0, [1, 1, 1]), report(1, [1, 1, 1])]
+    together = [report(0, [1, 1, 1]), report(0, [1, 1, 1])]
+    assert numbers.labels(ring, apart, "ring") == ["loopback"]
+    assert numbers.labels(ring, together, "not_ring") == ["oversubscribed", "loopback", "not_ring"]
+
+
+@given(st.integers(1, 600), st.integers(1, 64), st.booleans())
+def test_what_workers_send_is_what_servers_receive(workers: int, servers: int, clipped: bool) -> None:
+    config = RunConfig(
+        strategy="parameter_server", num_workers=workers, num_servers=servers, clip_norm=1.0 if clipped else None
+    )
+    worker, server = ledger.predict(config)
+    assert server is not None
+    for unit in ("bytes", "messages"):
+        sent = getattr(worker, f"{unit}_sent") * workers + getattr(server, f"{unit}_sent") * servers
+        received = getattr(worker, f"{unit}_received") * workers + getattr(server, f"{unit}_received") * servers
+        assert sent == pytest.approx(received)
+
+
+@given(st.integers(2, 600))
+def test_a_ring_sends_at_most_twice_the_gradient_and_more_with_every_rank(workers: int) -> None:
+    here, there = (
+        ledger.predict(RunConfig(strategy="ring_allreduce", num_workers=n))[0].bytes_sent
+        for n in (workers, workers + 1)
+    )
+    assert here < there < 2 * CONFIG.wire_bytes
+
+
+def test_a_byte_too_many_is_a_disagreement() -> None:
+    config = RunConfig(strategy="parameter_server", num_servers=1)
+    worker, _ = ledger.predict(config)
+    honest = {"bytes_sent_per_worker_per_step": worker.bytes_sent}
+    for extra, verdict in ((0, True), (1, False)):
+        values = {**honest, "bytes_sent_per_worker_per_step_predicted": worker.bytes_sent + extra}
+        assert ledger.agrees(config, ledger.Ledger.model_validate(values)) is verdict
+
+
+def test_peak_memory_can_be_forgotten() -> None:
+    bytearray(200 << 20)
+    before = numbers.peak_memory_bytes()
+    numbers.reset_peak_memory()
+    assert numbers.peak_memory_bytes() < before - (100 << 20)

@@ -1,0 +1,80 @@
+"""Laws of a trace: it holds the last step's phases as the raw samples have them, one after the other, on one clock."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.rank.trace import Lane, write
+
+
+def complete(path: Path) -> list[dict[str, Any]]:
+    return [event for event in json.loads(path.read_text())["traceEvents"] if event["ph"] == "X"]
+
+
+def test_clocks_meet_at_the_barrier(tmp_path: Path) -> None:
+    phases = [("forward", 0.0, 1.0), ("exposed_communication", 1.0, 1.5)]
+    later = [(name, begin + 100, end + 100) for name, begin, end in phases]  # the same step on a clock set otherwise
+    lanes = [Lane(0, "n0", 2.0, phases, [("communication", 0.5, 1.5)]), Lane(1, "n1", 102.0, later, [])]
+    write(tmp_path / "trace.json", [*lanes, Lane(2, "n2", 7.0, [], [])])
+    first, second = ([e for e in complete(tmp_path / "trace.json") if e["pid"] == rank] for rank in (0, 1))
+    assert [(e["name"], e["ts"], e["dur"]) for e in first if e["tid"] == 0] == [
+        ("forward", 0.0, 1e6),
+        ("exposed_communication", 1e6, 0.5e6),
+    ]
+    assert [(e["name"], e["ts"]) for e in second] == [(e["name"], e["ts"]) for e in first if e["tid"] == 0]
+    assert [(e["ts"], e["dur"]) for e in first if e["tid"] == 1] == [(0.5e6, 1e6)]
+
+
+def test_a_library_has_a_process_of_its_own_and_a_row_per_tensor(tmp_path: Path) -> None:
+    phases = [("backward", 3.0, 4.0)]
+    said = {"weight": [("NEGOTIATE", 3.25, 3.5), ("ALLREDUCE", 3.5, 3.75)], "bias": [("ALLREDUCE", 3.5, 3.75)]}
+    write(tmp_path / "trace.json", [Lane(0, "n0", 5.0, phases, [], said), Lane(1, "n1", 5.0, phases, [])])
+    events = [e for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if e["pid"] == 2]
+    assert [e["args"]["name"] for e in events if e["ph"] == "M"] == ["Horovod (rank 0)", "weight", "bias"]
+    spans = [(e["tid"], e["name"], e["ts"], e["dur"]) for e in events if e["ph"] == "X"]
+    assert spans == [(0, "NEGOTIATE", 25e4, 25e4), (0, "ALLREDUCE", 5e5, 25e4), (1, "ALLREDUCE", 5e5, 25e4)]
+
+
+@pytest.mark.launcher
+def test_a_trace_says_what_the_raw_samples_say(mpirun: Callable[..., Any], tmp_path: Path) -> None:
+    flags = ["--strategy", "parameter_server", "--num-servers", 1, "--steps", 3, "--block-size", 16]
+    ended = mpirun(2, "run", *flags, "--out", tmp_path / "out", "--trace", tmp_path / "trace.json")
+    assert ended.returncode == 0, ended.stderr
+    (samples,) = (tmp_path / "out/steps").iterdir()
+    last = list(csv.DictReader(samples.read_text().splitlines()))[-1]
+    events = complete(tmp_path / "trace.json")
+    assert {event["pid"] for event in events} == {0}  # a server has no phases
+    phases = [event for event in events if event["tid"] == 0]
+    for phase in ("data", "optimizer"):  # no time of these is ever booked elsewhere
+        assert sum(e["dur"] for e in phases if e["name"] == phase) == pytest.approx(float(last[f"{phase}_s"]) * 1e6)
+    for before, after in pairwise(phases):
+        assert before["ts"] + before["dur"] <= after["ts"] + 1e-3
+
+
+@pytest.mark.launcher
+def test_what_horovod_says_lies_within_the_communication_of_the_last_step(
+    mpirun: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    flags = ["--strategy", "ring_allreduce", "--steps", 3, "--block-size", 16, "--trace", tmp_path / "trace.json"]
+    ended = mpirun(2, "run", *flags, TMPDIR=str(tmp_path / "tmp"))
+    assert ended.returncode == 0, ended.stderr
+    events = complete(tmp_path / "trace.json")
+    (whole,) = (e for e in events if (e["pid"], e["tid"]) == (0, 1))  # from the first gradient to the last answer
+    said = [e for e in events if e["pid"] == 2]
+    assert {"NEGOTIATE_ALLREDUCE", "ALLREDUCE", "MPI_ALLREDUCE"} <= {e["name"] for e in said}
+    # Horovod reduces a gradient once every rank has it, and we hear of its mean after that: on one clock, in between.
+    # Only the negotiation may begin earlier, by another rank that has its gradients before this one.
+    assert all(e["ts"] + e["dur"] <= whole["ts"] + whole["dur"] for e in said)
+    ours = (e for e in said if e["name"] != "NEGOTIATE_ALLREDUCE" and not e["name"].endswith("is ready"))
+    assert all(whole["ts"] <= e["ts"] for e in ours)
+    # Every parameter is reduced once, and nothing else in this step.
+    assert all(sum(e["name"] == "ALLREDUCE" for e in said if e["tid"] == row) == 1 for row in {e["tid"] for e in said})
+    assert not [path for path in (tmp_path / "tmp").rglob("*") if path.is_file()]

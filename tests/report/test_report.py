@@ -1,0 +1,320 @@
+"""A report says all that its folder holds, loads nothing, and is the same whenever it is rebuilt."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import records
+from bench.config import BadInput
+from bench.records import LABELS, RunRecord
+from bench.report import answer, cells, duels, loss, sections, tables
+from bench.report.write import flatten, inline_svg, markdown, write_report
+from tests.support.synthetic import demo_records, make_failure, make_record, make_steps
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that every tag is closed in order; collects ids and what would be loaded."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.loaded: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        self.loaded += [value for name, value in attrs if name in ("src", "href", "xlink:href") and value]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+
+def write_runs(folder: Path, runs: list[RunRecord]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for run in runs:
+        records.append(folder, run)
+        if run.summary is not None:
+            records.write_steps(folder, run.run_id, make_steps(run))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_runs(tmp_path_factory.mktemp("study"), demo_records(repeats=2))
+    records.write_json(folder / "environment.json", {"hosts": {"node0": {"cores": 2}}, "commit": None})
+    (folder / "sweep.yaml").write_text("# Held equal: <everything>\ngrid: [{strategy: local}]\n")
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return (folder / "report.html").read_text()
+
+
+def test_html_is_well_formed_and_loads_nothing(page: str) -> None:
+    parsed = Page(page)
+    assert parsed.open == []
+    assert all(target.startswith("#") for target in parsed.loaded)
+    assert not re.search(r"@import|url\((?!#)", page)
+    assert not re.search(r"https?://", re.sub(r'xmlns(:\w+)?="[^"]*"', "", page))
+    assert not parsed.tags & {"link", "img", "iframe"}
+    assert "default-src 'none'" in page
+
+
+def test_ids_are_unique_and_every_reference_has_its_target(page: str) -> None:
+    parsed = Page(page)
+    assert len(set(parsed.ids)) == len(parsed.ids)
+    targets = re.findall(r"url\(#([^)]+)\)", page) + [target[1:] for target in parsed.loaded]
+    assert targets
+    assert set(targets) <= set(parsed.ids)
+
+
+def test_every_cell_and_every_reason_is_in_both_reports(folder: Path, page: str) -> None:
+    summary = pd.read_csv(folder / "summary.csv")
+    speeds = [tables.interval(row, "tokens_per_s") for row in summary.to_dict("records")]
+    reasons = [reason for reason in summary["reason"].dropna() if reason]
+    assert len(reasons) == 3
+    text = (folder / "report.md").read_text()
+    for word in {*speeds, *reasons, *summary["status"], *LABELS.values()}:
+        assert html.escape(word, quote=True).replace("&#x27;", "&#39;") in page
+        assert markdown(word) in text
+
+
+def all_sections(*runs: RunRecord) -> list[sections.Section]:
+    table = records.frame(runs)
+    lines = pd.DataFrame(columns=["run_id", "cell", "step", "elapsed_s", "loss"])
+    summary = loss.add_progress(cells.summarize(table), table, lines)
+    return sections.sections(summary, duels.precision_effects(table), [])
+
+
+def test_tables_of_cells_have_a_row_per_cell() -> None:
+    runs = demo_records(repeats=2)
+    count = len({run.cell for run in runs})
+    found = {table.caption: table for part in all_sections(*runs) for table in part.tables}
+    for caption in ("Throughput and its witness, the loss", "Weak scaling", "Sent by a worker in one step",
+                    "Phases of a step", "Resources", "Loss witness and equivalence gate"):  # fmt: skip
+        assert len(found[caption].rows) == count
+    assert all(len(row) == len(table.head) for table in found.values() for row in table.rows)
+
+
+def test_a_section_is_there_only_where_it_has_something_to_say() -> None:
+    alone = [part.title for part in all_sections(make_record())]
+    served = [part.title for part in all_sections(make_record(strategy="parameter_server"))]
+    assert set(served) - set(alone) == {"Parameter server"}
+    assert "Strong scaling" not in [table.caption for part in all_sections(make_record()) for table in part.tables]
+
+
+def test_whatever_a_summary_says_of_servers_is_shown() -> None:
+    summary = cells.summarize(records.frame([make_record(strategy="parameter_server")]))
+    summary = summary.assign(server_queue_wait_s=0.25, mean_staleness=1.5, server_idle_s=float("nan"))
+    found = sections.server_table(summary, tables.cell_names(summary))
+    assert {"server_queue_wait", "mean_staleness"} <= {head.replace(" ", "_") for head in found.head}
+    assert "server idle" not in found.head
+    assert {"250 ms", "1.50"} <= set(found.rows[0])
+
+
+def test_markdown_shows_every_figure_by_a_file_that_is_there(folder: Path) -> None:
+    images = re.findall(r"!\[[^]]+\]\(([^)]+)\)", (folder / "report.md").read_text())
+    assert len(images) == 9
+    assert all((folder / image).is_file() for image in images)
+
+
+def test_the_commands_rebuild_every_cell(folder: Path, page: str) -> None:
+    assert "mpirun --bind-to none -n 3 psring run --strategy parameter_server --num-servers 1" in page
+    assert page.count("psring run") >= len({run.cell for run in demo_records(repeats=2)})
+
+
+def test_parquet_holds_the_same_as_csv(folder: Path) -> None:
+    for name in ("runs", "summary"):
+        text, binary = pd.read_csv(folder / f"{name}.csv"), pd.read_parquet(folder / f"{name}.parquet")
+        assert list(text.columns) == list(binary.columns)
+        for column in set(binary.select_dtypes("number")) & set(text.select_dtypes("number")):
+            assert binary[column].astype("float64").to_numpy() == pytest.approx(
+                text[column].to_numpy(dtype="float64"), nan_ok=True
+            )
+
+
+def test_markdown_tables_are_rectangular(folder: Path) -> None:
+    text = (folder / "report.md").read_text()
+    for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+
+def test_environment_and_sweep_are_shown(folder: Path, page: str) -> None:
+    for text in (page, (folder / "report.md").read_text()):
+        assert "hosts.node0.cores" in text
+    assert "# Held equal: &lt;everything&gt;" in page
+
+
+def test_a_report_is_rebuilt_equal(tmp_path: Path) -> None:
+    runs = [make_record(), make_record(strategy="parameter_server", num_workers=2)]
+    contents = []
+    for parent in ("a", "b"):
+        (tmp_path / parent).mkdir()
+        folder = write_runs(tmp_path / parent / "study", runs)
+        contents.append({path.name: path.read_bytes() for path in write_report(folder)})
+    assert contents[0] == contents[1]
+    expected = {
+        "runs.csv",
+        "summary.csv",
+        "runs.parquet",
+        "summary.parquet",
+        "report.html",
+        "report.md",
+        "overview.svg",
+    }
+    assert expected <= set(contents[0])
+
+
+def test_a_folder_of_failures_still_reports_them(tmp_path: Path) -> None:
+    write_report(write_runs(tmp_path, [make_failure("failed", "killed | by <9>")]))
+    assert "killed | by &lt;9&gt;" in (tmp_path / "report.html").read_text()
+    assert "killed \\| by &lt;9>" in (tmp_path / "report.md").read_text()
+
+
+def test_mixed_environments_are_refused_then_named(tmp_path: Path) -> None:
+    write_runs(tmp_path, [make_record(environment="e0"), make_record(batch_size=4, environment="e1")])
+    with pytest.raises(BadInput, match="2 environments"):
+        write_report(tmp_path)
+    write_report(tmp_path, allow_mixed=True)
+    assert "Mixed environments" in (tmp_path / "report.html").read_text()
+
+
+def answer_to(ring: list[float], server: list[float], sizes: tuple[int, ...] = (2,)) -> answer.Answer:
+    arms = {"ring_allreduce": ring, "parameter_server": server}
+    runs = records.frame([
+        make_record(strategy=strategy, num_workers=workers, repeat=repeat, tokens_per_s=speed)
+        for strategy, speeds in arms.items()
+        for workers in sizes
+        for repeat, speed in enumerate(speeds)
+    ])  # fmt: skip
+    return answer.answer(duels.duels(runs), cells.summarize(runs))
+
+
+def test_the_answer_names_the_winner_and_how_sure_it_is() -> None:
+    ring = answer_to([200.0] * 5, [100.0] * 5)
+    assert ring.headline == "At equal workers, at 2, the ring is faster: 2.00× (2.00–2.00)."
+    assert not any(note.startswith("Weak evidence") for note in ring.caveats)
+    server = answer_to([100.0, 100.0], [200.0, 200.0])
+    assert "the parameter server is ahead: 2.00× (2.00–2.00)" in server.headline
+    assert any(note.startswith("Weak evidence: as few as 2 launches") for note in server.caveats)
+    assert any("covers 50 %, not 95 %" in note for note in server.caveats)
+    spread = answer_to([100.0, 110.0, 120.0], [220.0, 220.0, 220.0]).headline
+    assert "the parameter server is ahead: 2.00× (1.83–2.20)" in spread
+    assert "it is a tie" in answer_to([90.0, 110.0], [100.0, 100.0]).headline
+    assert "no verdict" in answer_to([200.0], [100.0]).headline
+
+
+def test_the_answer_says_first_which_cells_have_no_numbers() -> None:
+    assert not any(note.startswith("Without") for note in answer_to([1.0], [1.0]).caveats)
+    runs = records.frame([
+        make_record(strategy="ring_allreduce", num_workers=2),
+        make_failure("failed", "a worker died", strategy="ring_allreduce", num_workers=4),
+        make_failure("timeout", "after 600 s", strategy="ring_allreduce", num_workers=2, link="200mbit"),
+    ])  # fmt: skip
+    assert answer.answer(duels.duels(runs), cells.summarize(runs)).caveats[0] == (
+        "Without numbers: 1 of 1 cell on emulated nodes (1 timeout); 1 other cell (1 failed). Validity says why."
+    )
+
+
+def test_the_answer_says_from_which_size_on() -> None:
+    speeds = {1: (100.0, 100.0), 2: (100.0, 110.0), 4: (180.0, 100.0), 8: (210.0, 100.0)}
+    runs = records.frame([
+        make_record(strategy=strategy, num_workers=size, repeat=r, tokens_per_s=speed * (1 + wiggle * (r - 2)))
+        for size, (ring, server) in speeds.items()
+        for strategy, speed, wiggle in (("ring_allreduce", ring, 0.01), ("parameter_server", server, 0.0))
+        for r in range(5)
+    ])  # fmt: skip
+    found = duels.duels(runs)
+    words = answer.crossover_words(found[found["equal"] == "workers"])
+    assert words == (
+        "At equal workers, from 4 on, the ring is faster: 1.80× (1.76–1.84) at 4, 2.10× (2.06–2.14) at 8; before, "
+        "at 1 it is a tie, ring ÷ server 1.00× (0.980–1.02); "
+        "at 2 the parameter server is faster, 1.10× (1.08–1.12)."
+    )
+
+
+def test_many_settings_are_counted_and_the_winner_comes_first() -> None:
+    runs = records.frame([
+        make_record(strategy=strategy, num_workers=2, batch_size=batch, repeat=repeat, tokens_per_s=speed)
+        for batch, ring in ((4, 100.0), (8, 150.0), (16, 300.0))
+        for strategy, speed in (("ring_allreduce", ring), ("parameter_server", 100.0))
+        for repeat in range(5)
+    ])  # fmt: skip
+    headline = answer.answer(duels.duels(runs), cells.summarize(runs)).headline
+    assert headline == (
+        "At equal workers, the ring is faster in 2 of 3 settings (1.50 to 3.00 times), it is a tie in 1 of 3 settings."
+    )
+
+
+def test_without_both_topologies_there_is_no_answer() -> None:
+    assert answer_to([1.0], []).headline.startswith("No answer")
+
+
+@given(st.floats(min_value=1e-12, max_value=1e12))
+def test_numbers_keep_three_digits(value: float) -> None:
+    assert float(tables.number(value).replace(",", "")) == pytest.approx(value, rel=0.005)
+
+
+def test_blanks_are_dashes_and_units_fit() -> None:
+    assert tables.number(None) == tables.scaled(float("nan"), tables.BYTES) == tables.BLANK
+    assert [tables.number(x) for x in (12345, 12.345, 0.0012345, 1.0)] == ["12,300", "12.3", "0.00123", "1.00"]
+    assert [tables.scaled(x, tables.BYTES) for x in (0, 1, 999, 1e3, 1.5e7)] == [
+        "0", "1.00 B", "999 B", "1.00 kB", "15.0 MB",
+    ]  # fmt: skip
+    assert tables.scaled(0.0123, tables.SECONDS) == "12.3 ms"
+
+
+def test_an_environment_is_flattened() -> None:
+    nested = json.loads('{"a": {"b": [1, 2], "c": null}, "d": [{"e": 1}]}')
+    assert flatten("", nested) == [("a.b", "1, 2"), ("a.c", tables.BLANK), ("d.0.e", "1")]
+
+
+def test_an_inlined_figure_is_xml_in_the_colours_of_the_page(folder: Path) -> None:
+    text = inline_svg((folder / "figures" / "throughput.svg").read_text(), "throughput")
+    root = ElementTree.fromstring(text)
+    assert root.get("role") == "img"
+    assert root.get("aria-label")
+    assert "currentColor" in text
+
+
+def test_a_study_that_trained_nothing_has_blanks_for_losses(tmp_path: Path) -> None:
+    slept = {"compute": "emulated", "emulated_forward_s": 0.1, "emulated_backward_s": 0.2, "num_workers": 2}
+    runs = []
+    for strategy in ("ring_allreduce", "parameter_server"):
+        run = make_record(strategy=strategy, labels=("emulated_compute",), **slept)
+        assert run.summary is not None
+        blank = dict.fromkeys(("first_loss", "final_loss", "held_out_loss", "equivalence_error", "equivalence_bound"))
+        runs.append(run.model_copy(update={"summary": run.summary.model_copy(update=blank)}))
+        assert "ms a step" in runs[-1].describe()
+    folder = write_runs(tmp_path / "study", runs)
+    write_report(folder)
+    text = (folder / "report.md").read_text()
+    assert "Emulated compute (every cell here)" in text
+    assert "— : —" in text  # neither topology has a loss to show
+    assert not re.search(r"\bnan\b", text, re.IGNORECASE)
+    assert pd.read_csv(folder / "summary.csv")["final_loss"].isna().all()

@@ -1,0 +1,87 @@
+"""Laws of BSP, SSP and ASP: nobody is ever further ahead than the bound, and nobody waits for nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import records
+from strategies.parameter_server.consistency import Clocks
+from tests.support.worlds import assert_equivalent, served_alone, served_in_one_process
+
+STEPS = 12
+
+
+def run_workers(num_workers: int, staleness: float, order: st.DataObject) -> tuple[Clocks, list[int]]:
+    """Let workers push in any order that the clocks allow, and return the clocks and the leads that were seen."""
+    clocks, done, leads = Clocks(num_workers, staleness), [0] * num_workers, []
+    waiting: set[int] = set()
+    while min(done) < STEPS:
+        free = [w for w in range(num_workers) if w not in waiting and done[w] < STEPS]
+        assert free, "everybody waits"
+        worker = order.draw(st.sampled_from(free))
+        done[worker] += 1
+        waiting.add(worker)
+        answered = clocks.push(worker)
+        clocks.updated(worker)
+        for each in answered:
+            clocks.answered(each)
+            leads.append(done[each] - min(done))
+        waiting -= set(answered)
+    return clocks, leads
+
+
+@given(st.integers(1, 6), st.sampled_from([0, 1, 2, 5, math.inf]), st.data())
+def test_no_worker_is_answered_beyond_the_bound_and_none_is_stuck(
+    num_workers: int, staleness: float, order: st.DataObject
+) -> None:
+    clocks, leads = run_workers(num_workers, staleness, order)
+    assert clocks.largest_lead == max(leads) <= staleness
+    assert len(leads) == num_workers * STEPS == clocks.missed.total()
+    if num_workers == 1:
+        assert set(clocks.missed) == {0}
+    if staleness < math.inf:  # what others can do between two answers to a worker
+        assert max(clocks.missed) <= (2 * staleness + 2) * (num_workers - 1)
+
+
+@given(st.integers(1, 6), st.data())
+def test_bsp_answers_all_together(num_workers: int, order: st.DataObject) -> None:
+    clocks = Clocks(num_workers, 0)
+    for _ in range(3):
+        workers = order.draw(st.permutations(range(num_workers)))
+        answers = [clocks.push(worker) for worker in workers]
+        assert answers == [[]] * (num_workers - 1) + [list(range(num_workers))]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_asp_with_one_worker_is_local(optimizer: str) -> None:
+    config = served_alone(consistency="asp", optimizer=optimizer)
+    weights, strategy = served_in_one_process(config)
+    assert_equivalent(config, weights)
+    assert set(strategy.staleness().missed) == {0}
+
+
+@pytest.mark.launcher
+@pytest.mark.parametrize("consistency", ["ssp", "asp"])
+def test_a_straggler_is_waited_for_within_the_bound(
+    mpirun: Callable[..., object], tmp_path: Path, consistency: str
+) -> None:
+    slow = ["--compute", "emulated", "--emulated-forward-s", 0.01, "--emulated-backward-s", 0.02]
+    slow += ["--speed-factor", "1=0.2", "--steps", 8, "--warmup-steps", 0]
+    bound = ["--staleness", 2] if consistency == "ssp" else []
+    servers = ["--strategy", "parameter_server", "--num-servers", 1, "--consistency", consistency]
+    ended = mpirun(4, "run", *servers, *bound, *slow, "--out", tmp_path / "out")
+    assert ended.returncode == 0, ended.stderr
+    (record,) = records.read(tmp_path / "out")
+    assert record.summary is not None
+    assert record.ledger is not None
+    assert record.ledger.ledger_agrees
+    lead = record.summary.largest_lead
+    assert lead is not None
+    assert lead == 2 if consistency == "ssp" else lead > 2
+    assert (record.summary.mean_staleness or 0) > 0

@@ -1,0 +1,131 @@
+"""Every strategy in one process without a launcher: the smoke tests. All must train as `local` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from bench.config import RunConfig
+from bench.ledger import predict
+from bench.rank import equivalence
+from bench.rank.data import load
+from bench.rank.equivalence import Weights, snapshot
+from bench.rank.run import make_options
+from bench.rank.train import build_model
+from strategies import create
+from strategies.base import Options, SingleGroup, Strategy
+from strategies.parameter_server.worker import ParameterServerWorker
+from tests.support.worlds import CPU, assert_equivalent, served_alone, served_in_one_process, small, trained
+
+KNOBS: dict[str, dict[str, object]] = {
+    "plain": {},
+    "momentum": {"optimizer": "sgd", "learning_rate": 0.1},
+    "accumulation": {"gradient_accumulation": 2},
+    "clipping": {"clip_norm": 0.5},
+    "both, decay": {"gradient_accumulation": 2, "clip_norm": 0.5, "weight_decay": 0.1, "optimizer": "sgd"},
+    "fp16": {"precision": "fp16"},
+    "bf16": {"precision": "bf16"},
+}
+
+
+def alone(config: RunConfig) -> Weights:
+    return trained(config, create(config.strategy, SingleGroup(), make_options(config)))
+
+
+@pytest.mark.parametrize("strategy", ["local", "independent", "ring_allreduce", "mpi_ring", "ddp"])
+@pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
+def test_one_worker_trains_the_reference_model(strategy: str, knobs: dict[str, object]) -> None:
+    config = small(strategy=strategy, **knobs)
+    assert_equivalent(config, alone(config))
+
+
+@pytest.mark.parametrize("wire_dtype", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
+def test_a_server_and_its_worker_train_the_reference_model(wire_dtype: str, knobs: dict[str, object]) -> None:
+    config = served_alone(wire_dtype=wire_dtype, chunk_bytes=4096, **knobs)
+    weights, strategy = served_in_one_process(config)
+    assert_equivalent(config, weights)
+    counted = {name: n / config.total_steps for name, n in vars(strategy.counters).items()}
+    assert counted == vars(predict(config)[0])
+
+
+@pytest.mark.parametrize("wire_dtype", ["fp32", "fp16"])
+@pytest.mark.parametrize("strategy", ["ring_allreduce", "mpi_ring", "ddp"])
+def test_a_wire_of_one_worker_carries_nothing(strategy: str, wire_dtype: str) -> None:
+    config = small(strategy=strategy, wire_dtype=wire_dtype)
+    assert_equivalent(config, alone(config))
+    assert predict(config)[0].bytes_sent == 0
+
+
+def test_two_runs_through_a_server_are_bitwise_equal() -> None:
+    config = served_alone(chunk_bytes=1024)
+    first, second = served_in_one_process(config)[0], served_in_one_process(config)[0]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def passes(break_it: Callable[[Strategy], None], **knobs: object) -> bool:
+    """Whether the gate lets a worker through whose strategy was tampered with."""
+    config = small(optimizer="sgd", learning_rate=0.1, **knobs)
+    strategy = create("local", SingleGroup(), make_options(config))
+    break_it(strategy)
+    weights = trained(config, strategy)
+    return equivalence.compare(config, weights, *equivalence.reference_weights(config, load(config), CPU)).passed
+
+
+def test_the_gate_stops_a_strategy_that_trains_another_model() -> None:
+    def never_update(strategy: Strategy) -> None:
+        strategy.step = lambda: None  # type: ignore[method-assign]
+
+    def off_by(share: float) -> Callable[[Strategy], None]:
+        def tamper(strategy: Strategy) -> None:
+            honest = strategy.scaled
+            strategy.scaled = lambda loss: honest(loss) * (1 + share)  # type: ignore[method-assign]
+
+        return tamper
+
+    for precision, share in (("fp32", 0.02), ("fp16", 0.02), ("bf16", 0.1)):
+        assert passes(lambda _: None, precision=precision)
+        assert not passes(never_update, precision=precision)
+        assert not passes(off_by(share), precision=precision)
+
+
+def test_a_non_finite_gradient_is_skipped_by_all_and_halves_the_scale() -> None:
+    for make in (fp16_local, fp16_server):
+        config, train_once = make()
+        weights, strategy = train_once(config)
+        initial = snapshot(build_model(config, CPU))
+        assert all(torch.equal(weights[name], initial[name]) for name in initial)
+        assert strategy.scaler.scale == 2.0**15 * 2.0 ** (1 - config.total_steps)
+
+
+def poison(strategy: Strategy) -> None:
+    strategy.scaled = lambda loss: loss * float("inf")  # type: ignore[method-assign]
+
+
+def fp16_local() -> tuple[RunConfig, Callable[[RunConfig], tuple[Weights, Strategy]]]:
+    def run(config: RunConfig) -> tuple[Weights, Strategy]:
+        strategy = create("local", SingleGroup(), Options(loss_scaling=True))
+        poison(strategy)
+        return trained(config, strategy), strategy
+
+    return small(precision="fp16"), run
+
+
+def fp16_server() -> tuple[RunConfig, Callable[[RunConfig], tuple[Weights, Strategy]]]:
+    def run(config: RunConfig) -> tuple[Weights, Strategy]:
+        original = ParameterServerWorker.scaled
+        ParameterServerWorker.scaled = lambda self, loss: loss * float("inf")  # type: ignore[method-assign]
+        try:
+            weights, strategy = served_in_one_process(config)
+        finally:
+            ParameterServerWorker.scaled = original  # type: ignore[method-assign]
+        return weights, strategy
+
+    return served_alone(precision="fp16"), run
+
+
+def test_an_unknown_strategy_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no strategy is called 'ring'"):
+        create("ring", SingleGroup(), Options())

@@ -1,0 +1,53 @@
+"""How tests run commands and watch processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+DEADLINE_S = 300
+Launched = subprocess.CompletedProcess[str]
+PSRING = [sys.executable, "-m", "bench.cli"]
+
+
+def run_command(argv: list[str], timeout_s: float = DEADLINE_S, **environ: str) -> Launched:
+    """Run a command to its end."""
+    return subprocess.run(
+        argv, capture_output=True, text=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environ},
+    )  # fmt: skip
+
+
+def environ_of(process: psutil.Process) -> set[str]:
+    """Its environment as NAME=value and as NAME."""
+    try:
+        environ = process.environ()
+        return {*environ, *(f"{name}={value}" for name, value in environ.items())}
+    except psutil.Error:
+        return set()
+
+
+def no_rank_left(marker: str) -> bool:
+    """Whether every process with this environment variable is gone, 5 s after its launcher at the latest."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        if not any(marker in environ_of(process) for process in psutil.process_iter()):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def alive(marker: str) -> list[psutil.Process]:
+    return [process for process in psutil.process_iter() if marker in environ_of(process)]
+
+
+def gone(marker: str, within_s: float = 10) -> bool:
+    deadline = time.monotonic() + within_s
+    while alive(marker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not alive(marker)

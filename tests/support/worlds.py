@@ -1,0 +1,72 @@
+"""Small runs, the worlds they are tried in, and what they must end with."""
+
+from __future__ import annotations
+
+import torch
+from mpi4py import MPI
+
+from bench.config import RunConfig
+from bench.rank import equivalence
+from bench.rank.data import load
+from bench.rank.equivalence import Weights, snapshot
+from bench.rank.run import make_options
+from bench.rank.train import build_model, build_optimizer, train
+from strategies.base import SingleGroup, Strategy
+from strategies.parameter_server.plan import Roles
+from strategies.parameter_server.worker import ParameterServerWorker
+
+CPU = torch.device("cpu")
+WORLDS: dict[str, dict[str, object]] = {
+    "1+1": {"num_workers": 1, "num_servers": 1},
+    "2+1": {"num_workers": 2, "num_servers": 1},
+    "3+2": {"num_workers": 3, "num_servers": 2},
+    "2 colocated": {"num_workers": 2, "placement": "colocated"},
+    "5 colocated": {"num_workers": 5, "placement": "colocated"},
+    "3+1 mixed": {"num_workers": 3, "num_servers": 1, "placement": "mixed"},
+    "2+2 mixed": {"num_workers": 2, "num_servers": 2, "placement": "mixed"},
+}
+
+
+def small(**values: object) -> RunConfig:
+    """A run of a model of two layers."""
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size": 4}
+    return RunConfig.model_validate({**shape, "data": "synthetic", "steps": 4, "warmup_steps": 0, **values})
+
+
+def served(**values: object) -> RunConfig:
+    """The same with a parameter server and small chunks."""
+    return small(**{"strategy": "parameter_server", "chunk_bytes": 2048, **values})
+
+
+def served_alone(**values: object) -> RunConfig:
+    """The same with one worker and its server on one rank."""
+    return small(strategy="parameter_server", placement="colocated", **values)
+
+
+def trained(config: RunConfig, strategy: Strategy) -> Weights:
+    """The weights after all steps on this rank."""
+    model = build_model(config, CPU)
+    module = strategy.prepare(model, build_optimizer(config, model))
+    losses = [step.loss for step in train(config, module, strategy, load(config), CPU)]
+    strategy.close()
+    assert all(torch.isfinite(torch.tensor(losses)))
+    return snapshot(model)
+
+
+def served_in_one_process(config: RunConfig) -> tuple[Weights, ParameterServerWorker]:
+    """A worker and the server on its rank, real MPI messages between them."""
+    comm, roles = MPI.COMM_SELF.Dup(), Roles.make("colocated", 1, 0)
+    strategy = ParameterServerWorker(SingleGroup(), make_options(config), comm, roles)
+    return trained(config, strategy), strategy
+
+
+def assert_equivalent(config: RunConfig, weights: Weights) -> None:
+    """The weights are those of one process, but for rounding."""
+    verdict = equivalence.compare(config, weights, *equivalence.reference_weights(config, load(config), CPU))
+    assert verdict.passed, verdict
+
+
+def counted_per_step(config: RunConfig, strategies: list[Strategy]) -> list[float]:
+    """What the mean worker counted, in the order of Volume's fields."""
+    workers = [vars(strategy.counters).values() for strategy in strategies[: config.num_workers]]
+    return [sum(column) / config.num_workers / config.total_steps for column in zip(*workers, strict=True)]

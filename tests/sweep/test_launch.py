@@ -1,0 +1,142 @@
+"""Laws of launching: who a process is, and that nothing outlives its deadline or its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bench.config import RunConfig
+from bench.mpi import RankInfo, mpi_environment
+from bench.sweep.launch import command, launcher_prefix, run
+from tests.support.processes import alive, environ_of, gone
+
+NAP = "import time; time.sleep(60)"
+SLEEPER = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {NAP!r}]); {NAP}"
+
+
+def in_seconds(seconds: float) -> Callable[[], float]:
+    at = time.monotonic() + seconds
+    return lambda: at
+
+
+@pytest.mark.parametrize(
+    ("environ", "rank_info"),
+    [
+        ({}, RankInfo("none", 0, 1, 0)),
+        (
+            {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+             "OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
+            RankInfo("mpirun", 3, 4, 1),
+        ),
+        (
+            {"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"},
+            RankInfo("horovodrun", 1, 2, 1),
+        ),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, RankInfo("mpirun", 1, 2, 0)),
+        (
+            {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "6", "SLURM_LOCALID": "1"},
+            RankInfo("srun", 5, 6, 1),
+        ),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}, RankInfo("none", 0, 1, 0)),
+        (
+            {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2",
+             "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
+            RankInfo("mpirun", 3, 4, 0),
+        ),
+    ],
+    ids=["alone", "open mpi", "horovodrun", "mpich", "srun", "batch script", "mpirun in a Slurm job"],
+)  # fmt: skip
+def test_a_process_learns_its_rank_from_its_launcher(environ: dict[str, str], rank_info: RankInfo) -> None:
+    assert RankInfo.detect(environ) == rank_info
+
+
+def test_what_the_user_has_set_for_mpi_stays() -> None:
+    ours = mpi_environment({})
+    assert ours["OMPI_MCA_coll_tuned_allreduce_algorithm"] == "4"
+    theirs = mpi_environment({"OMPI_MCA_coll_tuned_allreduce_algorithm": "3"})
+    assert theirs == {**ours, "OMPI_MCA_coll_tuned_allreduce_algorithm": "3"}
+
+
+def test_both_topologies_get_the_same_launcher_and_flags() -> None:
+    ring = RunConfig(strategy="ring_allreduce", num_workers=3)
+    server = RunConfig(strategy="parameter_server", num_workers=2, num_servers=1)
+    assert launcher_prefix(ring) == launcher_prefix(server)
+
+
+def test_hostfile_and_interface_reach_both_launchers() -> None:
+    on = {"strategy": "ring_allreduce", "num_workers": 2, "hostfile": "hosts", "network_interface": "eth7"}
+    for launcher in ("mpirun", "horovodrun"):
+        argv = launcher_prefix(RunConfig.model_validate({**on, "launcher": launcher}))
+        assert argv[argv.index("--hostfile") + 1] == "hosts"
+        assert "eth7" in argv
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory on PATH with a file called srun: nothing here starts it."""
+    (tmp_path / "srun").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    return tmp_path
+
+
+def test_srun_gets_the_transport_that_mpirun_gets(slurm: Path) -> None:
+    config = RunConfig(strategy="ddp", num_workers=3, launcher="srun", network_interface="eth7")
+    argv = launcher_prefix(config)
+    assert argv[argv.index("--ntasks") + 1] == "3"
+    assert {"OMPI_MCA_pml=ob1", "OMPI_MCA_btl=^openib", "OMPI_MCA_btl_tcp_if_include=eth7"} <= set(argv)
+
+
+def test_one_rank_needs_no_launcher() -> None:
+    assert command(RunConfig(), ["run"]) == [sys.executable, "-m", "bench.cli", "run"]
+
+
+def test_nothing_outlives_a_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker = f"PSRING_DEADLINE_{os.getpid()}"
+    monkeypatch.setenv(marker, "1")
+    outcome = run([sys.executable, "-c", SLEEPER], tmp_path / "log", in_seconds(1))
+    assert outcome.timed_out
+    assert outcome.returncode != 0
+    assert gone(f"{marker}=1")
+
+
+def test_a_run_ends_with_what_it_printed(tmp_path: Path) -> None:
+    outcome = run([sys.executable, "-c", "print('last words'); raise SystemExit(3)"], tmp_path / "log", in_seconds(60))
+    assert (outcome.returncode, outcome.timed_out, outcome.output) == (3, False, "last words\n")
+
+
+@pytest.mark.launcher
+@pytest.mark.parametrize("victim", ["parent", "mpirun", "rank"])
+def test_no_rank_outlives_its_parent(victim: str) -> None:
+    marker = f"PSRING_ORPHAN_{victim}_{os.getpid()}"
+    config = "RunConfig(strategy='parameter_server', num_workers=2, num_servers=1, steps=1000000, launcher='mpirun')"
+    program = (
+        "from bench.config import RunConfig; from bench import launch; from pathlib import Path; import tempfile;"
+        f"config = {config}; argv = launch.command(config, ['run', *launch.run_flags(config)]);"
+        "launch.run(argv, Path(tempfile.mkdtemp(), 'log'), lambda: float('inf'))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, marker: "1"})
+    ranks = wait_for_ranks(marker, count=3)
+    launcher = next(p for p in psutil.Process(parent.pid).children() if "mpirun" in p.cmdline()[0])
+    target = {"parent": parent.pid, "mpirun": launcher.pid, "rank": ranks[1].pid}[victim]
+    os.kill(target, signal.SIGKILL)
+    parent.wait(30)
+    assert gone(f"{marker}=1")
+
+
+def wait_for_ranks(marker: str, count: int) -> list[psutil.Process]:
+    """Return the ranks once all are training."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        ranks = [p for p in alive(f"{marker}=1") if "OMPI_COMM_WORLD_RANK" in {e.split("=")[0] for e in environ_of(p)}]
+        if len(ranks) >= count and all(p.cpu_times().user > 2 or p.num_threads() > 3 for p in ranks):
+            return ranks
+        time.sleep(0.2)
+    raise AssertionError(f"only {len(ranks)} ranks came up")

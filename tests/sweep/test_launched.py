@@ -1,0 +1,229 @@
+"""Real ranks under mpirun and horovodrun: each trains the one-process model and counts what was predicted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import records
+from bench.config import RunConfig
+from bench.ledger import padding_bytes, predict
+from bench.records import RunRecord
+from bench.sweep.launch import run_flags
+from strategies.parameter_server.progress import LARGE_BYTES, MOST_AHEAD
+from tests.support.processes import PSRING, run_command
+
+pytestmark = pytest.mark.launcher
+
+SHORT: dict[str, Any] = {
+    "steps": 4, "warmup_steps": 2, "batch_size": 4, "block_size": 32, "check_equivalence": True,
+}  # fmt: skip
+SGD = {"optimizer": "sgd", "learning_rate": 0.1}
+SERVED = {"strategy": "parameter_server"}
+COLOCATED = {"strategy": "parameter_server", "placement": "colocated"}
+MIXED = {"strategy": "parameter_server", "placement": "mixed", "num_servers": 1}
+SENT = {"shared_memory": False}
+PRIORITY = {"schedule": "priority", "window_bytes": 100_000}
+RING = {"strategy": "ring_allreduce"}
+MPI_RING = {"strategy": "mpi_ring"}
+DDP = {"strategy": "ddp"}
+ACCUMULATE_AND_CLIP = {"gradient_accumulation": 2, "clip_norm": 0.3}
+ASLEEP = {
+    "compute": "emulated", "emulated_forward_s": 0.01, "emulated_backward_s": 0.02, "speed_factor": "1=0.5",
+    "gradient_accumulation": 2, "check_equivalence": False,
+}  # fmt: skip
+CELLS: list[dict[str, Any]] = [
+    {"num_workers": 1, "num_servers": 1, **SERVED, **SGD},
+    {"num_workers": 2, "num_servers": 1, **SERVED, **SGD, **ACCUMULATE_AND_CLIP},
+    {"num_workers": 2, "num_servers": 1, **SERVED, "wire_dtype": "bf16", "precision": "fp16"},
+    {"num_workers": 2, "num_servers": 2, **SERVED},
+    {"num_workers": 3, "num_servers": 2, **SERVED, **ACCUMULATE_AND_CLIP, "wire_dtype": "fp16", "chunk_bytes": 40_000},
+    {"num_workers": 2, **COLOCATED, **SGD},
+    {"num_workers": 3, **COLOCATED, **ACCUMULATE_AND_CLIP, **PRIORITY},
+    {"num_workers": 3, **MIXED, **SGD, "chunk_bytes": 10_000},
+    {"num_workers": 3, "num_servers": 1, **SERVED, **SGD, **PRIORITY, "consistency": "ssp"},
+    {"num_workers": 2, "num_servers": 2, **SERVED, **SENT, **SGD, **ACCUMULATE_AND_CLIP},
+    {"num_workers": 3, **COLOCATED, **SENT, **PRIORITY, "wire_dtype": "bf16"},
+    {"num_workers": 5, **COLOCATED, "wire_dtype": "bf16", "precision": "fp16"},
+    {"num_workers": 2, **RING, **SGD, **ACCUMULATE_AND_CLIP},
+    {"num_workers": 3, **RING, "wire_dtype": "fp16", "precision": "fp16"},
+    {"num_workers": 4, **RING, **SGD},
+    {"num_workers": 5, **RING},
+    {"num_workers": 2, **MPI_RING, **SGD, **ACCUMULATE_AND_CLIP, "segment_bytes": 2000},
+    {"num_workers": 3, **MPI_RING, "wire_dtype": "fp16", "precision": "fp16"},
+    {"num_workers": 4, **MPI_RING, **SGD, **ACCUMULATE_AND_CLIP, "wire_dtype": "bf16"},
+    {"num_workers": 5, **MPI_RING, **SGD},
+    {"num_workers": 2, **DDP, **SGD, "precision": "bf16"},
+    {"num_workers": 3, **DDP, **ACCUMULATE_AND_CLIP, "wire_dtype": "bf16"},
+]
+SLEEPING: list[dict[str, Any]] = [
+    {"num_workers": 2, "num_servers": 1, **SERVED, **ASLEEP},
+    {"num_workers": 3, **RING, **ASLEEP},
+]
+LOSSY: list[dict[str, Any]] = [
+    {"num_workers": 3, **COLOCATED, "compression": "int8"},
+    {"num_workers": 2, "num_servers": 1, **SERVED, "sync_every": 2},
+]
+
+
+def describe(cell: dict[str, Any]) -> str:
+    return " ".join(str(value) for value in cell.values())
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunRecord]:
+    """Every cell, run by one sweep: those of one world share a launch."""
+    folder = tmp_path_factory.mktemp("launched")
+    grid = [*CELLS, *SLEEPING, *({**cell, "check_equivalence": False} for cell in LOSSY)]
+    (folder / "sweep.yaml").write_text(json.dumps({"defaults": SHORT, "grid": grid}))
+    ended = run_command([*PSRING, "sweep", str(folder / "sweep.yaml"), "--out", str(folder / "out")], timeout_s=900)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    found = records.read(folder / "out")
+    assert all((folder / "out/steps" / f"{record.run_id}.csv").exists() for record in found)
+    return {record.cell: record for record in found}
+
+
+def record_of(launched: dict[str, RunRecord], cell: dict[str, Any]) -> RunRecord:
+    return launched[RunConfig.model_validate({**SHORT, **cell}).digest()]
+
+
+def only_record(out: Path) -> RunRecord:
+    (record,) = records.read(out)
+    assert (out / "steps" / f"{record.run_id}.csv").exists()
+    assert (out / "environment.json").exists()
+    return record
+
+
+def assert_true_run(record: RunRecord) -> None:
+    """What every run must keep: the reference's model, and every byte accounted for."""
+    assert record.status == "ok"
+    assert record.summary is not None
+    assert record.summary.equivalence_error is not None
+    assert record.summary.equivalence_bound is not None
+    assert record.summary.equivalence_error <= record.summary.equivalence_bound
+    assert record.ledger is not None
+    assert record.ledger.ledger_agrees
+    values = record.ledger.model_dump()
+    for direction in ("sent", "received"):
+        for role in ("worker", "server") if record.config.num_servers else ("worker",):
+            counted = values[f"bytes_{direction}_per_{role}_per_step"]
+            predicted = values[f"bytes_{direction}_per_{role}_per_step_predicted"]
+            assert abs(counted - predicted) <= padding_bytes(record.config)
+    servers_sent = (record.ledger.bytes_sent_per_server_per_step or 0) * record.config.num_servers
+    workers_received = (record.ledger.bytes_received_per_worker_per_step or 0) * record.config.num_workers
+    if record.config.num_servers == 1 and record.config.placement == "dedicated":
+        assert servers_sent == workers_received
+    if record.config.strategy == "parameter_server":
+        assert record.summary.shard_imbalance is not None
+        assert 1 <= record.summary.shard_imbalance <= 1.01
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=describe)
+def test_every_topology_trains_the_reference_model_and_counts_every_byte(
+    launched: dict[str, RunRecord], cell: dict[str, Any]
+) -> None:
+    record = record_of(launched, cell)
+    assert_true_run(record)
+    assert "loopback" in record.labels
+    assert ("shared_memory" in record.labels) == (
+        record.config.strategy == "parameter_server" and record.config.shared_memory
+    )
+    assert record.summary is not None
+    if record.config.strategy != "parameter_server":
+        assert record.summary.allreduce_algorithm == ("ring" if record.config.world_size > 2 else "any")
+    if record.config.strategy in ("parameter_server", "mpi_ring"):
+        assert record.summary.duplex_factor is not None
+        assert record.summary.duplex_factor > 0
+
+
+@pytest.mark.parametrize("cell", SLEEPING, ids=describe)
+def test_ranks_that_sleep_send_what_they_would_and_have_no_loss(
+    launched: dict[str, RunRecord], cell: dict[str, Any]
+) -> None:
+    record = record_of(launched, cell)
+    assert record.status == "ok"
+    assert record.summary is not None
+    assert (record.summary.first_loss, record.summary.final_loss, record.summary.held_out_loss) == (None, None, None)
+    assert record.summary.sleep_overshoot_s_p95 is not None
+    assert record.ledger is not None
+    assert record.ledger.ledger_agrees
+    assert "emulated_compute" in record.labels
+
+
+@pytest.mark.parametrize("cell", LOSSY, ids=describe)
+def test_ways_to_send_less_are_counted_too(launched: dict[str, RunRecord], cell: dict[str, Any]) -> None:
+    record = record_of(launched, {**cell, "check_equivalence": False})
+    assert record.status == "ok"
+    assert record.ledger is not None
+    assert record.ledger.ledger_agrees
+    dense = RunConfig.model_validate({**SHORT, **cell, "compression": "none", "sync_every": 1})
+    assert record.ledger.bytes_sent_per_worker_per_step < 0.51 * predict(dense)[0].bytes_sent
+
+
+def flags(values: dict[str, Any]) -> list[str]:
+    return run_flags(RunConfig.model_validate({"launcher": "mpirun", **values}))
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_under_horovodrun(horovodrun: Callable[..., object], tmp_path: Path, ranks: int) -> None:
+    ended = horovodrun(ranks, "run", *flags({**SHORT, **RING, **SGD}), "--out", tmp_path / "out")
+    assert ended.returncode == 0, ended.stderr
+    record = only_record(tmp_path / "out")
+    assert_true_run(record)
+    assert record.config.launcher == "horovodrun"
+    assert record.summary.allreduce_algorithm == ("ring" if ranks > 2 else "any")
+
+
+def test_an_allreduce_that_is_no_ring_is_labelled(mpirun: Callable[..., object], tmp_path: Path) -> None:
+    recursive_doubling = {"OMPI_MCA_coll_tuned_allreduce_algorithm": "3"}
+    ended = mpirun(4, "run", *flags({**SHORT, **RING}), "--out", tmp_path / "out", **recursive_doubling)
+    assert ended.returncode == 0, ended.stderr
+    assert "not_ring" in only_record(tmp_path / "out").labels
+
+
+@pytest.mark.parametrize(
+    "knobs", [{**SERVED, "num_servers": 1, **SENT, "chunk_bytes": 200_000}, MPI_RING], ids=describe
+)
+def test_messages_that_are_sent_unasked_over_tcp_are_the_same(
+    mpirun: Callable[..., object], tmp_path: Path, knobs: dict[str, Any]
+) -> None:
+    """Far above Open MPI's own limit, and above its largest fragment."""
+    eager = {"eager_limit_bytes": 300_000, "segment_bytes": 200_000}
+    ended = mpirun(3, "run", *flags({**SHORT, **knobs, **eager}), "--out", tmp_path / "out", OMPI_MCA_btl="tcp,self")
+    assert ended.returncode == 0, ended.stderr
+    assert_true_run(only_record(tmp_path / "out"))
+
+
+def test_more_large_messages_may_be_under_way_than_receives_are_posted_for(
+    mpirun: Callable[..., object], tmp_path: Path
+) -> None:
+    """Without a window, over TCP, where they take long: one that comes unexpected must not be received twice."""
+    silent = {"compute": "none", "steps": 20, "eval_batches": 0}
+    many = {**SERVED, **SENT, "num_servers": 1, "model": "gpt-mini", "chunk_bytes": 300_000, "window_bytes": None}
+    assert (
+        RunConfig.model_validate({**many, "launcher": "mpirun"}).wire_bytes
+        > 2 * MOST_AHEAD * 300_000
+        > 2 * MOST_AHEAD * LARGE_BYTES
+    )
+    ended = mpirun(3, "run", *flags({**many, **silent}), "--out", tmp_path / "out", OMPI_MCA_btl="tcp,self")
+    assert ended.returncode == 0, ended.stderr
+    assert only_record(tmp_path / "out").status == "ok"
+
+
+def test_saved_parameters_are_those_of_the_reference(
+    mpirun: Callable[..., object], psring: Callable[..., object], tmp_path: Path
+) -> None:
+    short = flags({"steps": 3, "warmup_steps": 0, **SGD})
+    served = flags({**SERVED, "num_servers": 1})
+    ended = mpirun(3, "run", *served, *short, "--batch-size", 2, "--save-parameters", tmp_path / "served.pt")
+    assert ended.returncode == 0, ended.stderr
+    assert psring("run", *short, "--batch-size", 4, "--save-parameters", tmp_path / "alone.pt").returncode == 0
+    ours, alone = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("served", "alone"))
+    assert ours.keys() == alone.keys()
+    for name, reference in alone.items():
+        assert torch.linalg.norm(ours[name] - reference) <= 1e-5 * (torch.linalg.norm(reference) + 1e-3)

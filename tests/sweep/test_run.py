@@ -1,0 +1,156 @@
+"""Laws of a sweep: every planned run becomes a row, whatever happens, and a second call runs what is missing."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from bench import environment, records
+from bench.config import BadInput, RunConfig
+from bench.records import PlannedRun, RunRecord
+from bench.sweep import run as sweep
+from bench.sweep.file import read_sweep
+from tests.support.plans import QUIET, SWEEPS, make_sweep
+
+
+def statuses(done: list[RunRecord]) -> Counter[str]:
+    return Counter(record.status for record in done)
+
+
+def test_a_plan_holds_every_run_once_repeats_outermost() -> None:
+    demo = read_sweep(SWEEPS / "demo.yaml")
+    launches = sweep.plan(demo, "demo")
+    runs = [run for planned in launches for run in planned]
+    assert len({run.run_id for run in runs}) == len(runs) == demo.repeats * len(demo.runs("demo"))
+    assert [run.repeat for run in runs] == sorted(run.repeat for run in runs)
+    assert launches == sweep.plan(demo, "demo")  # the order is stored in a seed
+
+
+def test_runs_of_one_launch_fit_on_the_same_ranks_and_horovod_has_its_own() -> None:
+    demo = read_sweep(SWEEPS / "demo.yaml")
+    launches = sweep.plan(demo, "demo")
+    for planned in launches:
+        assert len({run.config.world_size for run in planned}) == 1
+        assert len({run.config.strategy == "ring_allreduce" for run in planned}) == 1
+    assert len(launches) == demo.repeats * 10  # not one per run
+
+
+def test_a_second_call_runs_only_what_is_missing(tmp_path: Path) -> None:
+    one = make_sweep([{"strategy": "local", "batch_size": [1, 2]}])
+    two = make_sweep([{"strategy": "local", "batch_size": [1, 2, 3]}], repeats=2)
+    assert statuses(sweep.run_sweep(one, "one", tmp_path, QUIET)) == {"ok": 2}
+    before = (tmp_path / "runs.jsonl").read_text()
+    more = sweep.run_sweep(two, "two", tmp_path, QUIET)
+    assert statuses(more) == {"ok": 4}
+    assert (tmp_path / "runs.jsonl").read_text().startswith(before)
+    assert sweep.run_sweep(two, "two", tmp_path, QUIET) == []
+    assert len(records.read(tmp_path)) == 6
+    assert sorted(path.stem for path in (tmp_path / "steps").iterdir()) == sorted(
+        record.run_id for record in records.read(tmp_path)
+    )
+
+
+def test_a_half_written_last_line_costs_one_run(tmp_path: Path) -> None:
+    plan = make_sweep([{"strategy": "local", "batch_size": [1, 2]}])
+    sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+    file = tmp_path / "runs.jsonl"
+    file.write_text(file.read_text()[:-100])
+    assert statuses(sweep.run_sweep(plan, "plan", tmp_path, QUIET)) == {"ok": 1}
+    assert len(records.read(tmp_path)) == 2
+
+
+def test_a_cell_that_fails_is_a_row_and_the_others_run_on(tmp_path: Path) -> None:
+    missing = {"strategy": "local", "data": "missing.bin"}
+    plan = make_sweep([{"strategy": "local", "batch_size": [1, 2]}, missing])
+    done = sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+    assert statuses(done) == {"ok": 2, "failed": 1}
+    (failed,) = (record for record in done if record.status == "failed")
+    assert "there is no file missing.bin" in failed.reason
+    assert failed.summary is None
+    assert "there is no file missing.bin" in (tmp_path / failed.log).read_text()
+    again = sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+    assert [record.run_id for record in again] == [failed.run_id]
+
+
+def test_what_no_library_can_do_is_an_unsupported_row(tmp_path: Path) -> None:
+    plan = make_sweep([{"strategy": "ring_allreduce", "num_workers": 2, "wire_dtype": "bf16"}], repeats=3)
+    (record,) = sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+    assert record.status == "unsupported"
+    assert "bf16" in record.reason
+
+
+def test_a_run_past_its_deadline_is_a_timeout_row(tmp_path: Path) -> None:
+    slow = {"strategy": "local", "steps": 10**6, "timeout_s": 3}
+    done = sweep.run_sweep(make_sweep([{"strategy": "local"}, slow]), "plan", tmp_path, QUIET)
+    assert statuses(done) == {"ok": 1, "timeout": 1}
+    (late,) = (record for record in done if record.status == "timeout")
+    assert re.search(r"rank 0 in \S+ \(\w+\.py:\d+\)", late.reason)
+    assert "most recent call first" in (tmp_path / late.log).read_text()
+
+
+def test_two_sweeps_never_write_one_folder(tmp_path: Path) -> None:
+    plan = make_sweep([{"strategy": "local"}])
+    with FileLock(tmp_path / ".lock"), pytest.raises(BadInput, match="another sweep is writing there"):
+        sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+
+
+def test_results_of_another_environment_are_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_sweep([{"strategy": "local"}])
+    sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+    here = environment.collect()
+    monkeypatch.setattr(environment, "collect", lambda: {**here, "commit": "another"})
+    before = (tmp_path / "environment.json").read_text()
+    with pytest.raises(BadInput, match="another commit, host or library version"):
+        sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+    assert (tmp_path / "environment.json").read_text() == before
+
+
+def test_what_a_killed_sweep_had_not_yet_taken_is_rescued(tmp_path: Path) -> None:
+    plan = make_sweep([{"strategy": "local", "batch_size": [1, 2]}])
+    sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+    lines = (tmp_path / "runs.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "runs.jsonl").write_text(lines[0])
+    (tmp_path / ".running/result").mkdir(parents=True)
+    (tmp_path / ".running/result/runs.jsonl").write_text(lines[1])
+    assert sweep.run_sweep(plan, "plan", tmp_path, QUIET) == []
+    assert len(records.read(tmp_path)) == 2
+
+
+def test_where_nodes_cannot_be_made_their_cells_say_so_and_the_others_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise BadInput("cluster: this user may not make namespaces")
+
+    monkeypatch.setattr(sweep.sandbox, "enter", refuse)
+    emulated: dict[str, object] = {"strategy": "local", "link": "1mbit"}
+    both = make_sweep([emulated, {"strategy": "local"}])
+    done = sweep.run_sweep(both, "both", tmp_path / "both", QUIET)
+    assert statuses(done) == {"ok": 1, "unsupported": 1}
+    assert {record.reason for record in done if record.status == "unsupported"} == {
+        "cluster: this user may not make namespaces"
+    }
+    left = sweep.missing(sweep.plan(both, "both"), done)
+    assert [run.config.link for planned in left for run in planned] == ["1mbit"]  # it may be allowed next time
+    with pytest.raises(BadInput, match="may not make namespaces"):
+        sweep.run_sweep(make_sweep([emulated]), "emulated", tmp_path / "emulated", QUIET)
+    assert not (tmp_path / "emulated").exists()
+
+
+def test_a_run_id_names_the_config_and_the_repeat_not_the_place() -> None:
+    (config,) = make_sweep([{"strategy": "local"}]).runs("x")
+    assert PlannedRun(config=config, repeat=2).run_id == f"{config.digest()}-r2"
+
+
+def test_a_run_is_described_by_what_sets_it_apart() -> None:
+    server = {"strategy": "parameter_server", "num_workers": 2}
+    rare = RunConfig.model_validate({**server, "placement": "colocated", "sync_every": 5})
+    assert PlannedRun(config=rare, repeat=0).describe() == (
+        "parameter_server 2, colocated, sync every 5, fp32, wire fp32, batch 8"
+    )
+    stale = RunConfig.model_validate({**server, "num_servers": 1, "consistency": "asp"})
+    assert PlannedRun(config=stale, repeat=0).describe() == "parameter_server 2 + 1, asp, fp32, wire fp32, batch 8"

@@ -1,0 +1,111 @@
+"""Tuning: which sizes are tried, when it stops, and that a run takes the fastest unless told otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bench import records
+from bench.config import BadInput, RunConfig, make_config, read_tuned
+from bench.intervals import Estimate
+from bench.sweep import tune
+from bench.sweep.file import Sweep
+
+GIVEN = {"parameter_server": {"num_servers": 1}}
+
+
+def config_of(strategy: str, **values: object) -> RunConfig:
+    return make_config({"strategy": strategy, "compute": "none", **GIVEN.get(strategy, {}), **values}, "test")
+
+
+def write(path: Path, **sizes: int) -> str:
+    path.write_text(yaml.safe_dump({name: {"knobs": {tune.SIZES[name][0]: size}} for name, size in sizes.items()}))
+    return str(path)
+
+
+@pytest.mark.parametrize("model", ["gpt-nano", "gpt-mini", "gpt2"])
+@pytest.mark.parametrize("strategy", tune.SIZES)
+def test_one_size_at_most_does_not_cut_the_gradients(strategy: str, model: str) -> None:
+    config = config_of(strategy, model=model)
+    knob, candidates = tune.make_candidates(config)
+    sizes = [getattr(candidate, knob) for candidate in candidates]
+    assert sizes == sorted(set(sizes))
+    assert sum(size >= config.wire_bytes for size in sizes) <= 1
+    assert all(candidate.model_copy(update={knob: 1, **tune.STEPS}) == config.model_copy(
+        update={knob: 1, **tune.STEPS}) for candidate in candidates)  # fmt: skip
+
+
+def test_what_cannot_be_tuned_is_refused() -> None:
+    with pytest.raises(BadInput, match="independent sends nothing"):
+        tune.make_candidates(config_of("independent"))
+    with pytest.raises(BadInput, match="chunk_bytes is what it looks for"):
+        tune.make_candidates(config_of("parameter_server", chunk_bytes=5000))
+
+
+@pytest.mark.parametrize("round_s", [1.0, 20.0, 1000.0])
+def test_every_round_has_every_size_and_none_begins_that_would_end_too_late(round_s: float) -> None:
+    _, candidates = tune.make_candidates(config_of("mpi_ring", model="gpt-mini"))
+    began: list[list[RunConfig]] = []
+
+    def round_of(configs: Sequence[RunConfig], _: int) -> tuple[list[float], float]:
+        began.append(list(configs))
+        return [float(config.segment_bytes) for config in configs], round_s
+
+    samples = tune.measure(candidates, round_of)
+    assert all(sorted(configs, key=candidates.index) == candidates for configs in began)
+    assert all(set(s) == {float(c.segment_bytes)} for c, s in zip(candidates, samples, strict=True))
+    assert len({len(s) for s in samples} | {len(began)}) == 1
+    assert 1 <= len(began) <= tune.ROUNDS
+    assert len(began) == 1 or len(began) * round_s <= tune.BUDGET_S
+
+
+def test_the_fastest_size_is_kept_with_where_it_comes_from() -> None:
+    found = {1024: Estimate(2.0, 1.0, 3.0), 2048: Estimate(1.0, 0.9, 1.1)}
+    entry = tune.make_entry(config_of("ddp", num_workers=3), "bucket_bytes", found, 5)
+    assert entry["knobs"] == {"bucket_bytes": 2048}
+    assert entry["config"] == {"compute": "none", "num_workers": 3}
+    assert entry["environment"]["digest"]
+
+
+def test_a_tuned_knob_holds_unless_another_is_given(tmp_path: Path) -> None:
+    tuned = write(tmp_path / "tuned.yaml", ddp=7000, mpi_ring=5000)
+    assert config_of("ddp", tuned=tuned).bucket_bytes == 7000
+    assert config_of("mpi_ring", tuned=tuned).segment_bytes == 5000
+    assert config_of("ddp", tuned=tuned, bucket_bytes=9).bucket_bytes == 9
+    assert make_config({"tuned": tuned}, "test").tuned == tuned
+    sweep = Sweep(defaults={"tuned": tuned, "num_workers": 2}, grid=[{"strategy": "ddp", "bucket_bytes": 11}])
+    assert [config.bucket_bytes for config in sweep.runs("test")] == [11]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("{}", "has no ddp"), ("[1]", "is no file of psring tune"), ("{ddp: 3}", "is no file"), ("a: b: c", "cannot be")],
+)
+def test_a_bad_tuned_file_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "tuned.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=complaint):
+        config_of("ddp", tuned=str(path))
+    with pytest.raises(BadInput, match="there is no file"):
+        config_of("ddp", tuned=str(tmp_path / "missing.yaml"))
+
+
+@pytest.mark.launcher
+def test_tune_under_mpirun_and_run_with_what_it_found(
+    mpirun: Callable[..., object], psring: Callable[..., object], tmp_path: Path
+) -> None:
+    tuned = tmp_path / "tuned.yaml"
+    server = ["--strategy", "parameter_server", "--num-servers", 1]
+    ended = mpirun(2, "tune", *server, "--out", tuned)
+    assert ended.returncode == 0, ended.stderr
+    size = read_tuned(str(tuned))["parameter_server"]["knobs"]["chunk_bytes"]
+    ended = mpirun(2, "run", *server, "--compute", "none", "--steps", 2, "--tuned", tuned, "--out", tmp_path / "out")
+    assert ended.returncode == 0, ended.stderr
+    (record,) = records.read(tmp_path / "out")
+    assert (record.config.chunk_bytes, record.config.tuned) == (size, str(tuned))
+    ended = mpirun(1, "tune", "--strategy", "ring_allreduce", "--out", tuned)
+    assert ended.returncode == 2
+    assert "once per process" in ended.stderr
