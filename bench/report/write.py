@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from pathlib import Path
 
 import jinja2
 import pandas as pd
 
 from bench import records
-from bench.config import BadInput, RunConfig
-from bench.records import RunRecord
-from bench.report import answer, cells, duels, figures, loss, sections, tables
+from bench.config import BadInput
+from bench.report import answer, cells, commands, duels, figures, loss, sections, tables
 from bench.report.looks import INK, PAPER
-from bench.sweep.launch import run_flags
 
 TEMPLATES = Path(__file__).with_name("templates")
 MOST_ROWS = 60  # of a table in report.md, which is read in pull requests
@@ -37,6 +34,7 @@ def write_report(folder: Path, *, allow_mixed: bool = False) -> list[Path]:
     summary = loss.add_progress(summary, runs, lines)
     compared = duels.duels(runs)
     drawn = figures.write_figures(figures.make_figures(summary, compared, lines), folder)
+    by_cell = commands.commands(summary, {record.cell: record.config for record in kept})
     context = {
         "name": folder.resolve().name,
         "answer": answer.answer(compared, summary),
@@ -52,7 +50,7 @@ def write_report(folder: Path, *, allow_mixed: bool = False) -> list[Path]:
     texts = {
         "runs.csv": runs.to_csv(index=False),
         "summary.csv": summary.to_csv(index=False),
-        "report.html": render("report.html.j2", pictures=pictures, commands=commands(kept), **context),
+        "report.html": render("report.html.j2", pictures=pictures, commands=by_cell, **context),
         "report.md": render("report.md.j2", most_rows=MOST_ROWS, **context),
     }
     for name, text in texts.items():
@@ -68,20 +66,6 @@ def write_parquet(frames: dict[str, pd.DataFrame], folder: Path) -> None:
         partial = folder / f"{name}.partial"
         frame.convert_dtypes().to_parquet(partial, index=False)
         partial.replace(folder / name)
-
-
-def commands(kept: list[RunRecord]) -> tables.Table:
-    """How to run each cell by hand: the launcher, then every knob that is not its default."""
-    configs = {record.cell: record.config for record in kept}
-    rows = [[cell, command(config)] for cell, config in configs.items()]
-    return tables.Table("By hand, cell by cell", ["cell", "command"], rows)
-
-
-def command(config: RunConfig) -> str:
-    """One line for a shell; add the hosts and the network of your own cluster."""
-    launchers = {"mpirun": "mpirun --bind-to none -n", "horovodrun": "horovodrun --gloo -np"}
-    prefix = f"{launchers.get(config.launcher, config.launcher)} {config.world_size} " if config.world_size > 1 else ""
-    return prefix + shlex.join(["psring", "run", *run_flags(config)])
 
 
 def render(template: str, **context: object) -> str:

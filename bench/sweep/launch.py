@@ -56,32 +56,37 @@ def command(config: RunConfig, arguments: Sequence[str], nodes: Cluster | None =
 def launcher_prefix(config: RunConfig) -> list[str]:
     """Return the launcher and its flags: the same placement and transport for every strategy."""
     program = find_launcher(config.launcher)
+    return [program, *launcher_flags(config, open_mpi=config.launcher == "mpirun" and _is_open_mpi(program))]
+
+
+def launcher_flags(config: RunConfig, *, open_mpi: bool) -> list[str]:
+    """Return the launcher's flags; `open_mpi` says whether its mpirun is Open MPI's."""
     ranks = str(config.world_size)
     if config.launcher == "horovodrun":
         hosts = ["--hostfile", config.hostfile] if config.hostfile else ["-H", f"localhost:{ranks}"]
         interface = ["--network-interfaces", config.network_interface] if config.network_interface else []
-        return [program, "--gloo", "-np", ranks, *hosts, *interface]
+        return ["--gloo", "-np", ranks, *hosts, *interface]
     if config.launcher == "srun":
-        return _srun(program, config)
+        return _srun_flags(config)
     flags = ["-n", ranks]
     flags += ["--hostfile", config.hostfile] if config.hostfile else []
-    if _is_open_mpi(program):
+    if open_mpi:
         # What horovodrun gives mpirun, so that no strategy is bound or routed otherwise than another.
         flags += ["--oversubscribe", "--bind-to", "none", "--map-by", "slot", "--tag-output"]
         flags += ["--mca", "pml", "ob1", "--mca", "btl", "^openib"]
         if config.network_interface:
             flags += ["--mca", "btl_tcp_if_include", config.network_interface]
             flags += ["--mca", "oob_tcp_if_include", config.network_interface]
-    return [program, *flags]
+    return flags
 
 
-def _srun(program: str, config: RunConfig) -> list[str]:
-    """Return srun and its flags: what mpirun is given, said to Slurm and, through `env`, to Open MPI."""
+def _srun_flags(config: RunConfig) -> list[str]:
+    """Return srun's flags, then `env` with the settings that Open MPI reads where mpirun would pass them."""
     flags = ["--ntasks", str(config.world_size), "--mpi=pmix", "--label", "--kill-on-bad-exit=1"]
     flags += ["--overcommit", "--overlap", "--cpu-bind=none"]
     transport = ["OMPI_MCA_pml=ob1", "OMPI_MCA_btl=^openib"]
     transport += [f"OMPI_MCA_btl_tcp_if_include={config.network_interface}"] if config.network_interface else []
-    return [program, *flags, "env", *transport]
+    return [*flags, "env", *transport]
 
 
 def _is_open_mpi(program: str) -> bool:

@@ -143,11 +143,6 @@ def test_markdown_shows_every_figure_by_a_file_that_is_there(folder: Path) -> No
     assert all((folder / image).is_file() for image in images)
 
 
-def test_the_commands_rebuild_every_cell(folder: Path, page: str) -> None:
-    assert "mpirun --bind-to none -n 3 psring run --strategy parameter_server --num-servers 1" in page
-    assert page.count("psring run") >= len({run.cell for run in demo_records(repeats=2)})
-
-
 def test_parquet_holds_the_same_as_csv(folder: Path) -> None:
     for name in ("runs", "summary"):
         text, binary = pd.read_csv(folder / f"{name}.csv"), pd.read_parquet(folder / f"{name}.parquet")
