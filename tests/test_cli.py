@@ -11,9 +11,6 @@ import pytest
 from bench.arguments import RUN_FLAGS, build_parser
 from bench.cli import main
 from bench.config import RunConfig
-from bench.records import LABELS
-
-REPOSITORY = Path(__file__).parent.parent
 
 
 def test_every_knob_is_a_flag_of_run_with_its_docstring_as_help() -> None:
@@ -22,16 +19,6 @@ def test_every_knob_is_a_flag_of_run_with_its_docstring_as_help() -> None:
     assert {f"--{name.replace('_', '-')}" for name in RunConfig.model_fields if name != "num_workers"} <= set(
         flags["run"]
     )
-
-
-@pytest.mark.parametrize("command", [name for name in build_parser()[1] if name != "ranks"])
-def test_every_command_is_documented(command: str) -> None:
-    assert f"psring {command}" in (REPOSITORY / "README.md").read_text()
-
-
-@pytest.mark.parametrize("label", LABELS)
-def test_every_label_is_explained_to_users(label: str) -> None:
-    assert f"`{label}`" in (REPOSITORY / "README.md").read_text()
 
 
 def test_help_names_every_strategy(psring: Callable[..., object]) -> None:
