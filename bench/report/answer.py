@@ -18,10 +18,10 @@ from bench.report.sections import label_counts
 from bench.report.tables import Row, Table, interval, number
 
 WHO = {"ring": "the ring", "server": "the parameter server"}
-WITNESSES = ("scaling_efficiency", "scaling_efficiency_per_rank", "final_loss")
+WITNESSES = ("scaling_efficiency", "scaling_efficiency_per_rank", "held_out_loss")
 HEAD = [
     "setting", "equal", "size", "ring", "server", "pairs", "ring ÷ server", "faster",
-    "efficiency per worker", "per rank", "final loss",
+    "efficiency per worker", "per rank", "held-out loss",
 ]  # fmt: skip
 MAX_LINES = 6  # settings told one by one; the table has all
 

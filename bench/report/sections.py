@@ -1,8 +1,9 @@
-"""The sections of a report below its answer: what each one shows, in reading order, and what it says of it."""
+"""The sections of a report below its answer, in reading order: a text, figures and tables each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
@@ -16,19 +17,22 @@ from bench.report.tables import (
     Columns,
     Row,
     Table,
+    Units,
     cell_names,
     in_units,
     interval,
     number,
+    number_of,
     plain,
+    size_of,
     table,
 )  # fmt: skip
 
-PROBLEMS = "Cells without numbers, or with fewer"
+PROBLEMS = "Cells with failed launches"
 
 
 class Section(NamedTuple):
-    """One heading of the report and what stands under it, in this order; figures only where they were drawn."""
+    """One heading of the report, its text, and the names of its figures (only those that were drawn) and tables."""
 
     title: str
     text: str
@@ -37,20 +41,20 @@ class Section(NamedTuple):
 
 
 def sections(summary: pd.DataFrame, effects: pd.DataFrame, drawn: list[str]) -> list[Section]:
-    """Everything below the answer; `effects` is each cell against its twin in fp32 (`duels.precision_effects`)."""
+    """The sections that have anything to show; `effects` compares precisions (`duels.precision_effects`)."""
     names = cell_names(summary)
-    rows: Sequence[Row] = summary.to_dict("records")  # once: of thousands of cells it takes its time
-    twins: Sequence[Row] = effects.to_dict("records")
+    rows: Sequence[Row] = summary.to_dict("records")  # once: slow for thousands of cells
+    effect_rows: Sequence[Row] = effects.to_dict("records")
     strong = [row for row in rows if pd.notna(row["strong_speedup"]) and row["num_workers"] > 1]
     reached = [row for row in rows if pd.notna(row["time_to_loss_s"])]
     parts = [
         Section("Scaling", SCALING, ["throughput", "scaling_efficiency", "strong_scaling"], [
-            table(rows, "Throughput and its witness, the loss", THROUGHPUT_COLUMNS, names),
+            table(rows, "Throughput and held-out loss", THROUGHPUT_COLUMNS, names),
             table(rows, "Weak scaling", scaling_columns(""), names),
             table(strong, "Strong scaling", scaling_columns("strong_"), names),
         ]),
         Section("Communication volume", VOLUME, ["communication_volume"], [
-            table(rows, "Sent by a worker in one step", VOLUME_COLUMNS, names),
+            table(rows, "Bytes sent per worker per step", VOLUME_COLUMNS, names),
         ]),
         Section("Where the time goes", PHASES, ["step_time"], [
             table(rows, "Phases of a step", PHASE_COLUMNS, names),
@@ -58,12 +62,12 @@ def sections(summary: pd.DataFrame, effects: pd.DataFrame, drawn: list[str]) -> 
         ]),
         Section("Precision and batch size", CROSS, ["batch_size"], [
             cross_table(rows, names),
-            table(twins, "Tokens per second ÷ those of the same cell in fp32", EFFECT_COLUMNS, names),
+            table(effect_rows, "Tokens per second relative to the same cell in fp32", EFFECT_COLUMNS, names),
         ]),
         Section("Parameter server", SERVER, [], [server_table(summary, names)]),
         Section("Loss against time", LOSS, ["loss_against_time", "front"], [
-            table(reached, "To the same loss", TO_LOSS_COLUMNS, names),
-            table(rows, "Loss witness and equivalence gate", LOSS_COLUMNS, names),
+            table(reached, "Cost of reaching the target loss", TO_LOSS_COLUMNS, names),
+            table(rows, "Loss and equivalence gate", LOSS_COLUMNS, names),
         ]),
         Section("Validity", VALIDITY, [], [label_table(summary), problem_table(rows, names)]),
     ]  # fmt: skip
@@ -78,26 +82,26 @@ def sections(summary: pd.DataFrame, effects: pd.DataFrame, drawn: list[str]) -> 
 
 
 def label_table(summary: pd.DataFrame) -> Table:
-    """Every known label, what it means, and how many cells carry it."""
+    """Every known label, its meaning, and the number of cells that carry it."""
     counts = label_counts(summary)
     rows = [[label, meaning, f"{counts[label]} of {len(summary)}"] for label, meaning in LABELS.items()]
     return Table("Labels", ["label", "meaning", "cells"], rows)
 
 
 def label_counts(summary: pd.DataFrame) -> dict[str, int]:
-    """How many rows carry each known label."""
+    """The number of rows that carry each known label."""
     carried = summary["labels"].str.split().explode().value_counts()
     return {label: int(carried.get(label, 0)) for label in LABELS}
 
 
 def problem_table(rows: Iterable[Row], names: Columns) -> Table:
-    """Every cell that lost a launch, and why."""
+    """Every cell with a launch that is not ok, and the reason."""
     bad = [row for row in rows if row["status"] != "ok" or row["reason"]]
     return table(bad, PROBLEMS, PROBLEM_COLUMNS, names)
 
 
 def cross_table(rows: Sequence[Row], names: Columns) -> Table:
-    """Tokens per second of every curve and number of workers, beside each other per precision and batch."""
+    """Tokens per second with a row per strategy and number of workers, a column per precision and batch size."""
     settings = list(dict.fromkeys((row["precision"], row["batch_size"]) for row in rows))
     kept = {head: name for head, name in names.items() if head not in ("precision", "batch")}
     places: dict[tuple[str, ...], dict[tuple[str, int], str]] = {}
@@ -111,27 +115,17 @@ def cross_table(rows: Sequence[Row], names: Columns) -> Table:
 
 
 def server_table(summary: pd.DataFrame, names: Columns) -> Table:
-    """What only servers have: every number of the summary that speaks of them and is known for one."""
+    """The numbers that describe servers, a row per parameter-server cell; no column that is blank in every row."""
     served = summary[summary["strategy"] == "parameter_server"]
-    fields = [
-        name
-        for name in map(str, served.select_dtypes("number"))
-        if any(word in name for word in SERVER_WORDS) and name not in NOT_SERVER and served[name].notna().any()
-    ]
     columns: Columns = {"servers": lambda row: str(row["num_servers"])}
-    for name in fields:
-        head = name.removesuffix("_s").replace("_per_step", "")
-        unit = SECONDS if name.endswith("_s") else BYTES if "bytes" in name else None
-        columns |= in_units(unit, **{head: name}) if unit else plain(**{head: name})
-    return (
-        table(served.to_dict("records"), "Load and waiting of the servers", columns, names)
-        if fields
-        else Table("", [], [])
-    )
+    for head, (field, units) in SERVER_FIELDS.items():
+        if served[field].notna().any():
+            columns[head] = partial(size_of, field, units) if units else partial(number_of, field)
+    return table(served.to_dict("records"), "Traffic and balance of the servers", columns, names)
 
 
 def scaling_columns(prefix: str) -> Columns:
-    """Speedup and efficiency with their baseline; the prefix chooses weak or strong."""
+    """Speedup, efficiency and baseline of weak scaling (prefix "") or strong scaling (prefix "strong_")."""
     return {
         "n": lambda row: str(row["n"]),
         "speedup": lambda row: interval(row, f"{prefix}speedup"),
@@ -159,25 +153,25 @@ def _gate(row: Row) -> str:
 
 
 SCALING = (
-    "Tokens per second is all work of all workers over their common time; the final loss beside it says whether speed "
-    "bought progress. Weak scaling holds the batch of each worker fixed, strong scaling the batch of all together; "
-    "either way the ideal is the number of workers times the baseline, and efficiency the share of it. A dedicated "
-    "server is a rank that does not train: per rank, servers count as if they could have trained. n counts the ok "
+    "Tokens per second is the tokens of all workers over their common measured time. The held-out loss, on the same "
+    "batches for every cell, shows whether the work was equal. Weak scaling keeps the batch of each worker fixed, "
+    "strong scaling the global batch. The ideal is the number of workers times the baseline; efficiency is the share "
+    "of that ideal. Per rank, dedicated servers count in the ideal as if they were workers. n is the number of ok "
     "launches."
 )
 THROUGHPUT_COLUMNS: Columns = {
     "n": lambda row: str(row["n"]),
     "tokens/s": lambda row: interval(row, "tokens_per_s"),
-    **plain(final_loss="final_loss"),
+    **plain(held_out_loss="held_out_loss"),
     "per worker": lambda row: number(row["tokens_per_s"] / row["num_workers"]),
     "per rank": lambda row: number(row["tokens_per_s"] / row["world_size"]),
     "status": lambda row: str(row["status"]),
     "labels": lambda row: ", ".join(str(row["labels"]).split()),
 }
 VOLUME = (
-    "Predicted is the closed form of the algorithm, counted is what passed the strategy's own buffers, wire is what "
-    "the kernel saw. Agrees: counted is what was predicted, of servers too. The wire carries headers besides: a "
-    "little over 1 is right. A dash was not measured."
+    "Predicted bytes are the closed form of the algorithm, counted bytes what passed the strategy's buffers, wire "
+    "bytes what the kernel's counters saw. Agrees: counted equals predicted, for workers and servers. Wire ÷ counted "
+    "is a little over 1 because of packet headers. A dash means not measured."
 )
 VOLUME_COLUMNS: Columns = {
     **in_units(
@@ -192,9 +186,9 @@ VOLUME_COLUMNS: Columns = {
     "allreduce": lambda row: str(row["allreduce_algorithm"]) or BLANK,
 }
 PHASES = (
-    "Phases are means over workers and steps, the step is the median of the slowest worker's. Exposed "
-    "communication is the time a worker only waits for others; the overlap fraction is the share of all "
-    "communication that backward hid."
+    "Phases are means over workers and steps; the step is the median over steps of the slowest worker. Exposed "
+    "communication is the time in which a worker only waits for messages; the overlap fraction is the share of all "
+    "communication time that is not exposed."
 )
 PHASE_COLUMNS: Columns = {
     **in_units(
@@ -209,30 +203,48 @@ RESOURCE_COLUMNS: Columns = {
     **plain(MFU="mfu"),
 }
 CROSS = (
-    "Tokens per second with their interval, and what another precision than fp32 did to the same cell, launches paired "
-    "by repeat. Where a precision has no hardware support it costs time."
+    "Tokens per second with intervals, and the effect of each precision relative to fp32 on otherwise equal cells, "
+    "launches paired by repeat. A precision without hardware support is usually slower."
 )
 EFFECT_COLUMNS: Columns = {
     "pairs": lambda row: str(row["n"]),
     "÷ fp32": lambda row: interval(row, "ratio"),
-    "it is": lambda row: str(row["verdict"]),
+    "verdict": lambda row: str(row["verdict"]),
 }
-SERVER = "What each server sent and received in a step, and how long it worked or let others wait; means over servers."
-SERVER_WORDS = ("server", "staleness", "queue", "duplex")
-NOT_SERVER = ("num_servers", "server_peak_memory_bytes")
+SERVER = (
+    "Bytes and messages per server per step, means over servers. Shard imbalance is the largest shard over the mean (1 "
+    "is balanced). Longest wait is the exposed communication of the worker that waited longest. Staleness is the "
+    "number of updates by others that a gradient did not include (asp, ssp); largest lead is by how many steps a "
+    "worker was ever ahead of the slowest. Duplex factor is the slowdown of a transfer when both directions are busy: "
+    "1 is full duplex, 2 half duplex."
+)
+SERVER_FIELDS: dict[str, tuple[str, Units | None]] = {
+    "sent": ("bytes_sent_per_server_per_step", BYTES),
+    "sent, predicted": ("bytes_sent_per_server_per_step_predicted", BYTES),
+    "sent, wire": ("bytes_sent_per_server_per_step_wire", BYTES),
+    "received": ("bytes_received_per_server_per_step", BYTES),
+    "messages sent": ("messages_sent_per_server_per_step", None),
+    "messages received": ("messages_received_per_server_per_step", None),
+    "shard imbalance": ("shard_imbalance", None),
+    "longest wait": ("longest_wait_s", SECONDS),
+    "mean staleness": ("mean_staleness", None),
+    "largest lead": ("largest_lead", None),
+    "duplex factor": ("duplex_factor", None),
+}
 LOSS = (
-    "Equal strategies end at equal loss. The target is the lowest loss, averaged over a few steps, that every run of "
-    "the same task reached; the time to it is that of all steps, warm-up included, the bytes those of all ranks. On "
-    "the front: no other cell needed less of both. The gate trains one process on the concatenated batches and "
-    f"compares the weights after {GATE_STEPS} steps: the error is their relative L2 distance, the bound what the wire "
-    "allows. Asynchronous, compressed and rarely synchronised runs promise no such weights: convergence is how far "
-    f"their held-out loss fell over how far that process's did, and passes from {LEAST_CONVERGENCE} on."
+    "Equivalent strategies reach equal loss. The target loss is the lowest trailing mean of the training loss that "
+    "every run of the same task reached. Time and bytes to it include warm-up steps; bytes are those of all ranks. A "
+    "cell is on the Pareto front if no other cell needed less time and fewer bytes. The equivalence gate trains one "
+    f"process on the concatenated batches and compares the weights after {GATE_STEPS} steps: the error is the relative "
+    "L2 distance, the bound depends on the wire dtype. Asynchronous and compressed runs and runs with sync_every > 1 "
+    "do not promise equal weights; their gate is convergence, the fall of the held-out loss relative to that of one "
+    f"process, which must be at least {LEAST_CONVERGENCE}."
 )
 TO_LOSS_COLUMNS: Columns = {
     **plain(target_loss="target_loss", steps="steps_to_loss", tokens="tokens_to_loss"),
     "seconds": lambda row: interval(row, "time_to_loss_s"),
     **in_units(BYTES, bytes_of_all_ranks="bytes_to_loss"),
-    "on the front": lambda row: "yes" if row["on_front"] else "no",
+    "Pareto front": lambda row: "yes" if row["on_front"] else "no",
 }
 LOSS_COLUMNS: Columns = {
     **plain(
@@ -242,7 +254,7 @@ LOSS_COLUMNS: Columns = {
     ),
     "gate": _gate,
 }  # fmt: skip
-VALIDITY = "What labels mean, and every cell without numbers or with a lost launch: such launches are in no figure."
+VALIDITY = "The meaning of each label, and every cell with a launch that is not ok. Figures show only ok launches."
 PROBLEM_COLUMNS: Columns = {
     "status": lambda row: str(row["status"]),
     "ok launches": lambda row: str(row["n"]),

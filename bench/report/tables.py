@@ -1,6 +1,6 @@
-"""How numbers become text: rounding, units, intervals, and tables of cells for people.
+"""Numbers as text (rounding, units, intervals) and tables of cells for people.
 
-Numbers are rounded to three significant digits here and nowhere else; summary.csv keeps them whole.
+Numbers are rounded to three significant digits here and nowhere else; summary.csv keeps full precision.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SECONDS: Units = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
 class Table(NamedTuple):
-    """A caption, the column heads, and rows of text."""
+    """A caption, the column heads, and the rows, all as text."""
 
     caption: str
     head: list[str]
@@ -32,7 +32,7 @@ class Table(NamedTuple):
 
 
 def number(value: Any) -> str:
-    """Three significant digits (12,300; 12.3; 0.00123), a dash for a blank."""
+    """Three significant digits (12,300; 12.3; 0.00123); a dash for a blank."""
     if pd.isna(value):
         return BLANK
     if value == 0:
@@ -44,7 +44,7 @@ def number(value: Any) -> str:
 
 
 def scaled(value: Any, units: Units) -> str:
-    """A number in the largest unit of which it is at least one."""
+    """A number in the largest unit that leaves it at least 1."""
     if pd.isna(value):
         return BLANK
     size, unit = next((pair for pair in units if abs(value) >= 0.9995 * pair[0]), units[-1])
@@ -52,19 +52,19 @@ def scaled(value: Any, units: Units) -> str:
 
 
 def interval(row: Row, name: str) -> str:
-    """12.3 (11.9–12.8), without the bracket where no interval is known."""
+    """12.3 (11.9–12.8); without the bracket where there is no interval."""
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     return number(row[name]) + ("" if pd.isna(low) else f" ({number(low)}–{number(high)})")
 
 
-def table(cells: Iterable[Row], caption: str, columns: Columns, names: Columns) -> Table:
-    """A table of cells: what names a cell (`cell_names`), then the given columns. A failed cell keeps its row."""
+def table(rows: Iterable[Row], caption: str, columns: Columns, names: Columns) -> Table:
+    """A table with a row per cell: the columns that identify it (`cell_names`), then `columns`."""
     every = {**names, **columns}
-    return Table(caption, list(every), [[column(row) for column in every.values()] for row in cells])
+    return Table(caption, list(every), [[column(row) for column in every.values()] for row in rows])
 
 
 def cell_names(summary: pd.DataFrame) -> Columns:
-    """The columns that tell a reader which cell a row is; where it ran only if that differs."""
+    """The columns that identify a cell; its place is one of them only if places differ."""
     fields = ["strategy", "num_servers", "placement", *told_apart(summary)]
     places = set(summary["place"]) - {""} if "place" in summary else set()
     where: Columns = {"where": lambda row: str(row["place"]) or BLANK} if len(places) > 1 else {}
@@ -83,18 +83,20 @@ def cell_names(summary: pd.DataFrame) -> Columns:
 
 
 def plain(**names: str) -> Columns:
-    """Columns of numbers as they are: head = field."""
-    return {head.replace("_", " "): partial(_number_of, field) for head, field in names.items()}
+    """Columns of numbers without a unit: head = field; an underscore in a head is a space."""
+    return {head.replace("_", " "): partial(number_of, field) for head, field in names.items()}
 
 
 def in_units(units: Units, **names: str) -> Columns:
-    """Columns of numbers with a unit: head = field."""
-    return {head.replace("_", " "): partial(_size_of, field, units) for head, field in names.items()}
+    """Columns of numbers with a unit: head = field; an underscore in a head is a space."""
+    return {head.replace("_", " "): partial(size_of, field, units) for head, field in names.items()}
 
 
-def _number_of(field: str, row: Row) -> str:
+def number_of(field: str, row: Row) -> str:
+    """A field of a row, as `number` writes it."""
     return number(row[field])
 
 
-def _size_of(field: str, units: Units, row: Row) -> str:
+def size_of(field: str, units: Units, row: Row) -> str:
+    """A field of a row, as `scaled` writes it."""
     return scaled(row[field], units)

@@ -115,8 +115,8 @@ def test_tables_of_cells_have_a_row_per_cell() -> None:
     runs = demo_records(repeats=2)
     count = len({run.cell for run in runs})
     found = {table.caption: table for part in all_sections(*runs) for table in part.tables}
-    for caption in ("Throughput and its witness, the loss", "Weak scaling", "Sent by a worker in one step",
-                    "Phases of a step", "Resources", "Loss witness and equivalence gate"):  # fmt: skip
+    for caption in ("Throughput and held-out loss", "Weak scaling", "Bytes sent per worker per step",
+                    "Phases of a step", "Resources", "Loss and equivalence gate"):  # fmt: skip
         assert len(found[caption].rows) == count
     assert all(len(row) == len(table.head) for table in found.values() for row in table.rows)
 
@@ -128,13 +128,23 @@ def test_a_section_is_there_only_where_it_has_something_to_say() -> None:
     assert "Strong scaling" not in [table.caption for part in all_sections(make_record()) for table in part.tables]
 
 
-def test_whatever_a_summary_says_of_servers_is_shown() -> None:
-    summary = cells.summarize(records.frame([make_record(strategy="parameter_server")]))
-    summary = summary.assign(server_queue_wait_s=0.25, mean_staleness=1.5, server_idle_s=float("nan"))
-    found = sections.server_table(summary, tables.cell_names(summary))
-    assert {"server_queue_wait", "mean_staleness"} <= {head.replace(" ", "_") for head in found.head}
-    assert "server idle" not in found.head
-    assert {"250 ms", "1.50"} <= set(found.rows[0])
+def test_the_server_table_shows_what_was_measured_of_servers() -> None:
+    run = make_record(strategy="parameter_server", num_workers=2)
+    assert run.summary is not None
+    found = {"shard_imbalance": 1.5, "longest_wait_s": 0.25, "largest_lead": 3}
+    summary = cells.summarize(records.frame([run.model_copy(update={"summary": run.summary.model_copy(update=found)})]))
+    shown = sections.server_table(summary, tables.cell_names(summary))
+    row = dict(zip(shown.head, shown.rows[0], strict=True))
+    assert (row["shard imbalance"], row["longest wait"], row["largest lead"]) == ("1.50", "250 ms", "3.00")
+    assert row["sent"] == row["sent, predicted"] != tables.BLANK
+    assert "mean staleness" not in row  # not measured in any cell
+
+
+def test_every_number_that_only_servers_have_is_in_the_server_or_the_resource_table() -> None:
+    shown = {field for field, _ in sections.SERVER_FIELDS.values()} | {"server_cpu_s", "server_peak_memory_bytes"}
+    redundant = {"predicted", "wire"}  # shown for bytes sent only
+    of_servers = {name for name in cells.MEASURED if "server" in name and name.split("_")[-1] not in redundant}
+    assert of_servers <= shown
 
 
 def test_markdown_shows_every_figure_by_a_file_that_is_there(folder: Path) -> None:
