@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NoReturn, get_args, get_origin
 
-from bench.config import BadInput, RunConfig, nearest
+from bench.config import GROUPS, BadInput, RunConfig, nearest
 
 RUN_FLAGS = {name: "--" + name.replace("_", "-") for name in RunConfig.model_fields if name != "num_workers"}
 Add = Callable[[str, str], argparse.ArgumentParser]
@@ -116,16 +116,22 @@ def _add_preparing(add: Add) -> None:
 
 
 def _add_knobs(command: argparse.ArgumentParser) -> None:
-    """Every knob of RunConfig, its docstring as help."""
-    for name, flag in RUN_FLAGS.items():
-        field = RunConfig.model_fields[name]
-        default = "" if field.default is None else f" [{field.default}]"
-        text = (field.description or "").replace("%", "%%") + default
-        if isinstance(field.default, bool):
-            command.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
-        else:
-            choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-            command.add_argument(flag, metavar="|".join(choices) or "VALUE", help=text)
+    """Every knob of RunConfig in its group, its docstring as help."""
+    for title, classes in GROUPS.items():
+        group = command.add_argument_group(title)
+        for name in (name for each in classes for name in each.__annotations__ if name in RUN_FLAGS):
+            _add_knob(group, name)
+
+
+def _add_knob(group: argparse._ArgumentGroup, name: str) -> None:
+    field = RunConfig.model_fields[name]
+    default = "" if field.default is None else f" [{field.default}]"
+    text = (field.description or "").replace("%", "%%") + default
+    if isinstance(field.default, bool):
+        group.add_argument(RUN_FLAGS[name], action=argparse.BooleanOptionalAction, default=None, help=text)
+    else:
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        group.add_argument(RUN_FLAGS[name], metavar="|".join(choices) or "VALUE", help=text)
 
 
 def _add_cluster_actions(cluster: argparse.ArgumentParser) -> None:

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bench.config import DTYPE_BYTES, RunConfig
+from bench.config import RunConfig
 from bench.records import Ledger
+from strategies.options import NUMBER_FORMATS
 
 Moved = npt.NDArray[np.float64]  # bytes sent, received; messages sent, received
 
@@ -65,7 +66,7 @@ def _push_pull(config: RunConfig) -> tuple[Volume, Volume | None]:
         for worker in range(config.num_workers):
             send(worker, server, share * config.wire_bytes, chunks)
             send(server, worker, share * config.wire_bytes, chunks)
-    if config.needs_global_norm:  # every other server sends its share to the first, which tells all other ranks
+    if config.needs_norm:  # every other server sends its share to the first, which tells all other ranks
         first = min(shares)
         for server in shares:
             send(server, first, NORM_BYTES, 1)
@@ -78,7 +79,7 @@ def _push_pull(config: RunConfig) -> tuple[Volume, Volume | None]:
 
 def _count_buckets(config: RunConfig) -> int:
     """Rings that the gradients are cut into: for a library the fewest that its largest bucket allows."""
-    itemsize = DTYPE_BYTES[config.wire_dtype]
+    itemsize = NUMBER_FORMATS[config.wire_dtype].nbytes
     largest = {
         "ring_allreduce": config.fusion_threshold_bytes,
         "mpi_ring": config.num_workers * max(1, config.segment_bytes // itemsize) * itemsize,
@@ -109,7 +110,7 @@ def server_shares(config: RunConfig) -> dict[int, float]:
 
 def count_stripes(config: RunConfig, largest_share: float) -> int:
     """Messages between a worker and each server: the largest server's chunks are at most chunk_bytes."""
-    most = max(1, config.chunk_bytes // DTYPE_BYTES[config.wire_dtype])
+    most = max(1, config.chunk_bytes // NUMBER_FORMATS[config.wire_dtype].nbytes)
     return math.ceil(round(config.gpt.num_parameters * largest_share / most, 9))
 
 
@@ -159,7 +160,7 @@ def padding_bytes(config: RunConfig) -> int:
     by less than one element each. Buckets: at most one per parameter tensor. Compressed: every message ends
     with less than one whole scale and byte, or one number and its place.
     """
-    itemsize = DTYPE_BYTES[config.wire_dtype]
+    itemsize = NUMBER_FORMATS[config.wire_dtype].nbytes
     if config.compression != "none":
         shares = server_shares(config)
         return (len(shares) + config.num_workers) * count_stripes(config, max(shares.values())) * (4 + itemsize)

@@ -31,7 +31,6 @@ from bench.config import RunConfig
 from bench.intervals import median_interval
 from bench.rank.data import Corpus, load
 from bench.rank.group import MPIGroup
-from bench.rank.run import make_options
 from bench.rank.train import build_model, build_optimizer, train
 from bench.shape import GPTShape
 from strategies import create
@@ -45,7 +44,7 @@ Step = Callable[[], object]
 def ours(config: RunConfig, group: Group, corpus: Corpus) -> Step:
     """One step of psring's loop per call."""
     model = build_model(config, CPU)
-    strategy = create(config.strategy, group, make_options(config))
+    strategy = create(config.strategy, group, config)
     module = strategy.prepare(model, build_optimizer(config, model))
     steps = train(config, module, strategy, corpus, CPU)
     return lambda: next(steps)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from strategies.base import Group, Options, Strategy
+from typing import TYPE_CHECKING
 
-__all__ = ["Group", "Options", "Strategy", "create"]
+from strategies.options import Options
+
+if TYPE_CHECKING:
+    from strategies.base import Group, Strategy
+
+__all__ = ["Options", "create"]
 
 
 def create(name: str, group: Group, options: Options) -> Strategy:

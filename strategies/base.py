@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-WIRE_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from strategies.options import NUMBER_FORMATS, Options
 
 Span = tuple[str, float, float]  # what, begin and end in seconds of `time.perf_counter()`
 
@@ -56,41 +56,6 @@ class SingleGroup:
 
     def barrier(self) -> None:
         """Return at once."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a strategy must know beyond the model and the optimizer."""
-
-    num_servers: int = 0
-    placement: str = "dedicated"
-    staleness: float = 0.0
-    server_role: str = "update"
-    schedule: str = "fifo"
-    window_bytes: int | None = 400_000
-    shared_memory: bool = True
-    poll_s: float = 0.0
-    wire_dtype: torch.dtype = torch.float32
-    compression: str = "none"
-    topk_ratio: float = 0.01
-    sync_every: int = 1
-    outer_learning_rate: float = 0.7
-    outer_momentum: float = 0.9
-    gradient_accumulation: int = 1
-    clip_norm: float | None = None
-    loss_scaling: bool = False
-    chunk_bytes: int = 60_000
-    segment_bytes: int = 64 << 10
-    bucket_bytes: int = 25 << 20
-    fusion_threshold_bytes: int = 128 << 20
-    cycle_time_s: float = 0.001
-    timeline: bool = False
-
-    @property
-    def needs_norm(self) -> bool:
-        """Whether servers may apply no part of an update before the norm of the whole gradient is known."""
-        gradients_travel = self.server_role == "update" and self.sync_every == 1
-        return gradients_travel and (self.clip_norm is not None or self.loss_scaling)
 
 
 @dataclass
@@ -162,6 +127,12 @@ class LossScaler:
         elif self.good_steps == self.growth_interval:
             self.scale *= 2.0
             self.good_steps = 0
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Return torch's type of a number format: fp32, fp16 or bf16."""
+    dtype: torch.dtype = getattr(torch, NUMBER_FORMATS[name].torch_name)
+    return dtype
 
 
 def gradient_factor(norm: float, clip_norm: float | None) -> float:
@@ -259,7 +230,7 @@ class Strategy(ABC):
         """Let the model hold the weights of all steps so far, which the next forward would bring."""
 
     def start_timeline(self) -> None:  # noqa: B027  # most strategies have no library that keeps one
-        """Let the library behind the strategy record what it does, if `options.timeline` asked for it. Collective."""
+        """Let the library behind the strategy record what it does. Collective."""
 
     def stop_timeline(self) -> dict[str, list[Span]]:
         """Return what the library did since then, per tensor; nothing where none was kept. Collective."""
@@ -333,7 +304,8 @@ class WorkerOptimizer(Strategy):
         if self.allreduce_algorithm == "not_ring":
             self.counters.add(None, None, None, None)
             return
-        sent, received = ring_bytes(num_elements, self.options.wire_dtype.itemsize, self.group.rank, self.group.size)
+        itemsize = torch_dtype(self.options.wire_dtype).itemsize
+        sent, received = ring_bytes(num_elements, itemsize, self.group.rank, self.group.size)
         self.counters.add(sent, received, None, None)
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.distributed import GradBucket, Store, TCPStore  # type: ignore[attr-defined]  # re-exports from C++
 from torch.nn.parallel import DistributedDataParallel
 
-from strategies.base import Group, Options, WorkerOptimizer, identify_allreduce
+from strategies.base import Group, WorkerOptimizer, identify_allreduce, torch_dtype
+from strategies.options import Options
 
 
 class DDP(WorkerOptimizer):
@@ -51,7 +52,7 @@ class DDP(WorkerOptimizer):
     def _reduce(self, _: object, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         """Average one bucket in the wire dtype."""
         buffer = bucket.buffer()
-        wire = buffer.to(self.options.wire_dtype).div_(self.group.size)
+        wire = buffer.to(torch_dtype(self.options.wire_dtype)).div_(self.group.size)
         self._count_ring(wire.numel())
         work: Any = dist.all_reduce(wire, async_op=True)
 

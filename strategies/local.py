@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from strategies.base import Group, Options, WorkerOptimizer
+from strategies.base import Group, WorkerOptimizer
+from strategies.options import Options
 
 
 class Local(WorkerOptimizer):

@@ -17,15 +17,9 @@ import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from strategies.base import (
-    CommunicationCounters,
-    Group,
-    Options,
-    WorkerOptimizer,
-    identify_allreduce,
-    on_gradient,
-)
+from strategies.base import CommunicationCounters, Group, WorkerOptimizer, identify_allreduce, on_gradient, torch_dtype
 from strategies.buffers import FlatLayout, Range, Readiness, as_bytes, balanced_ranges, chunk_ranges, host_buffer
+from strategies.options import Options
 
 # A bucket's index is its tag, and every MPI offers tags up to 32767.
 MOST_BUCKETS = 32768
@@ -228,11 +222,16 @@ class MPIRing(WorkerOptimizer):
         self.allreduce_algorithm = identify_allreduce(self._allreduce, self.group.rank, self.group.size)
         pinned = layout.parameters[0].is_cuda
         self._ring = Ring(
-            self._comm, self.counters, layout.num_elements, options.wire_dtype, options.segment_bytes, pinned
+            self._comm,
+            self.counters,
+            layout.num_elements,
+            torch_dtype(options.wire_dtype),
+            options.segment_bytes,
+            pinned,
         )
         self._parts = layout.views(self._ring.own)
         # Where the mean gradient is read from, in fp32.
-        self._mean = self._ring.result if options.wire_dtype == torch.float32 else self._ring.own
+        self._mean = self._ring.result if options.wire_dtype == "fp32" else self._ring.own
         self._readiness = Readiness(layout, self._ring.ranges)
         for index, parameter in enumerate(layout.parameters):
             on_gradient(parameter, partial(self._gradient_ready, index))

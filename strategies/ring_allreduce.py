@@ -11,7 +11,8 @@ import horovod.torch as hvd
 import torch
 from torch import Tensor, nn
 
-from strategies.base import Group, Options, Span, WorkerOptimizer, identify_allreduce
+from strategies.base import Group, Span, WorkerOptimizer, identify_allreduce, torch_dtype
+from strategies.options import Options
 from strategies.timeline import spans
 
 
@@ -46,7 +47,7 @@ class RingAllreduce(WorkerOptimizer):
 
     def __init__(self, group: Group, options: Options) -> None:
         super().__init__(group, options)
-        if options.wire_dtype == torch.bfloat16:
+        if options.wire_dtype == "bf16":
             raise ValueError("Horovod's PyTorch binding has no bf16 reduction")
         if isinstance(group, HorovodGroup):
             self._epoch_s = group.epoch_s
@@ -55,7 +56,7 @@ class RingAllreduce(WorkerOptimizer):
             self._epoch_s = _init(options)
         self._timeline: IO[str] | None = None
         self._payload_elements = 0
-        self._sums_scaled_fp16 = options.loss_scaling and options.wire_dtype == torch.float16
+        self._sums_scaled_fp16 = options.loss_scaling and options.wire_dtype == "fp16"
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Broadcast rank 0's weights, wrap the optimizer, identify the allreduce. Collective."""
@@ -82,7 +83,7 @@ class RingAllreduce(WorkerOptimizer):
     def compress(self, tensor: Tensor) -> tuple[Tensor, torch.dtype]:
         """Bring a gradient to the wire dtype, and count it (Horovod's Compressor interface)."""
         self._payload_elements += tensor.numel()
-        return tensor.to(self.options.wire_dtype), tensor.dtype
+        return tensor.to(torch_dtype(self.options.wire_dtype)), tensor.dtype
 
     def decompress(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         """Bring a mean gradient back to its own dtype (Horovod's Compressor interface)."""
@@ -100,12 +101,14 @@ class RingAllreduce(WorkerOptimizer):
             self._optimizer.step()
 
     def start_timeline(self) -> None:
-        """Let Horovod record on rank 0, into a file without a name: whatever ends this process, none is left behind."""
-        if self.options.timeline:
-            handle, name = tempfile.mkstemp()
-            hvd.start_timeline(name)  # returns once Horovod has opened it
-            os.unlink(name)
-            self._timeline = os.fdopen(handle)
+        """Let Horovod record on rank 0; HOROVOD_TIMELINE=DYNAMIC must have been set before its start.
+
+        The file has no name, so none is left behind, however this process ends.
+        """
+        handle, name = tempfile.mkstemp()
+        hvd.start_timeline(name)  # returns once Horovod has opened it
+        os.unlink(name)
+        self._timeline = os.fdopen(handle)
 
     def stop_timeline(self) -> dict[str, list[Span]]:
         """Return what Horovod did since then, per tensor, on rank 0."""
@@ -129,8 +132,6 @@ def _init(options: Options) -> float:
 
 def _pin_knobs(options: Options) -> None:
     """Set what hvd.init() would otherwise tune, guess or inherit."""
-    if options.timeline:
-        os.environ["HOROVOD_TIMELINE"] = "DYNAMIC"  # on demand; its writer spins on rank 0 from now on
     os.environ["HOROVOD_FUSION_THRESHOLD"] = str(options.fusion_threshold_bytes)
     os.environ["HOROVOD_CYCLE_TIME"] = str(options.cycle_time_s * 1000)
     os.environ["HOROVOD_AUTOTUNE"] = "0"

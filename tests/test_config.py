@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.arguments import RUN_FLAGS, parse
-from bench.config import BadInput, RunConfig, make_config
+from bench.config import GROUPS, BadInput, RunConfig, make_config
 from bench.mpi import RankInfo, complete_config
 from bench.sweep.file import Sweep, cross_product, read_sweep
 from bench.sweep.launch import run_flags
@@ -49,6 +49,27 @@ def test_json_round_trip_keeps_the_identity(config: RunConfig) -> None:
     again = RunConfig.model_validate_json(config.model_dump_json())
     assert again == config
     assert again.digest() == config.digest()
+
+
+@pytest.mark.parametrize(
+    ("values", "digest"),
+    [
+        ({}, "fde6c0034972"),
+        ({"strategy": "parameter_server", "num_servers": 1, "num_workers": 2}, "ac5bdbe29556"),
+        ({"strategy": "ring_allreduce", "num_workers": 4, "precision": "fp16", "wire_dtype": "fp16", "clip_norm": 1.0},
+         "e0abda942461"),
+        ({"strategy": "parameter_server", "num_workers": 4, "num_servers": 2, "consistency": "ssp", "staleness": 3,
+          "link": "200mbit", "window_bytes": None, "compute": "emulated", "device_model": "a100", "device_mfu": 0.4},
+         "46cb8af71276"),
+    ],
+)  # fmt: skip
+def test_a_cell_keeps_the_name_that_committed_folders_have_for_it(values: dict[str, object], digest: str) -> None:
+    assert RunConfig.model_validate(values).digest() == digest
+
+
+def test_the_groups_hold_every_knob_once() -> None:
+    names = [name for classes in GROUPS.values() for each in classes for name in each.__annotations__]
+    assert sorted(names) == sorted(RunConfig.model_fields)
 
 
 @pytest.mark.parametrize("name", RunConfig.model_fields)

@@ -106,7 +106,7 @@ def test_without_jitter_only_the_speed_counts() -> None:
         ({"compute": "emulated"}, "exactly one of: compute_from; device_model and device_mfu; emulated_forward_s"),
         ({"compute": "emulated", "device_model": "a100"}, "exactly one of"),
         ({**SECONDS, "compute_from": "c.json"}, "exactly one of"),
-        ({"compute": "emulated", "compute_from": "c.json", "emulated_optimizer_s": 1}, "compute_from says it already"),
+        ({"compute": "emulated", "compute_from": "c.json", "emulated_optimizer_s": 1}, "compute_from gives it already"),
         ({"compute_cv": 0.1}, "compute_cv: compute: real does not sleep"),
         ({"compute": "none", "speed_factor": "0=0.5"}, "speed_factor: compute: none does not sleep"),
         ({**SECONDS, "check_equivalence": True}, "check_equivalence: compute: emulated trains nothing"),

@@ -18,7 +18,10 @@ MODULES = {
     for path in (REPOSITORY / folder).rglob("*.py")
 }
 # What starts fast, and works where torch, MPI and Horovod are not installed.
-LIGHT = ("bench.cli", "bench.arguments", "bench.report", "bench.predict", "bench.sweep", "bench.nodes")
+LIGHT = (
+    "strategies.options", "bench.cli", "bench.arguments", "bench.config", "bench.report", "bench.predict",
+    "bench.sweep", "bench.nodes",
+)  # fmt: skip
 TYPED_WITH_TORCH = "bench.nodes.guard"  # imported by ranks alone
 HOMES = {
     "mpi4py": ("bench.rank", "strategies.parameter_server", "strategies.mpi_ring"),
@@ -49,6 +52,12 @@ def imports(name: str, deferred: bool = True) -> set[str]:
             submodules = {f"{node.module}.{alias.name}" for alias in node.names} & set(MODULES)
             found |= submodules or {node.module}
     return found
+
+
+def packages(module: str) -> set[str]:
+    """The packages that Python imports before a module of theirs."""
+    words = module.split(".")
+    return {".".join(words[:end]) for end in range(1, len(words))} & set(MODULES)
 
 
 def own(name: str, deferred: bool = True) -> set[str]:
@@ -83,7 +92,7 @@ def test_tables_and_launchers_need_neither_torch_nor_mpi(name: str) -> None:
         module = todo.pop()
         if module not in reached:
             reached.add(module)
-            todo += own(module, deferred=False)
+            todo += own(module, deferred=False) | packages(module)
     heavy = {found.split(".")[0] for module in reached for found in imports(module, deferred=False)}
     assert not heavy & {"torch", "mpi4py", "horovod"}
 

@@ -15,7 +15,7 @@ from bench.environment import cpu_name
 from bench.mpi import RankInfo
 from bench.rank import data
 from bench.rank.clock import PhaseTimer
-from bench.rank.run import make_options, pick_device
+from bench.rank.run import pick_device
 from bench.rank.train import build_model, build_optimizer, train
 from strategies.base import SingleGroup, on_gradient
 from strategies.local import Local
@@ -67,7 +67,7 @@ def calibrate(config: RunConfig, rank_info: RankInfo) -> Calibration:
     config = config.model_copy(update={"compute": "real"})  # the flags may be those of a run that sleeps
     corpus = data.load(config)
     torch.set_num_threads(config.num_threads)
-    strategy = Local(SingleGroup(), make_options(config))
+    strategy = Local(SingleGroup(), config)
     device = pick_device(config, rank_info, strategy)
     model = build_model(config, device)
     timer = LayerTimer(model, list(forward_flops(config.gpt)), PhaseTimer(device).now)

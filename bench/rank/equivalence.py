@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.config import GATE_STEPS, LEAST_CONVERGENCE, RunConfig
 from bench.rank.data import Corpus
 from bench.rank.train import build_model, build_optimizer, held_out_loss, train
-from strategies.base import Options, SingleGroup
+from strategies.base import SingleGroup
 from strategies.local import Local
 
 Weights = dict[str, Tensor]
@@ -114,12 +114,7 @@ def _train_reference(
     alone = reference_config(config, steps)
     model = build_model(alone, device)
     initial = snapshot(model)
-    options = Options(
-        clip_norm=alone.clip_norm,
-        gradient_accumulation=alone.gradient_accumulation,
-        loss_scaling=alone.precision == "fp16",
-    )
-    strategy = Local(SingleGroup(), options)
+    strategy = Local(SingleGroup(), alone)
     if alone.precision == "fp16":
         strategy.scaler.scale *= config.num_workers  # each pass is then scaled as a worker scales it
     module = strategy.prepare(model, build_optimizer(alone, model))

@@ -18,7 +18,8 @@ from bench.config import AgreedBadInput, BadInput, RunConfig
 from bench.mpi import RankInfo
 from bench.rank.liveness import Heartbeat
 from bench.records import PlannedRun
-from strategies.base import Group, Options, SingleGroup
+from strategies.base import Group, SingleGroup
+from strategies.options import Options
 
 FLUSH_S = 0.2
 STACKS_S = 5.0

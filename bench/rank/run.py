@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -33,7 +32,7 @@ from bench.rank.train import build_model, build_optimizer, held_out_loss, train
 from bench.records import Ledger, PlannedRun, RunRecord, StepRecord, Summary
 from bench.scale_model import scales
 from strategies import create
-from strategies.base import WIRE_DTYPES, Group, Options, Strategy
+from strategies.base import Group, Strategy
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,12 @@ def run_all(
     if rank_info.launcher != "none":
         die_with_parent()
     os.environ.update(mpi_environment(os.environ) | tcp_settings(planned[0].config))
+    if keep_trace is not None:
+        os.environ.update(trace.TIMELINE)
     group.set_deadline(planned[0].config.timeout_s)
     now = planned[0]
     try:
-        options = make_options(now.config, timeline=keep_trace is not None)
-        ranks = group.join([run.config.strategy for run in planned], rank_info, options)
+        ranks = group.join([run.config.strategy for run in planned], rank_info, now.config)
         group.agree(ranks, planned)
         with group.watched(ranks, rank_info, lambda: now.config):
             for now in planned:
@@ -75,35 +75,6 @@ def run_all(
         group.clear_deadline()
 
 
-def make_options(config: RunConfig, timeline: bool = False) -> Options:
-    """Return what the strategy must know of the config, and whether its library shall be able to keep a timeline."""
-    return Options(
-        num_servers=config.num_servers,
-        placement=config.placement,
-        staleness=math.inf if config.consistency == "asp" else config.staleness,
-        server_role=config.server_role,
-        schedule=config.schedule,
-        window_bytes=config.window_bytes,
-        shared_memory=config.shared_memory,
-        poll_s=config.poll_s,
-        wire_dtype=WIRE_DTYPES[config.wire_dtype],
-        compression=config.compression,
-        topk_ratio=config.topk_ratio,
-        sync_every=config.sync_every,
-        outer_learning_rate=config.outer_learning_rate,
-        outer_momentum=config.outer_momentum,
-        gradient_accumulation=config.gradient_accumulation,
-        clip_norm=config.clip_norm,
-        loss_scaling=config.precision == "fp16",
-        chunk_bytes=config.chunk_bytes,
-        segment_bytes=config.segment_bytes,
-        bucket_bytes=config.bucket_bytes,
-        fusion_threshold_bytes=config.fusion_threshold_bytes,
-        cycle_time_s=config.cycle_time_s,
-        timeline=timeline,
-    )
-
-
 def _run(
     planned: PlannedRun, rank_info: RankInfo, ranks: Group, keep: Callable[[Result], None],
     keep_trace: Callable[[list[trace.Lane]], None] | None,
@@ -112,7 +83,7 @@ def _run(
     config, started_at = planned.config, records.now()
     torch.set_num_threads(config.num_threads)
     numbers.reset_peak_memory()
-    strategy = create(config.strategy, ranks, make_options(config, timeline=keep_trace is not None))
+    strategy = create(config.strategy, ranks, config)
     device = group.together(ranks, lambda: pick_device(config, rank_info, strategy))
     corpus = group.together(ranks, lambda: None if strategy.is_server else load_data(config))
     # How a scale model relates to its target; found out now, so that a target nobody understands is refused now.

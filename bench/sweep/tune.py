@@ -91,14 +91,14 @@ def measure(candidates: Sequence[RunConfig], round_of: Round) -> list[list[float
 def rounds_here(rank_info: RankInfo) -> Round:
     """Rounds on the ranks that a launcher has started, all in the same processes."""
     from bench.rank import group
-    from bench.rank.run import make_options, run_all
+    from bench.rank.run import run_all
 
     def run(configs: Sequence[RunConfig], number: int) -> tuple[list[float], float]:
         found: list[float] = []
         began = time.monotonic()
         planned = [PlannedRun(config=config, repeat=number) for config in configs]
         run_all(planned, rank_info, lambda result: found.append(step_s_of(result.record)))
-        ranks = group.join([configs[0].strategy], rank_info, make_options(configs[0]))
+        ranks = group.join([configs[0].strategy], rank_info, configs[0])
         rank_0_saw: tuple[list[float], float] = ranks.broadcast((found, time.monotonic() - began))
         return rank_0_saw
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from strategies.base import Group, Options, Strategy
+from strategies.base import Group, Strategy
+from strategies.options import Options
 
 
 def create_parameter_server(group: Group, options: Options) -> Strategy:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from strategies.base import Options
-
-BLOCK = 1024  # numbers that share one fp32 scale
+from strategies.base import torch_dtype
+from strategies.options import NUMBERS_PER_SCALE, Options
 
 
 class Codec(ABC):
@@ -68,12 +67,12 @@ class _Scaled(Codec):
     @staticmethod
     def _blocks(values: Tensor) -> Tensor:
         """The values in rows of one block each, the last filled up with zeros."""
-        return functional.pad(values, (0, -len(values) % BLOCK)).view(-1, BLOCK)
+        return functional.pad(values, (0, -len(values) % NUMBERS_PER_SCALE)).view(-1, NUMBERS_PER_SCALE)
 
     @staticmethod
     def _scales(message: Tensor, num_elements: int) -> tuple[Tensor, Tensor]:
         """Cut a message into its scales and the rest."""
-        end = 4 * -(-num_elements // BLOCK)
+        end = 4 * -(-num_elements // NUMBERS_PER_SCALE)
         return message[:end].view(torch.float32), message[end:]
 
 
@@ -85,7 +84,7 @@ class Int8(_Scaled):
 
     def nbytes(self, num_elements: int) -> int:
         """A byte each, and the scales."""
-        return num_elements + 4 * -(-num_elements // BLOCK)
+        return num_elements + 4 * -(-num_elements // NUMBERS_PER_SCALE)
 
     def encode(self, values: Tensor, message: Tensor) -> None:
         """Round to the nearest 127th."""
@@ -110,7 +109,7 @@ class OneBit(_Scaled):
 
     def nbytes(self, num_elements: int) -> int:
         """A bit each, and the scales."""
-        return -(-num_elements // 8) + 4 * -(-num_elements // BLOCK)
+        return -(-num_elements // 8) + 4 * -(-num_elements // NUMBERS_PER_SCALE)
 
     def encode(self, values: Tensor, message: Tensor) -> None:
         """Keep signs and mean magnitudes."""
@@ -130,5 +129,5 @@ class OneBit(_Scaled):
 def make_codec(options: Options) -> Codec | None:
     """The codec that a run asks for; None: numbers travel as they are."""
     if options.compression == "topk":
-        return TopK(options.topk_ratio, options.wire_dtype)
+        return TopK(options.topk_ratio, torch_dtype(options.wire_dtype))
     return {"none": None, "int8": Int8(), "onebit": OneBit()}[options.compression]

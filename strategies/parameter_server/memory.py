@@ -10,7 +10,8 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
-from strategies.base import Options
+from strategies.base import torch_dtype
+from strategies.options import Options
 from strategies.parameter_server.compression import make_codec
 from strategies.parameter_server.plan import Chunk, Plan
 
@@ -110,8 +111,8 @@ class Mailboxes:
         self._rank = comm.rank
         self._plan = plan
         self._codec = make_codec(options)
-        self._itemsize = options.wire_dtype.itemsize
-        self.answers_each = 1 if options.staleness == 0 else len(plan.roles.workers)
+        self._itemsize = torch_dtype(options.wire_dtype).itemsize
+        self.answers_each = 1 if options.staleness_bound == 0 else len(plan.roles.workers)
         self._pushes = self._lay_out(plan.chunks)
         self._answers = [self._lay_out(plan.of_server(server)) for server in range(len(plan.roles.servers))]
         nbytes = self._begin_of_answers(comm.rank)

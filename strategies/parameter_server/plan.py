@@ -10,8 +10,9 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from strategies.base import Options
+from strategies.base import torch_dtype
 from strategies.buffers import FlatLayout, balanced_ranges
+from strategies.options import Options
 
 # Chunk i is pushed with tag 2i+2 and pulled with tag 2i+3, in a communicator of its own.
 CLOSE_TAG = 0
@@ -87,7 +88,7 @@ class Plan:
     @staticmethod
     def of(model: nn.Module, roles: Roles, options: Options) -> Plan:
         """Return the plan that every rank makes alike, from shapes alone."""
-        return Plan.make(FlatLayout.of(model), roles, options.chunk_bytes, options.wire_dtype)
+        return Plan.make(FlatLayout.of(model), roles, options.chunk_bytes, torch_dtype(options.wire_dtype))
 
     @staticmethod
     def make(layout: FlatLayout, roles: Roles, chunk_bytes: int, wire_dtype: torch.dtype) -> Plan:

@@ -11,15 +11,8 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from strategies.base import (
-    CommunicationCounters,
-    Group,
-    LossScaler,
-    Options,
-    Staleness,
-    Strategy,
-    gradient_factor,
-)
+from strategies.base import CommunicationCounters, Group, LossScaler, Staleness, Strategy, gradient_factor
+from strategies.options import Options
 from strategies.parameter_server.consistency import Clocks
 from strategies.parameter_server.memory import Mailboxes, NodeMemory
 from strategies.parameter_server.norm import NormExchange
@@ -45,7 +38,7 @@ class Server:
         self._options = options
         self._progress = progress
         self._counters = counters
-        self._staleness = options.staleness
+        self._staleness = options.staleness_bound
         self.scaler = LossScaler(options.loss_scaling)
         self.on_norm: Callable[[float], None] = lambda norm: None  # a worker half on the same rank listens
         self._open = len(roles.workers)

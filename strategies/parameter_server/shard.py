@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from strategies.base import Options
 from strategies.buffers import FlatLayout, as_bytes
+from strategies.options import Options
 from strategies.parameter_server.memory import Messages
 from strategies.parameter_server.plan import Chunk
 from strategies.parameter_server.update import Update, make_update
@@ -38,7 +38,7 @@ class Shard:
         self._answers = [make_wire(options, messages.each, sizes) for messages in answers]
         compressed = options.compression != "none"
         # What is returned needs no copy where it can be its own message.
-        self._is_answer = len(answers) == 1 and options.wire_dtype == torch.float32 and not compressed
+        self._is_answer = len(answers) == 1 and options.wire_dtype == "fp32" and not compressed
         returned = answers[0].memory.view(torch.float32) if self._is_answer else torch.empty(sum(sizes))
         self._returned_of = torch.split(returned, sizes)
         self._weights_of = self._returned_of if optimizer else torch.split(torch.empty(sum(sizes)), sizes)

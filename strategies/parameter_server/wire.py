@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from strategies.base import Options
+from strategies.base import torch_dtype
 from strategies.buffers import as_bytes
+from strategies.options import Options
 from strategies.parameter_server.compression import Codec, make_codec
 
 
@@ -118,5 +119,5 @@ def make_wire(
             codec, torch.split(torch.zeros(sum(sizes)) if flat is None else flat, list(sizes)), messages, adds
         )
     if flat is None:
-        return Dense([message.view(options.wire_dtype) for message in messages], messages)
+        return Dense([message.view(torch_dtype(options.wire_dtype)) for message in messages], messages)
     return Dense(torch.split(flat, list(sizes)), messages)

@@ -14,8 +14,9 @@ import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from strategies.base import Group, Options, Staleness, Strategy, apply_mean_gradient, on_gradient
+from strategies.base import Group, Staleness, Strategy, apply_mean_gradient, on_gradient, torch_dtype
 from strategies.buffers import as_bytes, host_buffer
+from strategies.options import Options
 from strategies.parameter_server.memory import Mailboxes, NodeMemory
 from strategies.parameter_server.outbox import Outbox, sending_order
 from strategies.parameter_server.plan import CLOSE_TAG, NORM_TAG, NOTHING, Chunk, Plan, Roles, message, wait_all
@@ -119,14 +120,16 @@ class ParameterServerWorker(Strategy):
         chunks, num_elements = self._plan.chunks, self._plan.layout.num_elements
         sizes, compressed = [chunk.size for chunk in chunks], self.options.compression != "none"
         out = self._mail.pushes(self.worker, chunks)
-        pushed = torch.zeros(num_elements) if compressed else out.memory.view(self.options.wire_dtype)
+        pushed = torch.zeros(num_elements) if compressed else out.memory.view(torch_dtype(self.options.wire_dtype))
         self._out = make_wire(self.options, out.each, sizes, pushed)
         pulled = self._weights_on_server()
         # Whether chunks travel or are fetched, for which a thread must look. A rank with a GPU sends its gradients
         # even where it reads its weights on the server.
         self._must_look = pulled is None or self._mail.travels_to(self._roles.servers[0])
         if pulled is None:
-            pulled = host_buffer(num_elements, torch.float32 if compressed else self.options.wire_dtype, pinned)
+            pulled = host_buffer(
+                num_elements, torch.float32 if compressed else torch_dtype(self.options.wire_dtype), pinned
+            )
         self._in = make_wire(self.options, self._answers(pulled), sizes, pulled, adds=not self._returns_gradients)
         self._push_views, self._pull_views = self._views(pushed), self._views(pulled)
         self._is_in_place = [self._in_place(parameter) for parameter in self._parameters]
@@ -154,7 +157,7 @@ class ParameterServerWorker(Strategy):
         whole = self._mail.all_answers(self.worker)
         if whole is None or self._returns_gradients or self.options.sync_every > 1:
             return None
-        return whole.view(self.options.wire_dtype)
+        return whole.view(torch_dtype(self.options.wire_dtype))
 
     def _answers(self, pulled: Tensor) -> list[Tensor]:
         """Where each chunk's answer can be read; numbers that travel arrive where they are wanted."""
@@ -292,7 +295,7 @@ class ParameterServerWorker(Strategy):
         ready, and whatever reads a parameter in backward has then run.
         """
         arrives_whole = self.options.compression == "none" and not self._returns_gradients
-        return arrives_whole and parameter.dtype == self.options.wire_dtype and not parameter.is_cuda
+        return arrives_whole and parameter.dtype == torch_dtype(self.options.wire_dtype) and not parameter.is_cuda
 
     def settle(self) -> None:
         """Take over all that is still to come."""

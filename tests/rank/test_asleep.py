@@ -14,7 +14,7 @@ from bench.config import RunConfig, StrategyName
 from bench.durations import by_flops, durations, forward_flops, slowdown
 from bench.rank import asleep as room
 from bench.rank.asleep import EmulatedGPT, EmulatedOptimizer
-from bench.rank.run import build, load_data, make_options
+from bench.rank.run import build, load_data
 from bench.rank.train import build_model, train
 from bench.records import StepRecord
 from strategies import create
@@ -66,12 +66,12 @@ def trace(config: RunConfig) -> list[Event]:
     """All events of a run of one worker, what the strategy sends among them."""
     events: list[Event] = []
     if config.strategy != "parameter_server":
-        strategy = create(config.strategy, SingleGroup(), make_options(config))
+        strategy = create(config.strategy, SingleGroup(), config)
         spy(strategy, events)
         list(steps_of(config, strategy, events))
         return events
     comm, roles = MPI.COMM_SELF.Dup(), Roles.make("colocated", 1, 0)
-    worker = ParameterServerWorker(SingleGroup(), make_options(config), comm, roles)
+    worker = ParameterServerWorker(SingleGroup(), config, comm, roles)
     list(steps_of(config, worker, events))
     return events
 
@@ -249,7 +249,7 @@ def test_a_layer_lies_where_the_real_one_does() -> None:
 
 def test_emulated_steps_have_times_and_no_loss() -> None:
     for config in (emulated(), small(compute="none")):
-        strategy = create("local", SingleGroup(), make_options(config))
+        strategy = create("local", SingleGroup(), config)
         for step in steps_of(config, strategy, []):
             assert step.loss is None
             assert step.step_s > 0

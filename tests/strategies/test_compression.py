@@ -16,20 +16,21 @@ from bench.rank import equivalence
 from bench.rank.data import load
 from bench.rank.equivalence import checksum
 from bench.rank.train import build_model, held_out_loss
-from strategies.base import Options, Strategy
-from strategies.parameter_server.compression import BLOCK, make_codec
+from strategies.base import Strategy
+from strategies.options import Options
+from strategies.parameter_server.compression import NUMBERS_PER_SCALE, make_codec
 from strategies.parameter_server.wire import make_wire
 from tests.support.virtual import final_weights, run_world
 from tests.support.worlds import CPU, WORLDS, counted_per_step, served
 
 CODECS: dict[str, dict[str, Any]] = {
     "topk": {"compression": "topk"},
-    "topk bf16": {"compression": "topk", "topk_ratio": 0.2, "wire_dtype": torch.bfloat16},
+    "topk bf16": {"compression": "topk", "topk_ratio": 0.2, "wire_dtype": "bf16"},
     "int8": {"compression": "int8"},
     "onebit": {"compression": "onebit"},
 }
 # How much of a vector is left out, at most: the squared length of the rest over that of the vector.
-LEAVES_OUT = {"topk": 1 - 0.01, "topk bf16": 1 - 0.19, "int8": BLOCK / (2 * 127) ** 2, "onebit": 1.0}
+LEAVES_OUT = {"topk": 1 - 0.01, "topk bf16": 1 - 0.19, "int8": NUMBERS_PER_SCALE / (2 * 127) ** 2, "onebit": 1.0}
 LOSSY: dict[str, dict[str, Any]] = {
     "topk": {"compression": "topk", "topk_ratio": 0.1},
     "topk sum bf16": {"compression": "topk", "topk_ratio": 0.3, "wire_dtype": "bf16", "server_role": "sum"},
@@ -49,7 +50,7 @@ def numbers(size: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("knobs", CODECS.values(), ids=CODECS)
-@given(size=st.integers(1, 3 * BLOCK), seed=st.integers(0, 9))
+@given(size=st.integers(1, 3 * NUMBERS_PER_SCALE), seed=st.integers(0, 9))
 def test_a_message_is_as_long_as_announced_and_brings_the_receiver_nearer(
     knobs: dict[str, Any], size: int, seed: int
 ) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from bench.rank.run import make_options
+from strategies.options import NUMBER_FORMATS
 from strategies.parameter_server.compression import make_codec
 from strategies.parameter_server.memory import ALIGNMENT, Mailboxes, _from_cache_line
 from strategies.parameter_server.plan import Plan, Roles
@@ -29,13 +28,13 @@ KNOBS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 def test_messages_of_a_rank_lie_apart_in_its_memory(world: dict[str, Any], knobs: dict[str, Any]) -> None:
     config = served(**world, **knobs)
-    options = make_options(config)
+    itemsize = NUMBER_FORMATS[config.wire_dtype].nbytes
     roles = Roles.make(config.placement, config.world_size, config.num_servers)
-    plan = Plan.of(nn.Linear(70, 101), roles, options)
-    codec = make_codec(options)
+    plan = Plan.of(nn.Linear(70, 101), roles, config)
+    codec = make_codec(config)
     for rank in range(config.world_size):
         comm: Any = VirtualComm([], rank, VirtualNode(range(0)))
-        mail = Mailboxes(comm, plan, replace(options, shared_memory=False))
+        mail = Mailboxes(comm, plan, config.model_copy(update={"shared_memory": False}))
         messages = []
         if rank in roles.workers:
             messages += zip(plan.chunks, mail.pushes(roles.workers.index(rank), plan.chunks).each, strict=True)
@@ -44,11 +43,11 @@ def test_messages_of_a_rank_lie_apart_in_its_memory(world: dict[str, Any], knobs
             for which in range(mail.answers_each):
                 messages += zip(plan.of_server(server), mail.answers(server, which).each, strict=True)
         for chunk, message in messages:
-            assert message.nbytes == (codec.nbytes(chunk.size) if codec else chunk.size * options.wire_dtype.itemsize)
+            assert message.nbytes == (codec.nbytes(chunk.size) if codec else chunk.size * itemsize)
         assert len({message.untyped_storage().data_ptr() for _, message in messages}) == 1
         spans = sorted((message.storage_offset(), message.storage_offset() + len(message)) for _, message in messages)
         assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
-        assert all(begin % options.wire_dtype.itemsize == 0 for begin, _ in spans)
+        assert all(begin % itemsize == 0 for begin, _ in spans)
         assert (mail.answers_each == 1) == (config.consistency == "bsp" or config.num_workers == 1)
         assert messages[0][1].dtype == torch.uint8
 

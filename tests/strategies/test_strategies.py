@@ -12,10 +12,10 @@ from bench.ledger import predict
 from bench.rank import equivalence
 from bench.rank.data import load
 from bench.rank.equivalence import Weights, snapshot
-from bench.rank.run import make_options
 from bench.rank.train import build_model
 from strategies import create
-from strategies.base import Options, SingleGroup, Strategy
+from strategies.base import SingleGroup, Strategy
+from strategies.options import Options
 from strategies.parameter_server.worker import ParameterServerWorker
 from tests.support.worlds import CPU, assert_equivalent, served_alone, served_in_one_process, small, trained
 
@@ -31,7 +31,7 @@ KNOBS: dict[str, dict[str, object]] = {
 
 
 def alone(config: RunConfig) -> Weights:
-    return trained(config, create(config.strategy, SingleGroup(), make_options(config)))
+    return trained(config, create(config.strategy, SingleGroup(), config))
 
 
 @pytest.mark.parametrize("strategy", ["local", "independent", "ring_allreduce", "mpi_ring", "ddp"])
@@ -68,7 +68,7 @@ def test_two_runs_through_a_server_are_bitwise_equal() -> None:
 def passes(break_it: Callable[[Strategy], None], **knobs: object) -> bool:
     """Whether the gate lets a worker through whose strategy was tampered with."""
     config = small(optimizer="sgd", learning_rate=0.1, **knobs)
-    strategy = create("local", SingleGroup(), make_options(config))
+    strategy = create("local", SingleGroup(), config)
     break_it(strategy)
     weights = trained(config, strategy)
     return equivalence.compare(config, weights, *equivalence.reference_weights(config, load(config), CPU)).passed
@@ -106,7 +106,7 @@ def poison(strategy: Strategy) -> None:
 
 def fp16_local() -> tuple[RunConfig, Callable[[RunConfig], tuple[Weights, Strategy]]]:
     def run(config: RunConfig) -> tuple[Weights, Strategy]:
-        strategy = create("local", SingleGroup(), Options(loss_scaling=True))
+        strategy = create("local", SingleGroup(), Options(precision="fp16"))
         poison(strategy)
         return trained(config, strategy), strategy
 

@@ -12,7 +12,6 @@ from mpi4py import MPI
 from bench.config import RunConfig
 from bench.rank.data import load
 from bench.rank.equivalence import Weights, snapshot
-from bench.rank.run import make_options
 from bench.rank.train import build_model, build_optimizer, train
 from strategies.base import SingleGroup, Strategy
 from strategies.parameter_server.local_steps import LocalStepsWorker
@@ -115,7 +114,7 @@ def run_world(
     for rank in range(config.world_size):
         make: Any = worker if rank in roles.workers else ParameterServer
         comm = VirtualComm(comms, rank, node)
-        strategies.append(make(SingleGroup(), make_options(config), comm, roles, VirtualMemory))
+        strategies.append(make(SingleGroup(), config, comm, roles, VirtualMemory))
     threads = [threading.Thread(target=act, args=(strategy,), daemon=True) for strategy in strategies]
     for thread in threads:
         thread.start()

@@ -9,7 +9,6 @@ from bench.config import RunConfig
 from bench.rank import equivalence
 from bench.rank.data import load
 from bench.rank.equivalence import Weights, snapshot
-from bench.rank.run import make_options
 from bench.rank.train import build_model, build_optimizer, train
 from strategies.base import SingleGroup, Strategy
 from strategies.parameter_server.plan import Roles
@@ -56,7 +55,7 @@ def trained(config: RunConfig, strategy: Strategy) -> Weights:
 def served_in_one_process(config: RunConfig) -> tuple[Weights, ParameterServerWorker]:
     """A worker and the server on its rank, real MPI messages between them."""
     comm, roles = MPI.COMM_SELF.Dup(), Roles.make("colocated", 1, 0)
-    strategy = ParameterServerWorker(SingleGroup(), make_options(config), comm, roles)
+    strategy = ParameterServerWorker(SingleGroup(), config, comm, roles)
     return trained(config, strategy), strategy
 
 

@@ -1,0 +1,28 @@
+"""What was asked for: RunConfig, its groups of knobs, how it is read, and the errors of what cannot be done."""
+
+from __future__ import annotations
+
+from bench.config.errors import AgreedBadInput, BadInput, DiskFull
+from bench.config.measuring import GATE_STEPS, LEAST_CONVERGENCE
+from bench.config.network import CLUSTER_VARIABLE, DEFAULT_SOCKET_BYTES
+from bench.config.reading import first_problem, make_config, nearest, read_tuned
+from bench.config.run import GROUPS, RunConfig
+from bench.config.topology import COMMUNICATING, StrategyName
+
+__all__ = [
+    "CLUSTER_VARIABLE",
+    "COMMUNICATING",
+    "DEFAULT_SOCKET_BYTES",
+    "GATE_STEPS",
+    "GROUPS",
+    "LEAST_CONVERGENCE",
+    "AgreedBadInput",
+    "BadInput",
+    "DiskFull",
+    "RunConfig",
+    "StrategyName",
+    "first_problem",
+    "make_config",
+    "nearest",
+    "read_tuned",
+]

@@ -1,0 +1,50 @@
+"""What is measured, how often, on which device, and how it is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from strategies.options import Knobs, Unit
+
+if TYPE_CHECKING:
+    from bench.config.run import RunConfig
+
+# Training is chaotic: runs that differ by rounding diverge exponentially. The equivalence gate compares early.
+GATE_STEPS = 10
+# Runs that do not promise one process's model must let the held-out loss fall at least this share of its fall.
+LEAST_CONVERGENCE = 0.8
+
+
+class Measuring(Knobs):
+    """Steps, device, gate and deadline."""
+
+    steps: Annotated[int, Unit("steps")] = Field(20, ge=1)
+    """Measured optimizer steps, after the warm-up."""
+    warmup_steps: Annotated[int, Unit("steps")] = Field(5, ge=0)
+    """Optimizer steps before the measured ones: stored, flagged, never counted."""
+    eval_batches: Annotated[int, Unit("batches")] = Field(2, ge=0)
+    """Held-out batches for held_out_loss after the last step."""
+    check_equivalence: Annotated[bool, Unit("true or false")] = False
+    """Afterwards, train one process on the concatenated batches and compare the weights after 10 steps; where a run
+    does not promise them (asp, ssp, compression, sync_every): how far the held-out loss has fallen."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the workers compute; auto: a GPU per local rank where CUDA is, else the CPU."""
+    num_threads: Annotated[int, Unit("threads")] = Field(1, ge=1)
+    """Intra-op CPU threads per rank; equal at every world size, so that scaling compares like with like."""
+    peak_flops_per_s: float | None = Field(None, gt=0)
+    """Peak arithmetic rate of one worker's device, for mfu; none: known GPUs only, else blank."""
+    tuned: str | None = None
+    """File of `psring tune` whose knobs for this strategy hold where none is given; none: the defaults."""
+    timeout_s: float = Field(600.0, gt=0)
+    """Deadline of the whole run; past it every rank prints its Python stack and ends."""
+
+
+def check(config: RunConfig) -> Iterator[str]:
+    """Yield why the equivalence gate has nothing to compare."""
+    if config.check_equivalence and config.compute != "real":
+        yield f"check_equivalence: compute: {config.compute} trains nothing; use compute: real, or leave it out"
+    if config.check_equivalence and not config.exact and not config.eval_batches:
+        yield "check_equivalence: it compares held-out losses here; give eval_batches: 2"

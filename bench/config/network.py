@@ -1,0 +1,64 @@
+"""How ranks are started, and the network between them, real or emulated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, field_validator
+
+from strategies.options import Knobs
+
+if TYPE_CHECKING:
+    from bench.config.run import RunConfig
+
+# More than a link of 10 Gbit/s holds in 0.2 ms, less than the queue of a slow one.
+DEFAULT_SOCKET_BYTES = 256 << 10
+# Names the emulated cluster on whose nodes a process and its children run.
+CLUSTER_VARIABLE = "PSRING_CLUSTER"
+
+
+class Network(Knobs):
+    """Launcher, hosts, sockets and links."""
+
+    launcher: Literal["none", "mpirun", "horovodrun", "srun"] = "mpirun"
+    """What starts the ranks of a sweep; `psring run` detects it. One rank alone needs none."""
+    hostfile: str | None = None
+    """Host file handed to the launcher; none: this machine only."""
+    network_interface: str | None = None
+    """Interface (eth0) or network (10.0.0.0/24, mpirun only) that carries the traffic; none: the launcher's choice."""
+    link: str | None = None
+    """Rate of each emulated node's link, both directions: 200mbit, or per node n0=1gbit,server=500mbit,*=50mbit;
+    none: no emulated cluster. One rank per node; under `psring cluster exec` it is detected."""
+    delay: str | None = None
+    """One-way delay of each emulated link (2ms; needs the kernel's netem); none: the machine's own."""
+    congestion_control: Literal["reno", "cubic"] = "reno"
+    """Congestion control of the emulated nodes' TCP."""
+    patience_s: float = Field(20.0, ge=0)
+    """Emulated nodes: how long a run waits at most for other processes to stop using this machine's cores and links,
+    seconds."""
+    socket_bytes: int | None = Field(DEFAULT_SOCKET_BYTES, ge=4096, le=1 << 30)
+    """Kernel buffer at each end of Open MPI's TCP connections, each way, bytes; none: sized by the kernel, which is
+    faster beyond 10 Gbit/s but fills the queue of a slow link."""
+    eager_limit_bytes: int | None = Field(None, ge=1024, le=1 << 30)
+    """Largest message that Open MPI sends eagerly over TCP (btl_tcp_eager_limit), at the price of one more copy at the
+    receiver; none: Open MPI's own, 64 KiB."""
+
+    @field_validator("socket_bytes", "eager_limit_bytes", mode="before")
+    @classmethod
+    def _none(cls, value: object) -> object:
+        return None if value == "none" else value
+
+
+def check(config: RunConfig) -> Iterator[str]:
+    """Yield what a launcher cannot start, and what does not fit an emulated network."""
+    if config.launcher == "none" and config.world_size > 1:
+        yield f"launcher: {config.world_size} ranks need one; use launcher: mpirun"
+    if config.link is None and (config.delay or config.congestion_control != "reno"):
+        yield "delay and congestion_control belong to emulated nodes; give a link (link: 200mbit)"
+    if config.link and (config.hostfile or config.network_interface):
+        yield "link: emulated nodes have their own hosts; leave hostfile and network_interface out"
+    if config.launcher == "horovodrun" and config.strategy in ("parameter_server", "mpi_ring", "ddp"):
+        yield f"launcher: horovodrun cannot start {config.strategy}; use launcher: mpirun"
+    if config.launcher == "srun" and (config.hostfile or config.link):
+        yield "launcher: srun starts ranks on the job's own nodes; leave hostfile and link out"

@@ -1,0 +1,107 @@
+"""RunConfig, the one value that describes a run.
+
+A knob has one spelling everywhere: the field here or in `strategies.options`, the YAML key, the ``--flag``, the JSON
+key and the table column. Its docstring is its only definition.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from pydantic import model_validator
+
+from bench.config import emulation, measuring, model, network, topology, training, wire
+from bench.config.emulation import Compute, Emulation, parse_speeds
+from bench.config.measuring import Measuring
+from bench.config.model import Model
+from bench.config.network import Network
+from bench.config.topology import Workers
+from bench.config.training import Data, Optimizer
+from strategies.options import (
+    NUMBER_FORMATS,
+    NUMBERS_PER_SCALE,
+    GradientOptions,
+    Knobs,
+    Options,
+    TopologyOptions,
+    WireOptions,
+)
+
+CHECKS = (topology.check, wire.check, training.check, model.check, network.check, measuring.check, emulation.check)
+# As help lists them, the everyday ones first.
+GROUPS: dict[str, tuple[type[Knobs], ...]] = {
+    "topology": (Workers, TopologyOptions),
+    "model": (Model,),
+    "data": (Data,),
+    "optimizer": (Optimizer, GradientOptions),
+    "measuring": (Measuring,),
+    "wire": (WireOptions,),
+    "network": (Network,),
+    "emulation": (Compute, Emulation),
+}
+
+
+# pydantic orders fields from the last base to the first.
+class RunConfig(Measuring, Network, Emulation, Compute, Optimizer, Data, Model, Options, Workers):
+    """One run, frozen and validated. Every rank of a run holds an equal one."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunConfig:
+        for check in CHECKS:
+            for problem in check(self):
+                raise ValueError(problem)
+        return self
+
+    def role(self, rank: int) -> str:
+        """What a rank of this run does: the last ones serve."""
+        return "worker" if rank < self.num_workers else "server"
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in all: workers and dedicated servers."""
+        return self.num_workers + self.num_servers
+
+    @property
+    def global_batch_size(self) -> int:
+        """Sequences that one update learns from."""
+        return self.num_workers * self.batch_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one update learns from."""
+        return self.global_batch_size * self.gpt.block_size
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run, warm-up included."""
+        return self.warmup_steps + self.steps
+
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes of one copy of all gradients (or parameters) on the wire: M in the cost models."""
+        itemsize = NUMBER_FORMATS[self.wire_dtype].nbytes
+        per_number = {"none": itemsize, "topk": self.topk_ratio * (4 + itemsize), "int8": 1, "onebit": 1 / 8}
+        scales = 4 / NUMBERS_PER_SCALE if self.compression in ("int8", "onebit") else 0
+        return round(self.gpt.num_parameters * (per_number[self.compression] + scales))
+
+    @property
+    def speeds(self) -> list[float]:
+        """Each worker's speed relative to the times of the layers."""
+        return parse_speeds(self.speed_factor, self.num_workers)
+
+    @property
+    def exact(self) -> bool:
+        """Whether it promises the model that one process would train, but for rounding."""
+        return self.synchronous and self.compression == "none" and self.sync_every == 1
+
+    def digest(self) -> str:
+        """Twelve hex digits that name this config, whatever its place in a sweep."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    def unsupported(self) -> str | None:
+        """Why no library can run this valid config, or None."""
+        if self.strategy == "ring_allreduce" and self.wire_dtype == "bf16":
+            return "Horovod 0.28 has no bf16 reduction in its PyTorch binding; use wire_dtype fp32 or fp16"
+        return None

@@ -1,0 +1,66 @@
+"""Which strategy trains, on how many ranks of which role."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from strategies.options import Knobs, Unit
+
+if TYPE_CHECKING:
+    from bench.config.run import RunConfig
+
+StrategyName = Literal["local", "independent", "parameter_server", "ring_allreduce", "mpi_ring", "ddp"]
+COMMUNICATING: tuple[str, ...] = ("parameter_server", "ring_allreduce", "mpi_ring", "ddp")
+
+
+class Workers(Knobs):
+    """The strategy and the ranks that train."""
+
+    strategy: StrategyName = "local"
+    """How gradients become one update: local (one worker), independent (workers that never communicate: the upper
+    bound), parameter_server, ring_allreduce (Horovod), mpi_ring (the same ring on mpi4py), ddp (PyTorch
+    DistributedDataParallel)."""
+    num_workers: Annotated[int, Unit("ranks")] = Field(1, ge=1)
+    """Ranks that train. Under a launcher: its world size less num_servers."""
+
+
+def check(config: RunConfig) -> Iterator[str]:
+    """Yield what is wrong with the numbers of workers and servers, and with who waits for whom."""
+    yield from _servers(config)
+    yield from _consistency(config)
+    if config.strategy == "local" and config.num_workers != 1:
+        yield "num_workers: local is one worker; for several use independent"
+
+
+def _servers(config: RunConfig) -> Iterator[str]:
+    name, workers, servers = config.strategy, config.num_workers, config.num_servers
+    served = name == "parameter_server"
+    if served and not servers and config.placement != "colocated":
+        yield f"num_servers: {name} needs at least 1 server; give num_servers: 1"
+    if not served and servers:
+        yield f"num_servers: {name} has no servers; leave num_servers out"
+    if served and servers and config.placement == "colocated":
+        yield "placement: colocated servers are on the workers' ranks; leave num_servers out, or use mixed"
+    if served and servers > workers and config.placement == "mixed":
+        yield (
+            f"num_servers: mixed has a use for at most as many servers as workers ({workers}), not {servers}; "
+            "use placement: dedicated"
+        )
+
+
+def _consistency(config: RunConfig) -> Iterator[str]:
+    consistency = config.consistency
+    if consistency != "bsp" and config.strategy != "parameter_server":
+        yield f"consistency: {consistency} needs a parameter_server; use bsp with {config.strategy}"
+    if config.staleness and consistency != "ssp":
+        yield f"staleness: only ssp has a bound; leave it out with consistency: {consistency}"
+    if not config.synchronous and config.server_role == "sum":
+        yield f"server_role: {consistency} has no sum of all workers to return; use update, or bsp"
+    if not config.synchronous and config.needs_norm:
+        yield (
+            f"consistency: {consistency} updates each chunk as it arrives and never has a whole gradient; "
+            "use bsp with clip_norm or precision: fp16"
+        )

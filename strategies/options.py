@@ -1,0 +1,141 @@
+"""The knobs that strategies read, each declared once: type, default, bounds and meaning.
+
+The harness's RunConfig extends `Options`, so a run's configuration is what its strategy is created with.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+NumberFormat = Literal["fp32", "bf16", "fp16"]
+
+
+class Unit(NamedTuple):
+    """The unit of a field, for the dictionary of columns, where the field's name does not say it."""
+
+    name: str
+
+
+class Knobs(BaseModel):
+    """A group of knobs: frozen, no unknown names, its docstrings are help texts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class TopologyOptions(Knobs):
+    """Which ranks serve parameters, and which of them wait for which."""
+
+    num_servers: Annotated[int, Unit("ranks")] = Field(0, ge=0)
+    """Ranks that only serve parameters (parameter_server); they are the last ranks of the world."""
+    placement: Literal["dedicated", "colocated", "mixed"] = "dedicated"
+    """Where parameters are served; dedicated: on num_servers ranks of their own; colocated: on every worker's rank,
+    an equal shard each; mixed: on both, split so that all links carry the same bytes."""
+    consistency: Literal["bsp", "asp", "ssp"] = "bsp"
+    """Which workers wait; bsp: an update holds every worker's gradient of the same step; asp: each gradient is an
+    update of its own, scaled by 1/num_workers, and no worker waits; ssp: as asp, within a bound (staleness)."""
+    staleness: Annotated[int, Unit("steps")] = Field(0, ge=0)
+    """Steps that the weights a worker receives may be ahead of the slowest worker (ssp); with 0 ssp is bsp."""
+    server_role: Literal["update", "sum"] = "update"
+    """What servers return; update: they run the optimizer and return weights; sum: they return the mean gradient, and
+    every worker runs the optimizer."""
+    sync_every: Annotated[int, Unit("steps")] = Field(1, ge=1)
+    """Local steps of a worker between two pushes of the change of its weights (parameter_server); 1: gradients are
+    pushed in every step."""
+    outer_learning_rate: float = Field(0.7, gt=0)
+    """Step size of the servers' update with the mean change of the workers' weights (sync_every above 1); 1 without
+    outer_momentum is local SGD, the mean of the workers' weights."""
+    outer_momentum: float = Field(0.9, ge=0, lt=1)
+    """Nesterov momentum of that update; 0.9 with 0.7 is DiLoCo."""
+
+    @property
+    def synchronous(self) -> bool:
+        """Whether every update holds every worker's gradient of the same step."""
+        return self.staleness_bound == 0
+
+    @property
+    def staleness_bound(self) -> float:
+        """Steps that the weights a worker receives may be ahead of the slowest worker; 0 for bsp, infinity for asp."""
+        return {"bsp": 0, "ssp": self.staleness, "asp": math.inf}[self.consistency]
+
+
+class GradientOptions(Knobs):
+    """What happens to a gradient between backward and the update."""
+
+    gradient_accumulation: Annotated[int, Unit("passes")] = Field(1, ge=1)
+    """Forward-backward passes that a worker's batch is split into before one update."""
+    precision: NumberFormat = "fp32"
+    """Number format of forward and backward (autocast; fp16 with dynamic loss scaling)."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Largest global L2 norm of the mean gradient; none: no clipping."""
+
+    @property
+    def loss_scaling(self) -> bool:
+        """Whether the loss is scaled against underflow of fp16 gradients."""
+        return self.precision == "fp16"
+
+
+class WireOptions(Knobs):
+    """How gradients and weights are encoded and cut into messages."""
+
+    wire_dtype: NumberFormat = "fp32"
+    """Number format of what travels between ranks."""
+    compression: Literal["none", "topk", "int8", "onebit"] = "none"
+    """Encoding of gradients, and of what a parameter_server returns; topk: the largest numbers with their indices;
+    int8, onebit: 8 bits or 1 bit per number and one scale per 1024. The error is kept as residual and sent later."""
+    topk_ratio: float = Field(0.01, gt=0, le=1)
+    """Share of the numbers of each message that topk sends."""
+    chunk_bytes: int = Field(60_000, ge=1024)
+    """Largest message of a push or a pull before compression, bytes, within one number. Over TCP Open MPI sends
+    messages up to 64 KiB eagerly; larger ones wait for the receiver's answer, which queues behind other data."""
+    schedule: Literal["fifo", "priority"] = "fifo"
+    """Order in which gradients are pushed; fifo: as backward finishes them; priority: those of the layers first whose
+    weights the next forward reads first."""
+    window_bytes: int | None = Field(400_000, ge=1)
+    """Most bytes that a worker has in flight to servers, so that workers share a server's link evenly and priority can
+    overtake; give more on links beyond 10 Gbit/s; none: no limit."""
+    shared_memory: Annotated[bool, Unit("true or false")] = True
+    """Whether workers and servers of one node read each other's messages in shared memory, if /dev/shm has room and no
+    GPU is involved; false: they are sent like those to other nodes."""
+    poll_s: float = Field(0.0, ge=0)
+    """How long after the last message a waiting rank of the parameter server polls before it sleeps, seconds; 0: it
+    sleeps at once, which suits ranks that share cores."""
+    segment_bytes: int = Field(64 << 10, ge=64)
+    """Largest message of mpi_ring, bytes; a bucket has one such message per worker."""
+    fusion_threshold_bytes: int = Field(128 << 20, ge=0)
+    """Horovod's fusion buffer (HOROVOD_FUSION_THRESHOLD), bytes."""
+    cycle_time_s: float = Field(0.001, gt=0)
+    """Horovod's cycle time, between two rounds of its negotiation (HOROVOD_CYCLE_TIME), seconds."""
+    bucket_bytes: int = Field(25 << 20, ge=1)
+    """Largest gradient bucket of ddp, bytes."""
+
+    @field_validator("window_bytes", mode="before")
+    @classmethod
+    def _no_limit(cls, value: object) -> object:
+        return None if value == "none" else value
+
+
+# pydantic orders fields from the last base to the first.
+class Options(WireOptions, GradientOptions, TopologyOptions):
+    """What a strategy must know beyond the model and the optimizer."""
+
+    @property
+    def needs_norm(self) -> bool:
+        """Whether servers may update no parameter before the norm of the whole gradient is known."""
+        gradients_travel = self.server_role == "update" and self.sync_every == 1
+        return gradients_travel and (self.clip_norm is not None or self.loss_scaling)
+
+
+class _Format(NamedTuple):
+    torch_name: str
+    nbytes: int
+
+
+NUMBER_FORMATS: dict[str, _Format] = {
+    "fp32": _Format("float32", 4),
+    "bf16": _Format("bfloat16", 2),
+    "fp16": _Format("float16", 2),
+}
+NUMBERS_PER_SCALE = 1024  # that share one fp32 scale, of compression int8 and onebit
