@@ -206,7 +206,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    gc.disable()  # nearly all it makes lives to its end: to look for garbage took a sixth of its time
+    gc.disable()  # nearly all objects live to the end: collecting garbage took a sixth of the time
+    os.environ["MPLBACKEND"] = "agg"  # importing matplotlib fails if the user's is unknown
     from bench.report.write import write_report
 
     written = write_report(arguments.folder, allow_mixed=arguments.allow_mixed)

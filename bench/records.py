@@ -255,7 +255,7 @@ def append(folder: Path, record: RunRecord) -> None:
     with disk_full_is_said(path):
         _end_half_written_line(path)
         try:
-            with path.open("a") as file:
+            with path.open("a", encoding="utf-8") as file:
                 file.write(record.model_dump_json() + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -291,7 +291,7 @@ def read(folder: Path) -> list[RunRecord]:
     if not path.is_file():
         raise BadInput(f"{folder}: no runs.jsonl there; give the folder that `psring sweep --out` wrote")
     records: dict[str, RunRecord] = {}
-    lines = path.read_text().split("\n")
+    lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
@@ -360,7 +360,7 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     with disk_full_is_said(path):
         try:
-            partial.write_text(text)
+            partial.write_text(text, encoding="utf-8")
         except OSError:
             partial.unlink(missing_ok=True)
             raise

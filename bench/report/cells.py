@@ -1,8 +1,8 @@
-"""From runs to cells: medians with their intervals, speedup and efficiency of weak and strong scaling.
+"""From runs to one row per cell: medians with intervals, speedup and efficiency of weak and strong scaling.
 
-Pure functions of the frame that `records.frame` gives. Steps within one launch depend on each other, so the
-*launch* is the sample: every number here is a median over the ok launches of a cell, with an interval of
-`intervals`. Blank (NaN) means unknown, never zero.
+Pure functions of the table that `records.frame` returns. Steps within one launch are correlated, so the *launch* is
+the sample: a number is the median over the ok launches of a cell, its interval comes from `intervals`. A column has
+the name of the run's column that it is the median of. Blank (NaN) means unknown, never zero.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ Config = dict[Any, Any]
 
 FEW_LAUNCHES = 5
 
-# Knobs that change neither the arithmetic nor the messages of a step. `model` is here because the five
-# dimensions beside it say the same, overrides included.
+# Knobs that change neither the arithmetic nor the messages of a step. `model` is among them because the five
+# dimensions describe the model, overrides included.
 HARNESS = frozenset({
     "model", "steps", "warmup_steps", "eval_batches", "check_equivalence", "timeout_s", "hostfile",
     "patience_s", "peak_flops_per_s", "target", "tuned",
 })  # fmt: skip
 LINKS = ("link", "delay", "congestion_control")
-# Bytes saved at the price of another model.
+# Knobs that save bytes and change the trained model.
 LOSSY = ("compression", "topk_ratio", "sync_every", "outer_learning_rate", "outer_momentum")
-# Knobs a lone process does not have: a `local` baseline may differ in them.
+# Knobs without effect on one process: a `local` baseline may differ in them.
 COMMUNICATION = frozenset({
     "strategy", "num_workers", "num_servers", "placement", "consistency", "staleness", "server_role", "launcher",
     "network_interface", "wire_dtype", "chunk_bytes", "schedule", "window_bytes", "socket_bytes",
     "eager_limit_bytes", "shared_memory", "poll_s", "segment_bytes", "fusion_threshold_bytes", "cycle_time_s",
     "bucket_bytes", *LINKS, *LOSSY,
 })  # fmt: skip
-# What makes workers unlike each other: a `local` baseline is the even worker, and may differ in them.
+# Knobs that make workers differ: a `local` baseline is a worker of speed 1 and may differ in them.
 UNEVENNESS = frozenset({"speed_factor", "compute_cv"})
 
 CONFIG_FIELDS = tuple(RunConfig.model_fields)
@@ -50,13 +50,13 @@ IDENTITY = (
 )  # fmt: skip
 SORTED_BY = ("precision", "batch_size", "strategy", "num_servers", "wire_dtype", "num_workers")
 WORK = tuple(field for field in CONFIG_FIELDS if field not in HARNESS | COMMUNICATION | UNEVENNESS)
-# One worker may have come without a launcher.
+# A single worker may have been started without a launcher.
 STACK = tuple(f for f in CONFIG_FIELDS if f not in HARNESS | {"num_workers", "launcher", "network_interface"})
-# What a baseline shares with its cell: the batch of each worker (weak scaling), or the batch of all (strong).
+# The batch size that a baseline shares with its cell, by prefix of the columns: weak scaling, strong scaling.
 SCALINGS = {"": "batch_size", "strong_": "global_batch_size"}
-TOPOLOGY = COMMUNICATION - {"wire_dtype", *LINKS, *LOSSY}  # what two topologies may differ in and still be compared
+TOPOLOGY = COMMUNICATION - {"wire_dtype", *LINKS, *LOSSY}  # compared topologies may differ in these
 
-# Where messages went, the place that says most of a cluster first. Cells of two places share no line and no ratio.
+# Where messages went, the most realistic place first. No line or ratio joins cells of different places.
 PLACES = ("network", "emulated nodes", "one machine")
 
 NOT_AVERAGED = ("allreduce_algorithm", "ledger_agrees", "staleness_histogram")
@@ -66,10 +66,10 @@ MEASURED = tuple(f for f in (*Summary.model_fields, *Ledger.model_fields) if f n
 
 
 def summarize(runs: pd.DataFrame, *, allow_mixed: bool = False) -> pd.DataFrame:
-    """One row per cell, in an order that the order of the runs does not change.
+    """One row per cell, in an order that does not depend on the order of the runs.
 
-    BadInput when the ok runs come from different environments, unless allow_mixed; the column
-    `environment` then says which row comes from where.
+    BadInput without runs, or if the ok runs come from different environments and allow_mixed is False; the column
+    `environment` names those of each row.
     """
     if runs.empty:
         raise BadInput("runs.jsonl: no run in it yet; run `psring sweep` first")
@@ -96,17 +96,17 @@ def summarize(runs: pd.DataFrame, *, allow_mixed: bool = False) -> pd.DataFrame:
         for cell, config in configs.items()
     ]
     table = pd.DataFrame(rows).astype(dict.fromkeys(WHOLE, "Int64"))
-    planned = [PLACES[1] if configs[cell]["link"] else "" for cell in table["cell"]]  # of a cell that came to nothing
+    planned = [PLACES[1] if configs[cell]["link"] else "" for cell in table["cell"]]  # for cells without an ok run
     table["place"] = place_of(table).where(table["n"] > 0, planned)
     order = [*(name for name in GPTShape.model_fields if name in extra), *SORTED_BY, "cell"]
     return table.sort_values(order, key=order_of, ignore_index=True)
 
 
 def judged(runs: pd.DataFrame) -> pd.DataFrame:
-    """Take a cell's other runs out with one that failed the equivalence gate.
+    """The runs, with every ok run of a cell made invalid if one run of it failed the equivalence gate.
 
-    The gate stands in a cell's first run only; the others trained the same wrong thing unchecked. A run that is
-    invalid for another reason than its arithmetic speaks for itself alone.
+    Only one run of a cell is checked by the gate; the others ran the same arithmetic. A run that is invalid for any
+    other reason does not affect the other runs.
     """
     checked = runs["equivalence_error"].notna() | runs["convergence"].notna()
     failed = checked & ((runs["status"] == "invalid") | (runs["equivalence_error"] > runs["equivalence_bound"]))
@@ -120,24 +120,24 @@ def judged(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def order_of(column: pd.Series) -> pd.Series:
-    """Sort words in the order RunConfig lists them: local first, fp32 before bf16."""
+    """Sort key of a column: choices in the order RunConfig lists them (fp32 before bf16), else the values."""
     field = RunConfig.model_fields.get(str(column.name))
     words = get_args(field.annotation) if field else ()
-    return column.map({word: place for place, word in enumerate(words)}) if words else column
+    return column.map({word: position for position, word in enumerate(words)}) if words else column
 
 
 def _refuse_mixture(runs: pd.DataFrame) -> None:
-    """Numbers of different hosts, versions or commits are not one table without saying so."""
+    """BadInput if the ok runs come from several environments (hosts, versions, commits)."""
     digests = sorted(runs.loc[runs["status"] == "ok", "environment"].unique())
     if len(digests) > 1:
         raise BadInput(
-            f"runs.jsonl: its runs come from {len(digests)} environments ({', '.join(digests)}): sweep again "
-            "into a new folder, or pass --allow-mixed to have them side by side, each row naming its own"
+            f"runs.jsonl: its runs come from {len(digests)} environments ({', '.join(digests)}); sweep again "
+            "into a new folder, or pass --allow-mixed to join them, each row with its environment"
         )
 
 
 def throughputs(runs: pd.DataFrame) -> dict[str, dict[int, float]]:
-    """tokens_per_s of the ok launches of every cell, by repeat."""
+    """tokens_per_s of the ok launches: by cell, then by repeat."""
     ok = runs[runs["status"] == "ok"]
     samples: dict[str, dict[int, float]] = defaultdict(dict)
     for cell, repeat, rate in zip(ok["cell"], ok["repeat"], ok["tokens_per_s"], strict=True):
@@ -146,7 +146,7 @@ def throughputs(runs: pd.DataFrame) -> dict[str, dict[int, float]]:
 
 
 def place_of(table: pd.DataFrame) -> pd.Series:
-    """Where each row's messages went, one of PLACES, of runs or of cells; a lone process is on one machine."""
+    """One of PLACES per row (run or cell): where its messages went. A single process is on one machine."""
     emulated = table["labels"].str.split().map(lambda labels: "emulated" in labels).astype(bool)
     several = table["num_nodes"].astype("float64") > 1
     words = np.where(emulated, PLACES[1], np.where(several, PLACES[0], PLACES[2]))
@@ -154,7 +154,7 @@ def place_of(table: pd.DataFrame) -> pd.Series:
 
 
 def varying(table: pd.DataFrame) -> list[str]:
-    """Config columns with more than one value, in the order RunConfig declares them; a blank is a value."""
+    """Config columns with more than one value (a blank counts as one), in the order of RunConfig."""
     return [field for field in CONFIG_FIELDS if field in table and table[field].nunique(dropna=False) > 1]
 
 
@@ -167,7 +167,7 @@ def _identity(config: Config, extra: list[str]) -> dict[str, object]:
 
 
 def _speed(rates: dict[int, float]) -> dict[str, object]:
-    """tokens_per_s over the ok launches, and how much its interval covers."""
+    """n, tokens_per_s with its interval, and the coverage of that interval, from the rates of ok launches."""
     speed = median_interval(rates.values())
     return {
         "n": len(rates), "confidence": confidence(len(rates)),
@@ -176,7 +176,7 @@ def _speed(rates: dict[int, float]) -> dict[str, object]:
 
 
 def _measured(runs: pd.DataFrame) -> dict[str, dict[Any, Any]]:
-    """Medians over the ok launches per cell; of what is held to a bound the worst: a gate that leaks once leaks."""
+    """Per cell the median of every column over the ok launches; the maximum of the columns WORST and WHOLE."""
     ok = runs[runs["status"] == "ok"]
     numbers = ok[list(MEASURED)].astype("float64").groupby(ok["cell"])
     table = numbers.median()
@@ -200,10 +200,10 @@ def _measured(runs: pd.DataFrame) -> dict[str, dict[Any, Any]]:
 def _scaling(
     cell: str, config: Config, baselines: dict[str, dict[str, tuple[str, str]]], samples: dict[str, dict[int, float]]
 ) -> dict[str, object]:
-    """Speedup and efficiency of a cell against its baselines, weak and strong; blank without one.
+    """Speedup and efficiency of a cell relative to its weak and its strong baseline; NaN without one.
 
-    Either way n workers should ideally have n times the baseline's rate: in weak scaling because they do n times
-    the work in the same time, in strong scaling because they do the same work in an n-th of it.
+    The ideal of n workers is n times the baseline's rate: n times the work in the same time (weak scaling), or the
+    same work in 1/n of the time (strong scaling).
     """
     ranks = int(config["num_workers"] + config["num_servers"])
     ideals = {"speedup": 1, "scaling_efficiency": config["num_workers"], "scaling_efficiency_per_rank": ranks}
@@ -212,7 +212,7 @@ def _scaling(
         baseline, name = found.get(cell, ("", ""))
         speedup = ratio_interval(samples.get(cell, {}).values(), samples.get(baseline, {}).values())
         if cell == baseline:
-            speedup = Estimate(1.0, np.nan, np.nan)  # by definition: there is no chance in it
+            speedup = Estimate(1.0, np.nan, np.nan)  # exact by definition
         for column, ideal in ideals.items():
             names = (f"{prefix}{column}", f"{prefix}{column}_low", f"{prefix}{column}_high")
             row |= dict(zip(names, [bound / ideal for bound in speedup], strict=True))
@@ -221,9 +221,9 @@ def _scaling(
 
 
 def _baselines(configs: dict[str, Config], finished: dict[str, Config], batch: str) -> dict[str, tuple[str, str]]:
-    """Per cell, the cell to scale from and its name: `local` on the same work, else one worker of its stack.
+    """Per cell its baseline and the baseline's name: `local` with equal work, else one worker of the same stack.
 
-    `batch` is what of the batch is the same: batch_size or global_batch_size.
+    `batch` is the batch size that must be equal: batch_size or global_batch_size. Of several the most similar one.
     """
     work, stack = ((*(field for field in same if field != "batch_size"), batch) for same in (WORK, STACK))
     local, alone = defaultdict[Key, list[str]](list), defaultdict[Key, list[str]](list)
@@ -238,20 +238,20 @@ def _baselines(configs: dict[str, Config], finished: dict[str, Config], batch: s
         for found, called in ((local[_key(config, work)], "local"), (alone[_key(config, stack)], name)):
             if found:
                 own = _key(config, CONFIG_FIELDS)
-                likeness = {other: _likeness(own, _key(finished[other], CONFIG_FIELDS)) for other in found}
-                baselines[cell] = (max(found, key=lambda other: likeness[other]), called)
+                similarity = {other: _similarity(own, _key(finished[other], CONFIG_FIELDS)) for other in found}
+                baselines[cell] = (max(found, key=lambda other: similarity[other]), called)
                 break
     return baselines
 
 
 def _configs(runs: pd.DataFrame) -> dict[str, Config]:
-    """The config of every cell, in the order of their digests; every blank is None, which equals itself."""
-    cells = runs.drop_duplicates("cell").set_index("cell").sort_index()
-    cells["global_batch_size"] = cells["num_workers"] * cells["batch_size"]
+    """Per cell its config, sorted by digest; a blank is None, because NaN is not equal to itself."""
+    first = runs.drop_duplicates("cell").set_index("cell").sort_index()
+    first["global_batch_size"] = first["num_workers"] * first["batch_size"]
     fields = [*CONFIG_FIELDS, "global_batch_size"]
     return {
         str(cell): {field: None if pd.isna(value) else value for field, value in config.items()}
-        for cell, config in cells[fields].to_dict("index").items()
+        for cell, config in first[fields].to_dict("index").items()
     }
 
 
@@ -259,13 +259,13 @@ def _key(config: Config, fields: Iterable[str]) -> Key:
     return tuple(config[field] for field in fields)
 
 
-def _likeness(one: Key, other: Key) -> int:
-    """In how many fields two configs agree, so that a cell is likest to itself."""
+def _similarity(one: Key, other: Key) -> int:
+    """The number of fields in which two configs agree; a cell is most similar to itself."""
     return sum(a == b for a, b in zip(one, other, strict=True))
 
 
 def _outcome(launches: list[dict[Any, Any]]) -> dict[str, object]:
-    """Status, reason and labels of a cell; one ok launch makes it ok, the reason counts the others."""
+    """Status, reason, labels and environment of a cell: ok if any launch is; the reason counts failed launches."""
     bad = [run for run in launches if run["status"] != "ok"]
     n = len(launches) - len(bad)
     labels = {label for run in launches for label in run["labels"].split()}

@@ -1,4 +1,4 @@
-"""The raw samples of a results folder as TensorBoard event files."""
+"""Raw samples of a results folder as TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from bench import records
 from bench.config import BadInput
 from bench.records import PlannedRun, RunRecord
 
-# What a step's row says beside its numbers.
-NAMES = ("worker", "step", "warmup")
+# Columns of steps/<run_id>.csv that are no curve.
+NOT_CURVES = ("worker", "step", "warmup")
 
 
 def write_events(folder: Path) -> list[Path]:
-    """Write `tensorboard/<run_id>/` for every run that has samples: each column against the step, one curve a worker.
+    """Write `tensorboard/<run_id>/` for every run with samples; return the folders.
 
-    BadInput if TensorBoard is not installed.
+    One curve per column and worker, against the step. BadInput if TensorBoard is not installed.
     """
-    if find_spec("tensorboard") is None:  # torch's writer would say so in many lines
+    if find_spec("tensorboard") is None:  # torch's writer would print a traceback
         raise BadInput("--tensorboard: TensorBoard is not installed; pip install 'psring[tensorboard]'")
     found = [record for record in records.read(folder) if (folder / "steps" / f"{record.run_id}.csv").exists()]
     return [_write_run(folder, record) for record in found]
@@ -29,15 +29,15 @@ def _write_run(folder: Path, record: RunRecord) -> Path:
     from torch.utils.tensorboard import SummaryWriter
 
     out = folder / "tensorboard" / record.run_id
-    for old in out.glob("events.*"):  # a writer adds a file each time
+    for old in out.glob("events.*"):  # each SummaryWriter adds a file
         old.unlink()
     with SummaryWriter(str(out)) as writer:
         described = PlannedRun(config=record.config, repeat=record.repeat).describe()
         writer.add_text("run", f"{described}: {record.describe()}")
-        with (folder / "steps" / f"{record.run_id}.csv").open(newline="") as file:
+        with (folder / "steps" / f"{record.run_id}.csv").open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 for column, value in row.items():
-                    if column not in NAMES and value:
+                    if column not in NOT_CURVES and value:
                         curve = f"{column}/worker {row['worker']}"
                         writer.add_scalar(curve, float(value), int(row["step"]))
     return out

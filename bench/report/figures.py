@@ -1,13 +1,16 @@
-"""The figures of a report, drawn from a summary table; every Figure stands alone.
+"""The figures of a report, drawn from the summary table.
 
-One panel per setting (place, precision, batch_size), so that no line joins emulated nodes to one machine. Bars are
-intervals over launches; a panel names the labels (oversubscribed, …) that its rows carry. Only ok cells are drawn.
+One panel per setting (place, precision, batch_size), so that no line joins emulated nodes to one machine. Error bars
+are intervals over launches; a panel lists the labels (oversubscribed, …) of its rows. Only ok cells are drawn.
+Files depend on the runs alone: not on the user's matplotlibrc, the date or random ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -20,41 +23,53 @@ from matplotlib.ticker import FuncFormatter
 from bench.config import COMMUNICATING
 from bench.report.cells import PLACES
 from bench.report.looks import COLOURS, INK, PANEL, PAPER, PHASES, curves, with_looks
-from bench.report.panels import HEIGHT, WIDTH, Draw, dress, grid, legend, shown_labels, size_axis, title_of
+from bench.report.panels import HEIGHT, WIDTH, Draw, decorate, grid, legend, shown_labels, size_axis, title_of
 
 IDEAL = "ideal: workers × baseline"
 KINDS = ("svg", "png", "pdf")
-MAX_BARS = 20  # of the step-time figure, per panel
+MAX_BARS = 20  # per panel of the step-time figure
+BAR_LABEL_WIDTH, BAR_NOTE_WIDTH = 32, 44  # letters of a tick label, and of a note beside such labels
 DESCRIPTIONS = {
     "overview": "Left: tokens per second against size; dotted: workers × baseline. Right: tokens per second of the "
     "ring ÷ those of the parameter server, per size; above 1 the ring is faster. Bars: interval over launches.",
     "throughput": "Tokens per second against workers; dotted: workers × baseline. Bars: interval over launches.",
-    "scaling_efficiency": "Share of ideal weak scaling against workers; hollow: servers count as ranks too.",
+    "scaling_efficiency": "Weak-scaling efficiency against workers; hollow: per rank, dedicated servers included.",
     "strong_scaling": "Speedup against workers with the global batch fixed; dotted: ideal.",
-    "communication_volume": "Megabytes sent per step against workers: lines predicted, markers counted, "
-    "crosses on the wire.",
-    "step_time": "Phases of one step as stacked bars; the tick is the whole step of the slowest worker.",
-    "batch_size": "Tokens per second against sequences per worker, by precision, at the most workers.",
-    "loss_against_time": "Training loss against the time since the first step, at the most workers.",
-    "front": "Time against bytes sent by all ranks until the loss that every cell reached; circled: no other cell "
-    "is better in both.",
+    "communication_volume": "Megabytes sent per step against workers. Lines: predicted; markers: counted; crosses: "
+    "on the wire.",
+    "step_time": "Phases of one step as stacked bars; the tick is the step time of the slowest worker.",
+    "batch_size": "Tokens per second against sequences per worker, by precision, at the largest number of workers.",
+    "loss_against_time": "Training loss against the time since the first step, at the largest number of workers.",
+    "front": "Time against bytes sent by all ranks until the target loss; circled: on the Pareto front, no other cell "
+    "needs less of both.",
 }
 PRECISION_LINES = {"fp32": "-", "bf16": "--", "fp16": ":"}
-# With a titley, no title makes matplotlib measure the whole panel again, which took a fifth of all drawing.
-STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "psring", "font.size": 9.0, "axes.titley": 1.0}
+STYLE: Any = {
+    "svg.fonttype": "none", "svg.hashsalt": "psring", "font.size": 9.0,
+    "axes.titley": 1.0,  # without it, every title makes matplotlib measure the whole panel again
+    "text.parse_math": False,  # a $ in a path is no formula
+}  # fmt: skip
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    """Matplotlib's defaults with STYLE, whatever the user's matplotlibrc says; the former settings afterwards."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
 
 
 def write_figures(figures: dict[str, Figure], folder: Path) -> list[str]:
-    """Write figures/<name>.svg, .png and .pdf for every figure; return names."""
+    """Write figures/<name>.svg, .png and .pdf for every figure; return the names."""
     (folder / "figures").mkdir(exist_ok=True)
-    # No date and no random ids: the same runs give the same files.
     no_date: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {}, "pdf": {"CreationDate": None}}
-    with matplotlib.rc_context(STYLE):
+    with _settings():
         for name, figure in figures.items():
             layout = figure.get_layout_engine()
             if layout is not None:
-                layout.execute(figure)  # once for all kinds of file
-                figure.set_layout_engine(None)  # a placeholder would have every file drawn twice
+                layout.execute(figure)  # once for all formats
+                figure.set_layout_engine(None)  # else savefig lays out again for every format
             for kind, metadata in no_date.items():
                 partial = folder / "figures" / f"{name}.{kind}.partial"
                 figure.savefig(partial, format=kind, metadata=metadata, dpi=150)
@@ -62,13 +77,13 @@ def write_figures(figures: dict[str, Figure], folder: Path) -> list[str]:
     return list(figures)
 
 
-def make_figures(summary: pd.DataFrame, duels: pd.DataFrame, progress: pd.DataFrame) -> dict[str, Figure]:
-    """The figures by name, in the order of DESCRIPTIONS; without the ones that no row has numbers for.
+def make_figures(summary: pd.DataFrame, duels: pd.DataFrame, losses: pd.DataFrame) -> dict[str, Figure]:
+    """The figures by name, in the order of DESCRIPTIONS, without those that no row has numbers for.
 
-    `duels` is ring against server per size (`duels.duels`), `progress` the loss against time (`progress.read`).
+    `duels` is ring against server per size (`duels.duels`), `losses` the loss of every step (`loss.read`).
     """
     ok = summary[summary["status"] == "ok"]
-    ok = with_looks(ok.loc[ok["place"].map(PLACES.index).sort_values(kind="stable").index])  # what says most first
+    ok = with_looks(ok.loc[ok["place"].map(PLACES.index).sort_values(kind="stable").index])  # a network first
     several = ok[ok["num_workers"] > 1]
     makers: dict[str, tuple[Callable[[], Figure], pd.Series]] = {
         "overview": (lambda: overview(ok, duels), ok["tokens_per_s"]),
@@ -78,21 +93,21 @@ def make_figures(summary: pd.DataFrame, duels: pd.DataFrame, progress: pd.DataFr
         "communication_volume": (lambda: communication_volume(ok), ok["bytes_sent_per_worker_per_step"]),
         "step_time": (lambda: step_time(ok), ok["step_s"]),
         "batch_size": (lambda: batch_size(ok), _if_varied(ok)),
-        "loss_against_time": (lambda: loss_against_time(ok, progress), progress["loss"]),
+        "loss_against_time": (lambda: loss_against_time(ok, losses), losses["loss"]),
         "front": (lambda: front(ok), ok["bytes_to_loss"]),
     }
-    with matplotlib.rc_context(STYLE):
+    with _settings():
         return {name: make() for name, (make, needed) in makers.items() if needed.notna().any()}
 
 
 def _if_varied(ok: pd.DataFrame) -> pd.Series:
-    """Rates of the communicating cells, if more than one batch size or precision was swept."""
+    """tokens_per_s of the communicating cells if batch size or precision varies, else no row."""
     varied = len(ok.drop_duplicates(["precision", "batch_size"])) > 1
     return ok.loc[ok["strategy"].isin(COMMUNICATING) & varied, "tokens_per_s"]
 
 
 def overview(ok: pd.DataFrame, duels: pd.DataFrame) -> Figure:
-    """The answer in one figure: scaling of the most telling setting, and ring ÷ server per size."""
+    """Throughput in the main setting, and the ratio of ring to server per size."""
     setting = main_setting(ok, duels)
     rows = _only(ok, setting)
     by_nodes = rows["num_nodes"].nunique() > 1
@@ -102,7 +117,7 @@ def overview(ok: pd.DataFrame, duels: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(WIDTH * columns + 0.4, HEIGHT + 1.2), layout="constrained", facecolor=PAPER)
     axes = figure.add_subplot(1, columns, 1)
     _draw_throughput(axes, rows, x)
-    dress(axes, title_of(ok, setting), shown_labels(rows))
+    decorate(axes, title_of(ok, setting), shown_labels(rows))
     size_axis(axes, sorted(int(n) for n in rows[x].unique()))
     axes.set_xlabel("emulated nodes" if by_nodes and setting["place"] == PLACES[1] else x.removeprefix("num_"))
     axes.set_ylabel("tokens per second")
@@ -113,7 +128,7 @@ def overview(ok: pd.DataFrame, duels: pd.DataFrame) -> Figure:
 
 
 def main_setting(ok: pd.DataFrame, duels: pd.DataFrame) -> dict[str, Any]:
-    """Place, precision and batch size that the report opens with: at the first place, the most sizes compared."""
+    """Place, precision and batch size of the overview: of the first place, those with the most comparisons."""
     table = duels if len(duels) else ok
     table = table[table["place"] == min(table["place"], key=PLACES.index)]
     return dict(zip(PANEL, table.groupby(PANEL, sort=False).size().idxmax(), strict=True))
@@ -124,7 +139,7 @@ def _only(table: pd.DataFrame, setting: dict[str, Any]) -> pd.DataFrame:
 
 
 def _draw_ratio(axes: Axes, duels: pd.DataFrame) -> None:
-    """Ring ÷ server against size, a line per kind of equality and, where several were swept, per wire dtype."""
+    """Ring ÷ server against size, a line per kind of equality and per wire dtype."""
     axes.axhline(1, color=INK, linestyle=":", linewidth=1)
     looks: Any = {"workers": {"marker": "o", "linestyle": "-"}, "ranks": {"marker": "s", "linestyle": "--"}}
     wires = list(duels["wire_dtype"].unique())
@@ -133,7 +148,7 @@ def _draw_ratio(axes: Axes, duels: pd.DataFrame) -> None:
         fill = COLOURS["ring_allreduce"] if wires.index(wire) == 0 else PAPER
         style = {"color": COLOURS["ring_allreduce"], "markerfacecolor": fill, **looks[str(equal)]}
         _points(axes, found.drop_duplicates("size"), "ratio", "size", label=name, **style)
-    dress(axes, "ring ÷ parameter server")
+    decorate(axes, "ring ÷ parameter server")
     size_axis(axes, sorted({int(n) for n in duels["size"]}))
     axes.set_ylim(top=max(1.2, axes.get_ylim()[1]))
     axes.set_xlabel("workers, or ranks")
@@ -141,7 +156,7 @@ def _draw_ratio(axes: Axes, duels: pd.DataFrame) -> None:
 
 
 def throughput(ok: pd.DataFrame) -> Figure:
-    """Tokens per second against workers, beside n times the baseline."""
+    """Tokens per second against workers, with the ideal."""
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
         _draw_throughput(axes, rows, "num_workers")
@@ -150,7 +165,7 @@ def throughput(ok: pd.DataFrame) -> Figure:
 
 
 def _draw_throughput(axes: Axes, rows: pd.DataFrame, x: str) -> None:
-    """A curve per strategy and variant, and a line through n times the rate of each distinct baseline."""
+    """A curve per strategy and variant, and an ideal line (workers × baseline) per distinct baseline."""
     workers = rows.groupby(x)["num_workers"].max()
     rates = sorted({float(rate) for rate in (rows["tokens_per_s"] / rows["speedup"]).dropna().round(6)})
     for rate in rates:
@@ -161,7 +176,7 @@ def _draw_throughput(axes: Axes, rows: pd.DataFrame, x: str) -> None:
 
 
 def scaling_efficiency(ok: pd.DataFrame) -> Figure:
-    """Share of ideal weak scaling that is left, per worker and, where servers are ranks too, per rank."""
+    """Weak-scaling efficiency per worker and, with dedicated servers, per rank."""
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
         axes.axhline(1, color=INK, linestyle=":", linewidth=1, label="ideal")
@@ -175,7 +190,7 @@ def scaling_efficiency(ok: pd.DataFrame) -> Figure:
 
 
 def strong_scaling(ok: pd.DataFrame) -> Figure:
-    """Speedup against workers, the batch of all workers together fixed."""
+    """Speedup against workers with the global batch fixed."""
     known = ok[ok["strong_speedup"].notna()]
     known = known.assign(global_batch_size=known["num_workers"] * known["batch_size"])
     panel = ["place", "precision", "global_batch_size"]
@@ -191,13 +206,13 @@ def strong_scaling(ok: pd.DataFrame) -> Figure:
 
 
 def communication_volume(ok: pd.DataFrame) -> Figure:
-    """Megabytes sent per step against workers: the closed form as a line, what was counted as markers."""
+    """Megabytes sent per step against workers: predicted as a line, counted and wire as markers."""
 
     def draw(axes: Axes, rows: pd.DataFrame, role: str = "worker") -> None:
         column = f"bytes_sent_per_{role}_per_step"
-        talking = rows[rows["strategy"].isin(COMMUNICATING)]
-        for label, look, curve in curves(talking):
-            # Two strategies may send the same: later ones are finer, so that earlier ones show around them.
+        communicating = rows[rows["strategy"].isin(COMMUNICATING)]
+        for label, look, curve in curves(communicating):
+            # Where two strategies send the same, the later, thinner line leaves the earlier one visible.
             weight = len(COMMUNICATING) - COMMUNICATING.index(curve["strategy"].iloc[0])
             line = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 0.2 + 0.9 * weight}
             dot = {"color": look["color"], "marker": look["marker"], "markersize": 2 + 2 * weight}
@@ -219,12 +234,12 @@ def communication_volume(ok: pd.DataFrame) -> Figure:
 
 
 def step_time(ok: pd.DataFrame) -> Figure:
-    """Where one step's time goes, a bar per cell; the tick is the whole step of the slowest worker."""
+    """Phases of a step as a stacked bar per cell; the tick is the step time of the slowest worker."""
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
         shown = _largest(rows)
         bars = [
-            (str(row["num_workers"]) if place else f"{label} · {row['num_workers']}", row)
+            (str(row["num_workers"]) if place else bar_label(label, row["num_workers"]), row)
             for label, _, curve in curves(shown)
             for place, row in enumerate(curve.to_dict("records"))
         ]
@@ -236,7 +251,7 @@ def step_time(ok: pd.DataFrame) -> Figure:
             start += width
         whole = [float(row["step_s"]) * 1e3 for _, row in bars]
         places = range(len(bars))
-        axes.plot(whole, places, "|", color=INK, markersize=9, markeredgewidth=1.6, label="whole step")
+        axes.plot(whole, places, "|", color=INK, markersize=9, markeredgewidth=1.6, label="step of the slowest worker")
         axes.set_yticks(places, [name for name, _ in bars], fontsize=8)
         axes.invert_yaxis()
         axes.set_xlim(left=0)
@@ -244,18 +259,25 @@ def step_time(ok: pd.DataFrame) -> Figure:
             axes.set_title(f"{len(shown)} of {len(rows)}: most workers", loc="right", fontsize=7.5, color=INK)
 
     bars_in_panel = min(MAX_BARS, int(ok.groupby(PANEL).size().max()))
-    return grid(ok, {"strategy · workers": draw}, "ms per step", height=1.1 + 0.2 * bars_in_panel)
+    height = 1.3 + 0.2 * bars_in_panel
+    return grid(ok, {"strategy · workers": draw}, "ms per step", height=height, note_width=BAR_NOTE_WIDTH)
+
+
+def bar_label(curve: str, num_workers: int) -> str:
+    """'ring-allreduce · 2', in lines of BAR_LABEL_WIDTH letters."""
+    space = "\N{NO-BREAK SPACE}"  # no line ends here
+    return fill(f"{curve}{space}·{space}{num_workers}", BAR_LABEL_WIDTH)
 
 
 def _largest(rows: pd.DataFrame) -> pd.DataFrame:
-    """The cells of the most workers, at most MAX_BARS, in their order."""
+    """The MAX_BARS rows with the most workers, in their order."""
     if len(rows) <= MAX_BARS:
         return rows
     return rows.sort_values("num_workers", ascending=False, kind="stable").iloc[:MAX_BARS].sort_index()
 
 
 def batch_size(ok: pd.DataFrame) -> Figure:
-    """Tokens per second against sequences per worker, a panel per strategy and a colour per precision."""
+    """Tokens per second against sequences per worker, a panel per strategy and a line style per precision."""
     most = ok[ok["num_workers"] == ok.groupby("place")["num_workers"].transform("max")]
     most = most[most["strategy"].isin(COMMUNICATING)]
 
@@ -270,16 +292,16 @@ def batch_size(ok: pd.DataFrame) -> Figure:
     return grid(most, {"tokens per second": draw}, "sequences per worker", panel=["place", "strategy"])
 
 
-def loss_against_time(ok: pd.DataFrame, progress: pd.DataFrame) -> Figure:
-    """Training loss against time, a line per curve at its most workers: medians over launches, step by step."""
-    lines = progress.dropna(subset="loss").groupby(["cell", "step"])[["elapsed_s", "loss"]].median()
+def loss_against_time(ok: pd.DataFrame, losses: pd.DataFrame) -> Figure:
+    """Training loss against time, a line per curve at its most workers; medians over launches per step."""
+    lines = losses.dropna(subset="loss").groupby(["cell", "step"])[["elapsed_s", "loss"]].median()
     ok = ok[ok["cell"].isin(lines.index.get_level_values("cell"))]
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
         for label, look, curve in curves(rows):
             row = curve.iloc[-1]
             line = lines.loc[row["cell"]]
-            marks: Any = {"markevery": (0.02, 0.12), "markersize": 4}  # of the axes' diagonal: steps crowd at the end
+            marks: Any = {"markevery": (0.02, 0.12), "markersize": 4}  # shares of the diagonal of the axes
             axes.plot(
                 line["elapsed_s"], line["loss"], linewidth=1.2, label=f"{label} · {row['num_workers']}", **look, **marks
             )
@@ -289,27 +311,27 @@ def loss_against_time(ok: pd.DataFrame, progress: pd.DataFrame) -> Figure:
 
 
 def front(ok: pd.DataFrame) -> Figure:
-    """Time against bytes until the same loss; who is not circled is beaten in both by somebody."""
+    """Time against bytes until the target loss, the Pareto front circled."""
     known = ok.dropna(subset=["time_to_loss_s", "bytes_to_loss"])
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
-        for label, look, cells in curves(rows):
+        for label, look, curve in curves(rows):
             style: Any = {"color": look["color"], "marker": look["marker"], "linestyle": "", "label": label}
-            axes.plot(cells["bytes_to_loss"] / 1e6, cells["time_to_loss_s"], **style)
+            axes.plot(curve["bytes_to_loss"] / 1e6, curve["time_to_loss_s"], **style)
         best = rows[rows["on_front"]]
-        circle: Any = {"color": INK, "markersize": 13, "markerfacecolor": "none", "label": "on the front"}
+        circle: Any = {"color": INK, "markersize": 13, "markerfacecolor": "none", "label": "Pareto front"}
         axes.plot(best["bytes_to_loss"] / 1e6, best["time_to_loss_s"], "o", **circle)
         axes.set_xscale("symlog", linthresh=1)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))  # small exponents are hard to read
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))  # not as a power of ten
         axes.set_xlim(-0.1, 1.5 * rows["bytes_to_loss"].max() / 1e6 + 0.1)
         axes.set_ylim(bottom=0)
 
     panel = ["place", "target_loss"]
-    return grid(known, {"seconds to the loss": draw}, "MB sent by all ranks to the loss", panel=panel)
+    return grid(known, {"seconds to the target loss": draw}, "MB sent by all ranks to the target loss", panel=panel)
 
 
 def _points(axes: Axes, curve: pd.DataFrame, column: str, x: str = "num_workers", **look: Any) -> None:
-    """Medians joined by lines, and their intervals as bars; a point of one launch has no bar."""
+    """Medians joined by lines, with their intervals as error bars where there is one."""
     curve = curve.sort_values(x)
     middle, low, high = (curve[f"{column}{end}"].astype("float64") for end in ("", "_low", "_high"))
     if middle.notna().any():

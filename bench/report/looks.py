@@ -1,7 +1,7 @@
-"""How a cell looks and what it is called, alike in every figure and table.
+"""Colour, line, marker and label of a cell, the same in every figure and table.
 
-A strategy has one colour everywhere (Okabe and Ito's palette, safe for colour-blind readers); what else varies in the
-sweep is told apart by line and marker. Where a sweep has but one strategy, its variants have the colours.
+A strategy has one colour (Okabe and Ito's palette, safe for colour-blind readers); other knobs that vary in the sweep
+change line style and marker. In a sweep of a single strategy, its variants have different colours.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bench.config import COMMUNICATING
 from bench.report.cells import COMMUNICATION, HARNESS, varying
 from bench.shape import GPTShape
 
-INK, PAPER = "#1b1b1f", "#ffffff"  # report.py turns these two into the reader's light or dark colours
+INK, PAPER = "#1b1b1f", "#ffffff"  # write.inline_svg replaces both by the page's colours
 NAMES = {
     "local": "local",
     "independent": "independent workers",
@@ -36,14 +36,14 @@ PHASES = {
 }  # fmt: skip
 LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = "osD^vPX*"
-OFF = {"compression": "none", "sync_every": 1}  # nothing is done: a label need not say so
+OFF = {"compression": "none", "sync_every": 1}  # not shown in labels
 PANEL = ["place", "precision", "batch_size"]
 
 Curve = tuple[str, dict[str, Any], pd.DataFrame]
 
 
 def with_looks(ok: pd.DataFrame) -> pd.DataFrame:
-    """The cells with the columns `curve` (its label) and `look`: a curve looks alike in every panel and figure."""
+    """The ok cells with two more columns: `curve`, its label, and `look`, the style of its line (plot keywords)."""
     within = {field for _, panel in ok.groupby("place") for field in told_apart(panel)}
     fields = ["strategy", "num_servers", "placement", *(field for field in told_apart(ok) if field in within)]
     variants: dict[str, Iterator[int]] = {name: itertools.count() for name in NAMES}
@@ -63,44 +63,44 @@ def with_looks(ok: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves(rows: pd.DataFrame) -> Iterator[Curve]:
-    """The curves of a panel: label, look and rows in order of workers."""
+    """The curves of a panel: label, style, and rows by number of workers."""
     for label, curve in rows.groupby("curve", sort=False):
         yield str(label), curve["look"].iloc[0], curve.sort_values("num_workers")
 
 
 def colour_of(cell: pd.Series) -> str:
-    """The colour of a cell's strategy; servers on the workers' own ranks have one of their own."""
+    """The colour of a cell's strategy; colocated and mixed servers have another one."""
     served = cell["strategy"] == "parameter_server" and cell["placement"] != "dedicated"
     return COLOCATED if served else COLOURS[cell["strategy"]]
 
 
 def colour_of_variant(strategy: str, variant: int) -> str:
-    """The colour of a variant of the only strategy: its own, then those that nobody else has here."""
+    """The colour of the variant-th variant of the only strategy: first the strategy's, then the others."""
     own = COLOURS[strategy]
     palette = [own, *(colour for colour in (*COLOURS.values(), COLOCATED) if colour != own)]
     return palette[variant % len(palette)]
 
 
 def told_apart(ok: pd.DataFrame) -> list[str]:
-    """Knobs that vary in the sweep and have neither an axis, a panel nor a colour."""
+    """Knobs that vary and are shown neither by an axis nor by a panel or colour: a label must name them."""
     shown = {"strategy", "num_workers", "num_servers", "placement", *PANEL}
-    talking = varying(ok[ok["strategy"].isin(COMMUNICATING)])
+    communicating = varying(ok[ok["strategy"].isin(COMMUNICATING)])
     fields = [field for field in varying(ok) if field not in shown | (HARNESS - {"model"})]
-    fields = [field for field in fields if field not in COMMUNICATION or field in talking]
+    fields = [field for field in fields if field not in COMMUNICATION or field in communicating]
     shape = [name for name in GPTShape.model_fields if name in ok]
-    if ok.groupby("model")[shape].nunique().le(1).all(axis=None):  # the model's name says it all
+    if ok.groupby("model")[shape].nunique().le(1).all(axis=None):  # the model's name implies them
         fields = [field for field in fields if field not in shape]
     return fields
 
 
 def curve_label(values: dict[str, Any]) -> str:
-    """'parameter server, 2 servers, fp16 wire': what makes this curve another one."""
+    """'parameter server, 2 servers, fp16 wire': strategy and the knobs that distinguish it."""
     words = [NAMES[values["strategy"]]]
     if values["num_servers"]:
         words.append(f"{values['num_servers']} server" + "s" * (values["num_servers"] > 1))
     for field, value in values.items():
         if field in COMMUNICATION and values["strategy"] not in COMMUNICATING:
-            continue  # such a knob says nothing of a strategy that sends nothing
+            continue  # this strategy does not read it
         if pd.isna(value) or value == OFF.get(field):
             continue
         if field == "wire_dtype":

@@ -1,6 +1,6 @@
-"""Loss against time, from the raw steps: how long and how many bytes until a loss that every cell reached.
+"""Time, tokens and bytes until a target loss that every run of a task reached, from steps/<run_id>.csv.
 
-Throughput alone flatters whoever learns less from a token. Warm-up steps train too, so they count here.
+Throughput alone favours strategies that learn less from a token. Warm-up steps train too and are counted.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pyarrow import csv
 from bench.intervals import median_interval
 from bench.report.cells import WORK, judged
 
-WINDOW = 5  # steps over which the loss is averaged: that of one batch is noise
-# Knobs that change how fast a task is learned, not what is learned: cells that differ in them race each other.
+WINDOW = 5  # steps of the trailing mean: the loss of one batch is noisy
+# Knobs that change how fast a task is learned, not the task: cells that differ in them have the same target.
 PACE = frozenset({"batch_size", "gradient_accumulation", "precision", "device", "num_threads", "compute"})
 TASK = [field for field in WORK if field not in PACE]
 COLUMNS = (
@@ -26,26 +26,27 @@ COLUMNS = (
 )  # fmt: skip
 TYPES = {"step": "int64", "loss": "float64", "step_s": "float64"}  # a loss is blank where nothing was trained
 READ = csv.ConvertOptions(include_columns=list(TYPES), column_types=TYPES)
-PROGRESS = {"run_id": "str", "step": "int64", "elapsed_s": "float64", "loss": "float64"}
-BATCH = 1000  # files read at once
+LOSSES = {"run_id": "str", "step": "int64", "elapsed_s": "float64", "loss": "float64"}
+BATCH = 1000  # files parsed at once
 
 
 def read(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
-    """The progress of every ok run whose steps are there: run_id, cell, step, elapsed_s, loss (trailing mean).
+    """Loss and time of every step of the ok runs that have samples: run_id, cell, step, elapsed_s, loss.
 
-    A step ends when its slowest worker ends it; its loss is the mean over the workers' batches.
+    elapsed_s is the sum of the steps so far, each as long as on its slowest worker; loss is the mean over the
+    workers' batches, then over the last WINDOW steps.
     """
     runs = judged(runs)
     cell_of = runs.loc[runs["status"] == "ok"].set_index("run_id")["cell"]
     paths = [path for run_id in cell_of.index if (path := folder / "steps" / f"{run_id}.csv").is_file()]
-    parts = [_progress(paths[start : start + BATCH]) for start in range(0, len(paths), BATCH)]
-    nothing = pd.DataFrame(columns=[*PROGRESS]).astype(PROGRESS)  # typed: columns of objects are slow ever after
+    parts = [_losses(paths[start : start + BATCH]) for start in range(0, len(paths), BATCH)]
+    nothing = pd.DataFrame(columns=[*LOSSES]).astype(LOSSES)  # typed: object columns would be slow
     table = pd.concat([nothing, *parts], ignore_index=True)
     return table.assign(cell=table["run_id"].map(cell_of))
 
 
-def _progress(paths: list[Path]) -> pd.DataFrame:
-    """The progress of some runs. Their files are read as one: opening a reader per small file takes far longer."""
+def _losses(paths: list[Path]) -> pd.DataFrame:
+    """The same for some files, parsed as one: a parser per small file is far slower."""
     texts = [path.read_bytes().split(b"\n", 1) for path in paths]
     whole = b"\n".join([texts[0][0], *(rows.rstrip(b"\n") for _, rows in texts)])
     steps: pd.DataFrame = csv.read_csv(BytesIO(whole), convert_options=READ).to_pandas()
@@ -57,24 +58,25 @@ def _progress(paths: list[Path]) -> pd.DataFrame:
 
 
 def trailing_mean(found: pd.DataFrame) -> pd.Series:
-    """The mean loss of the last WINDOW steps of the run up to each, of as many as there are at its start."""
+    """Per step the mean loss of the run's last WINDOW steps; at its start of as many as there are."""
     sums = found.groupby("run_id")["loss"].cumsum()
     before = sums.groupby(found["run_id"]).shift(WINDOW, fill_value=0.0)
     return (sums - before) / np.minimum(found["step"] + 1, WINDOW)
 
 
-def add_progress(summary: pd.DataFrame, runs: pd.DataFrame, progress: pd.DataFrame) -> pd.DataFrame:
-    """The summary with COLUMNS: what each cell needed to reach the lowest loss that every run of its task reached.
+def add_costs(summary: pd.DataFrame, runs: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
+    """The summary with COLUMNS: the cost of each cell until the lowest loss that every run of its task reached.
 
-    Workers that never talk (`independent`) train models of their own and do not take part.
+    `losses` is what `read` returns. `independent` is left out: each of its workers trains a model of its own.
     """
     runs = runs[runs["strategy"] != "independent"].set_index("run_id")
     task = runs.groupby(TASK, dropna=False).ngroup()
-    known = progress[progress["run_id"].isin(runs.index) & progress["loss"].notna()]
+    known = losses[losses["run_id"].isin(runs.index) & losses["loss"].notna()]
     best = known.groupby("run_id")["loss"].min()
     target = best.groupby(task.loc[best.index].to_numpy()).max()
-    aim = known["run_id"].map(task).map(target).astype("float64")  # also where there is no step at all
-    hits = known.assign(target_loss=aim, task=known["run_id"].map(task))[known["loss"] <= aim]
+    task_of, targets = known["run_id"].map(task), known["run_id"].map(task).map(target)
+    known = known.assign(target_loss=targets.astype("float64"), task=task_of)  # float64 even without rows
+    hits = known[known["loss"] <= known["target_loss"]]
     hits = hits.sort_values("step").drop_duplicates("run_id")
     work = runs.drop_duplicates("cell").set_index("cell")[["num_workers", "batch_size", "block_size"]].prod(axis=1)
     rows = [_to_loss(str(cell), reached, float(work[cell])) for cell, reached in hits.groupby("cell")]
@@ -97,15 +99,15 @@ def _to_loss(cell: str, reached: pd.DataFrame, tokens_per_step: float) -> dict[s
     }  # fmt: skip
 
 
-def bytes_of_all_ranks(cells: pd.DataFrame) -> pd.Series:
-    """Bytes that all ranks of each cell send in one step, as counted; blank where they were not."""
-    of_workers = cells["num_workers"] * cells["bytes_sent_per_worker_per_step"]
-    of_servers = cells["num_servers"] * cells["bytes_sent_per_server_per_step"]
-    return of_workers + of_servers.where(cells["num_servers"] > 0, 0)
+def bytes_of_all_ranks(summary: pd.DataFrame) -> pd.Series:
+    """Counted bytes that all ranks of each cell send in one step; NaN where nothing was counted."""
+    of_workers = summary["num_workers"] * summary["bytes_sent_per_worker_per_step"]
+    of_servers = summary["num_servers"] * summary["bytes_sent_per_server_per_step"]
+    return of_workers + of_servers.where(summary["num_servers"] > 0, 0)
 
 
 def pareto(costs: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Which rows of (n, k) costs no other row beats: at most as much of everything and less of something."""
+    """Mask (n,) of the Pareto front of costs (n, k): no other row is at most equal everywhere and less somewhere."""
     at_most = (costs[:, None] <= costs[None]).all(axis=2)
     less = (costs[:, None] < costs[None]).any(axis=2)
     return np.asarray(~(at_most & less).any(axis=0))

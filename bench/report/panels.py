@@ -1,4 +1,4 @@
-"""How a figure is laid out: panels in two columns, dressed alike, with one legend; pyplot is never used."""
+"""Layout of a figure: panels in two columns with titles, notes and one legend. pyplot is not used."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from bench.config import COMMUNICATING
 from bench.report.looks import INK, NAMES, PANEL, PAPER
 
-NOTE_WIDTH = 52  # letters that fit above a panel beside long tick labels
-MAX_PANELS = 4  # settings in one figure; of more, which nobody compares by eye, the first SHOWN stand for all
+NOTE_WIDTH = 58  # letters of a note that fit above a panel
+TITLE_SHARE = 0.78  # a title is larger: of the letters of a note, this share fits
+MAX_PANELS = 4  # most settings in one figure; of more, the first SHOWN are drawn
 SHOWN = 2
 WIDTH, HEIGHT = 4.8, 3.0  # of a panel, inches
-LEGEND_HANDLE, LEGEND_LETTER, LEGEND_LINE = 0.6, 0.053, 0.17  # of a legend's column and line, inches
-LEGEND_LINES = 3  # for which a figure has room
+LEGEND_HANDLE, LEGEND_LETTER, LEGEND_LINE = 0.6, 0.053, 0.17  # inches: a column's handle, a letter, a line
+LEGEND_LINES = 3  # that fit without making the figure higher
 
 Draw = Callable[[Axes, pd.DataFrame], None]
 
 
 def grid(
-    ok: pd.DataFrame, sides: dict[str, Draw], x: str, *, height: float = HEIGHT, panel: list[str] = PANEL
-) -> Figure:
-    """A figure of one panel per setting, each drawn once per side (its y label), with one legend below.
+    ok: pd.DataFrame, sides: dict[str, Draw], x: str, *,
+    height: float = HEIGHT, panel: list[str] = PANEL, note_width: int = NOTE_WIDTH,
+) -> Figure:  # fmt: skip
+    """A figure with a panel per setting (the values of the columns `panel`) and side, and one legend below.
 
-    Of more than MAX_PANELS settings the first SHOWN are drawn, and the figure says so.
+    `sides` maps a y label to the function that draws; height is that of a panel, inches; note_width the letters of a
+    note. Of more than MAX_PANELS settings the first SHOWN are drawn, and a line above says so.
     """
     settings = list(ok.groupby(panel, sort=False))
     shown = settings if len(settings) <= MAX_PANELS else settings[:SHOWN]
@@ -40,31 +43,32 @@ def grid(
     for number, (key, rows, side) in enumerate(panels, start=1):
         axes = figure.add_subplot(lines, columns, number)
         sides[side](axes, rows)
-        dress(axes, title_of(ok, dict(zip(panel, key, strict=True))), fill(shown_labels(rows), NOTE_WIDTH))
+        title = title_of(ok, dict(zip(panel, key, strict=True)))
+        decorate(axes, fill(title, round(TITLE_SHARE * note_width)), fill(shown_labels(rows), note_width))
         axes.set_xlabel(x)
         axes.set_ylabel(side)
         if x == "workers":
             size_axis(axes, sorted(int(n) for n in ok["num_workers"].unique()))
     if len(shown) < len(settings):
-        note = f"The first {SHOWN} of {len(settings)} settings; the tables hold all."
+        note = f"The first {SHOWN} of {len(settings)} settings; the tables have all."
         figure.suptitle(note, fontsize=8, style="italic", color=INK, x=0.01, ha="left")
     legend(figure)
     return figure
 
 
 def title_of(ok: pd.DataFrame, setting: dict[str, Any]) -> str:
-    """'fp32, 8 sequences per worker', and where, unless everything ran on one machine."""
+    """'fp32, 8 sequences per worker', after the place unless everything ran on one machine."""
     words = {
         "place": "{}", "precision": "{}", "batch_size": "{} sequences per worker",
-        "global_batch_size": "{} sequences together", "target_loss": "until loss {:.3g}",
+        "global_batch_size": "{} sequences in the global batch", "target_loss": "until loss {:.3g}",
     }  # fmt: skip
     shown = [field for field in setting if field != "place" or set(ok["place"]) != {"one machine"}]
     named = {**setting, "strategy": NAMES.get(str(setting.get("strategy")))}
     return ", ".join(words.get(field, "{}").format(named[field]) for field in shown)
 
 
-def dress(axes: Axes, title: str, labels: str = "") -> None:
-    """Title, labels and grid of a panel, in ink and paper."""
+def decorate(axes: Axes, title: str, labels: str = "") -> None:
+    """Set the title, the note under it (labels), the grid and the colours of a panel."""
     axes.set_title(title, loc="left", fontsize=9.5, fontweight="bold", color=INK, pad=6 + 10 * len(labels.splitlines()))
     if labels:
         axes.text(0, 1.02, labels, transform=axes.transAxes, fontsize=7.5, style="italic", color=INK)
@@ -80,9 +84,9 @@ def dress(axes: Axes, title: str, labels: str = "") -> None:
 
 
 def shown_labels(rows: pd.DataFrame) -> str:
-    """'loopback; oversubscribed at 4 workers': the labels of the rows that communicate, and where, unless on all."""
-    talking = rows[rows["strategy"].isin(COMMUNICATING)]
-    of_row = (talking if len(talking) else rows)["labels"].str.split()
+    """'loopback; oversubscribed at 4 workers': the labels of the communicating rows, and where unless on all."""
+    communicating = rows[rows["strategy"].isin(COMMUNICATING)]
+    of_row = (communicating if len(communicating) else rows)["labels"].str.split()
     words = []
     for label in sorted(set(of_row.explode().dropna())):
         where = of_row.map(lambda labels, label=label: label in labels)
@@ -92,7 +96,7 @@ def shown_labels(rows: pd.DataFrame) -> str:
 
 
 def size_axis(axes: Axes, sizes: list[int]) -> None:
-    """Whole workers (or nodes) as ticks, doublings evenly spaced when the range is wide; the other axis from zero."""
+    """Ticks at the given sizes, on a log axis if they span more than a factor of 4; the y axis starts at 0."""
     if sizes[-1] / sizes[0] > 4:
         axes.set_xscale("log", base=2)
         axes.set_xlim(sizes[0] / 1.2, sizes[-1] * 1.2)
@@ -106,7 +110,7 @@ def size_axis(axes: Axes, sizes: list[int]) -> None:
 
 
 def legend(figure: Figure) -> None:
-    """One legend for all panels, every label once."""
+    """Add one legend for all panels, each label once; the figure grows by the lines that it needs."""
     entries: dict[str, Any] = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()

@@ -1,7 +1,6 @@
-"""report.html, report.md, tables and figures of a results folder, rebuilt from runs.jsonl and steps/ alone.
+"""Write report.html, report.md, tables and figures of a results folder from runs.jsonl and steps/ alone.
 
-The same runs give the same files, byte for byte: no clock, no random id, no network. Every number in them
-comes from the summary table; the templates hold none.
+The same runs give the same files, byte for byte. Every number in the reports comes from the summary table.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ from bench.report import answer, cells, commands, duels, figures, loss, sections
 from bench.report.looks import INK, PAPER
 
 TEMPLATES = Path(__file__).with_name("templates")
-MOST_ROWS = 60  # of a table in report.md, which is read in pull requests
+MOST_ROWS = 60  # of a table in report.md
 
 
 def write_report(folder: Path, *, allow_mixed: bool = False) -> list[Path]:
-    """Write the tables, figures/, report.html and report.md into a results folder; their paths.
+    """Write the tables, figures/, report.html and report.md into a results folder; return their paths.
 
-    BadInput without runs, or when they come from different environments and allow_mixed is not given.
+    BadInput if the folder has no runs, or runs of different environments without allow_mixed.
     """
     kept = records.read(folder)
     runs = records.frame(kept)
-    lines = loss.read(folder, runs) if len(runs) else runs
+    losses = loss.read(folder, runs) if len(runs) else runs
     summary = cells.summarize(runs, allow_mixed=allow_mixed)
-    summary = loss.add_progress(summary, runs, lines)
+    summary = loss.add_costs(summary, runs, losses)
     compared = duels.duels(runs)
-    drawn = figures.write_figures(figures.make_figures(summary, compared, lines), folder)
+    drawn = figures.write_figures(figures.make_figures(summary, compared, losses), folder)
     by_cell = commands.commands(summary, {record.cell: record.config for record in kept})
     context = {
         "name": folder.resolve().name,
@@ -61,7 +60,7 @@ def write_report(folder: Path, *, allow_mixed: bool = False) -> list[Path]:
 
 
 def write_parquet(frames: dict[str, pd.DataFrame], folder: Path) -> None:
-    """The tables once more for others' tools, each replaced in one move."""
+    """Write each table as Parquet, replaced atomically."""
     for name, frame in frames.items():
         partial = folder / f"{name}.partial"
         frame.convert_dtypes().to_parquet(partial, index=False)
@@ -69,7 +68,7 @@ def write_parquet(frames: dict[str, pd.DataFrame], folder: Path) -> None:
 
 
 def render(template: str, **context: object) -> str:
-    """Fill a template; HTML is escaped, and a name that the template misspells is an error."""
+    """Fill a template; text in HTML is escaped. A name that the context lacks raises UndefinedError."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=template.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
@@ -79,12 +78,12 @@ def render(template: str, **context: object) -> str:
 
 
 def markdown(text: str) -> str:
-    """Text that stays in its table cell and shows its < and |."""
+    """Text for a cell of a Markdown table: one line, with &, < and | escaped."""
     return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def inline_svg(text: str, prefix: str) -> str:
-    """A figure to stand in a page: no prolog, ids of its own, and ink and paper in the page's colours."""
+    """An SVG file as an element of the page: without prolog, its ids prefixed, its colours those of the page."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
@@ -93,12 +92,12 @@ def inline_svg(text: str, prefix: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, empty when it is not there."""
-    return path.read_text() if path.is_file() else ""
+    """The text of a file; empty if there is none."""
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def read_environment(path: Path) -> list[tuple[str, str]]:
-    """environment.json as (dotted name, value), empty when it is not there."""
+    """environment.json as pairs of dotted name and value; empty if there is no file, BadInput if it is not JSON."""
     try:
         return flatten("", json.loads(read_text(path) or "{}"))
     except json.JSONDecodeError as error:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from bench import records
 from bench.records import RunRecord
@@ -26,7 +29,7 @@ def summarize(*runs: RunRecord) -> pd.DataFrame:
 def draw(*runs: RunRecord, folder: Path = Path("nowhere")) -> dict[str, Figure]:
     table = records.frame(runs)
     lines = loss.read(folder, table)
-    summary = loss.add_progress(cells.summarize(table), table, lines)
+    summary = loss.add_costs(cells.summarize(table), table, lines)
     return figures.make_figures(summary, duels.duels(table), lines)
 
 
@@ -171,7 +174,9 @@ def test_scaling_plots_show_the_ideal(drawn: dict[str, Figure]) -> None:
 def test_labels_are_written_on_every_panel(drawn: dict[str, Figure]) -> None:
     for name in BY_SETTING:
         for axes in drawn[name].axes:
-            assert [text.get_text() for text in axes.texts] == ["few launches; loopback; oversubscribed at 4 workers"]
+            assert [text.get_text().replace("\n", " ") for text in axes.texts] == [
+                "few launches; loopback; oversubscribed at 4 workers"
+            ]
 
 
 def test_only_ok_cells_are_drawn(summary: pd.DataFrame, drawn: dict[str, Figure]) -> None:
@@ -225,3 +230,39 @@ def test_the_same_summary_gives_the_same_files(tmp_path: Path) -> None:
         contents.append({file.name: file.read_bytes() for file in files})
     assert contents[0] == contents[1]
     assert {name.split(".")[1] for name in contents[0]} == set(figures.KINDS)
+
+
+def words_of(figure: Figure) -> list[Text]:
+    """Titles, notes, axis labels, tick labels of the bars, and the legend."""
+    found = [text for axes in figure.axes for text in axes.get_children() if isinstance(text, Text)]
+    found += [label for axes in figure.axes for label in (axes.xaxis.label, axes.yaxis.label, *axes.get_yticklabels())]
+    return found + [text for one in figure.legends for text in one.get_texts()]
+
+
+def test_no_text_is_cut_off() -> None:
+    slept = {"compute": "emulated", "emulated_forward_s": 0.1, "emulated_backward_s": 0.2, "batch_size": 16}
+    runs = [
+        make_record(strategy="parameter_server", num_servers=8, num_workers=16, **way)
+        for way in ({}, {"compression": "onebit"}, {**slept, "labels": ("emulated", "oversubscribed", "loopback")})
+    ]
+    for figure in draw(*runs).values():
+        figure.draw_without_rendering()
+        for text in words_of(figure):
+            box = text.get_window_extent()
+            assert not text.get_text() or (box.x0 >= 0 and box.x1 <= figure.bbox.x1), text.get_text()
+
+
+def test_a_dollar_in_a_path_is_no_formula(tmp_path: Path) -> None:
+    runs = [make_record(strategy="ddp", num_workers=2, data=data) for data in ("$a.bin", "$HOME/{b}$_^.bin")]
+    figures.write_figures({"throughput": draw(*runs)["throughput"]}, tmp_path)
+    drawn = ElementTree.parse(tmp_path / "figures" / "throughput.svg").getroot()
+    assert any("$HOME/{b}$_^.bin" in (element.text or "") for element in drawn.iterfind(".//{*}text"))
+
+
+def test_settings_of_the_user_change_no_figure(tmp_path: Path) -> None:
+    contents = []
+    for settings in ({}, {"lines.linewidth": 9, "axes.grid": True, "font.family": "serif", "savefig.bbox": "tight"}):
+        with matplotlib.rc_context(settings):
+            figures.write_figures({"throughput": draw(make_record())["throughput"]}, tmp_path)
+        contents.append([path.read_bytes() for path in sorted((tmp_path / "figures").iterdir())])
+    assert contents[0] == contents[1]

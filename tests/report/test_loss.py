@@ -44,7 +44,7 @@ def test_progress_is_that_of_the_slowest_worker_and_the_mean_loss(folder: Path) 
 def test_the_target_is_what_every_run_reached_and_no_run_reached_it_earlier(folder: Path) -> None:
     runs = records.frame(records.read(folder))
     lines = loss.read(folder, runs)
-    table = loss.add_progress(cells.summarize(runs), runs, lines)
+    table = loss.add_costs(cells.summarize(runs), runs, lines)
     best = lines.groupby("run_id")["loss"].min()
     assert set(table["target_loss"]) == {best.max()}
     for row in table.to_dict("records"):
@@ -59,7 +59,7 @@ def test_the_target_is_what_every_run_reached_and_no_run_reached_it_earlier(fold
 
 def test_without_steps_nothing_is_known(tmp_path: Path) -> None:
     runs = records.frame([make_record()])
-    table = loss.add_progress(cells.summarize(runs), runs, loss.read(tmp_path, runs))
+    table = loss.add_costs(cells.summarize(runs), runs, loss.read(tmp_path, runs))
     assert set(loss.COLUMNS) <= set(table.columns)
     assert table[list(loss.COLUMNS[:-1])].isna().all(axis=None)
     assert not table["on_front"].any()

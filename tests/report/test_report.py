@@ -107,7 +107,7 @@ def test_every_cell_and_every_reason_is_in_both_reports(folder: Path, page: str)
 def all_sections(*runs: RunRecord) -> list[sections.Section]:
     table = records.frame(runs)
     lines = pd.DataFrame(columns=["run_id", "cell", "step", "elapsed_s", "loss"])
-    summary = loss.add_progress(cells.summarize(table), table, lines)
+    summary = loss.add_costs(cells.summarize(table), table, lines)
     return sections.sections(summary, duels.precision_effects(table), [])
 
 
