@@ -41,38 +41,45 @@ class FlatLayout:
                 pieces.append((index, (max(first, begin), min(last, end))))
         return pieces
 
+    def parameters_in(self, ranges: Sequence[Range]) -> list[list[int]]:
+        """Return, for each range of the flat vector, the indices of the parameters that overlap it."""
+        return [[index for index, _ in self.overlapping(*span)] for span in ranges]
+
     def views(self, flat: Tensor) -> list[Tensor]:
-        """Each parameter's part of a flat buffer, in its shape, in the order of `parameters`."""
+        """Return each parameter's part of a flat buffer, in its shape, in the order of `parameters`."""
         return [flat[begin:end].view(p.shape) for p, (begin, end) in zip(self.parameters, self.ranges(), strict=True)]
 
 
 class Readiness:
-    """Which ranges of the flat vector have got all of their gradients in this step."""
+    """Counts, for each range of the flat vector, the gradients of this step that are still missing."""
 
     def __init__(self, layout: FlatLayout, ranges: Sequence[Range]) -> None:
-        pieces = [[index for index, _ in layout.overlapping(*span)] for span in ranges]
-        self._num_pieces = [len(parameters) for parameters in pieces]
+        parameters_of = layout.parameters_in(ranges)
+        self._num_parameters = [len(indices) for indices in parameters_of]
         self._ranges_of: list[list[int]] = [[] for _ in layout.parameters]
-        for number, parameters in enumerate(pieces):
-            for index in parameters:
+        for number, indices in enumerate(parameters_of):
+            for index in indices:
                 self._ranges_of[index].append(number)
         self.reset()
 
     def reset(self) -> None:
-        """Begin a step: no gradient is there."""
-        self._awaited = list(self._num_pieces)
-        self._here = [False] * len(self._ranges_of)
+        """Begin a step: every gradient is missing."""
+        self._num_missing = list(self._num_parameters)
+        self._is_ready = [False] * len(self._ranges_of)
 
     def complete(self, index: int) -> list[int]:
-        """Note one parameter's gradient, return the ranges that it was the last for."""
-        self._here[index] = True
+        """Note that a parameter's gradient is ready; return the ranges that it was the last for."""
+        self._is_ready[index] = True
+        completed = []
         for number in self._ranges_of[index]:
-            self._awaited[number] -= 1
-        return [number for number in self._ranges_of[index] if self._awaited[number] == 0]
+            self._num_missing[number] -= 1
+            if self._num_missing[number] == 0:
+                completed.append(number)
+        return completed
 
     def missing(self) -> list[int]:
-        """The parameters whose gradient has not come."""
-        return [index for index, here in enumerate(self._here) if not here]
+        """Return the indices of the parameters whose gradient is not ready."""
+        return [index for index, ready in enumerate(self._is_ready) if not ready]
 
 
 def balanced_ranges(begin: int, end: int, parts: int) -> list[Range]:

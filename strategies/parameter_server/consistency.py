@@ -1,4 +1,4 @@
-"""Who waits for whom: bulk-synchronous (BSP), asynchronous (ASP), stale-synchronous (SSP) parallel training."""
+"""Which workers wait: bulk-synchronous (BSP), asynchronous (ASP), stale-synchronous (SSP) parallel training."""
 
 from __future__ import annotations
 
@@ -6,39 +6,38 @@ from collections import Counter
 
 
 class Clocks:
-    """How often each worker has pushed one chunk, and who may have new weights for it.
+    """The clock of each worker for one chunk: the number of its pushes; decides which workers get new weights.
 
-    A worker's clock is the number of its pushes. It is answered once it is at most `staleness` ahead of the slowest
-    (Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server", 2013): 0 is BSP,
-    where all are answered together, infinity is ASP. As a worker pushes every chunk in every step, what
-    holds for each chunk holds for the workers.
+    A worker is replied to once its clock is at most `staleness` ahead of the slowest (Ho et al., "More Effective
+    Distributed ML via a Stale Synchronous Parallel Parameter Server", 2013): 0 is BSP, where all get their reply
+    together, infinity is ASP. A worker pushes every chunk in every step, so a bound per chunk bounds the workers.
     """
 
     def __init__(self, num_workers: int, staleness: float) -> None:
         self._staleness = staleness
         self._pushed = [0] * num_workers
-        self._answered = [0] * num_workers
+        self._replied = [0] * num_workers
         self._updates = 0
         self._seen = [0] * num_workers  # updates that were in the weights each worker was last given
         self.largest_lead = 0
         self.missed: Counter[int] = Counter()  # pushes by how many updates of others their gradient did not know
 
     def push(self, worker: int) -> list[int]:
-        """Count a push; return the workers to be answered now, in order."""
+        """Count a push; return the workers to reply to now, in order."""
         self._pushed[worker] += 1
         slowest = min(self._pushed)
-        ahead = enumerate(zip(self._pushed, self._answered, strict=True))
-        free = [w for w, (pushed, answered) in ahead if answered < pushed <= slowest + self._staleness]
-        for w in free:
-            self._answered[w] = self._pushed[w]
+        ahead = enumerate(zip(self._pushed, self._replied, strict=True))
+        released = [w for w, (pushed, replied) in ahead if replied < pushed <= slowest + self._staleness]
+        for w in released:
+            self._replied[w] = self._pushed[w]
             self.largest_lead = max(self.largest_lead, self._pushed[w] - slowest)
-        return free
+        return released
 
     def updated(self, worker: int) -> None:
-        """Count an update by one worker's gradient, and how many of others it had missed."""
+        """Count an update by one worker's gradient, and the updates by others since its last reply."""
         self.missed[self._updates - self._seen[worker]] += 1
         self._updates += 1
 
-    def answered(self, worker: int) -> None:
-        """Note that a worker is given the weights as they are."""
+    def replied(self, worker: int) -> None:
+        """Note that a worker is sent the current weights."""
         self._seen[worker] = self._updates

@@ -1,4 +1,4 @@
-"""Where messages lie: what ranks of one node say to each other lies in memory that both see, and need not travel."""
+"""Message buffers: payloads between ranks of one node lie in memory that both see, and are not sent."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SHARED_MEMORY = "/dev/shm"  # where Open MPI's windows are
 
 
 class NodeMemory:
-    """Memory that the ranks of a node lay out for each other (MPI-3 shared memory windows).
+    """Memory of each rank that the other ranks of its node can read and write (MPI-3 shared memory windows).
 
-    Without `sharing`, on a node with one rank, where it would not fit into /dev/shm, and for a rank whose memory is to
-    be page-locked, a rank's memory is its own alone. Who reads what another has written must be told by a message, and
-    both call `sync` around it.
+    A rank's memory is private without `sharing`, on a node with one rank, if it would not fit into /dev/shm, and if it
+    is to be page-locked. Before a rank reads what another has written it needs a message from there, and both call
+    `sync` around it.
     """
 
     def __init__(self, comm: MPI.Intracomm, nbytes: int, sharing: bool, pinned: bool) -> None:
@@ -36,7 +36,7 @@ class NodeMemory:
             self._own = torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned)
 
     def _open(self, comm: MPI.Intracomm, nbytes: int) -> MPI.Win | None:
-        """Return the node's window, and know who has which place in it; None where there is nothing to share."""
+        """Return the node's window and set `_places`, each rank's index in it; None where nothing is shared."""
         node = comm.Split_type(MPI.COMM_TYPE_SHARED)
         assert isinstance(node, MPI.Intracomm)
         window = None
@@ -50,20 +50,20 @@ class NodeMemory:
         return window
 
     def of(self, rank: int) -> Tensor | None:
-        """The bytes of a rank's part, uint8; None if they cannot be seen from here."""
+        """Return a rank's memory, uint8; None if it cannot be read from here."""
         if self._window is not None and self._places[rank] != MPI.UNDEFINED:
             buffer, _ = self._window.Shared_query(self._places[rank])
             if len(buffer):
                 return _from_cache_line(torch.frombuffer(buffer, dtype=torch.uint8))
         return self._own if rank == self._rank else None
 
-    def shown_to(self, rank: int) -> bool:
-        """Whether a rank sees this one's part."""
+    def is_visible_to(self, rank: int) -> bool:
+        """Whether a rank can read this one's memory."""
         shared = self._window is not None and self._own is None
         return rank == self._rank or (shared and self._places[rank] != MPI.UNDEFINED)
 
     def sync(self) -> None:
-        """Let others see what was written before, and see what they wrote."""
+        """Make earlier writes visible to the others, and theirs visible here."""
         if self._window is not None:
             self._window.Sync()
 
@@ -75,7 +75,7 @@ class NodeMemory:
 
 
 def _has_room(nbytes: int) -> bool:
-    """Whether so much, and a tenth more for others, is left."""
+    """Whether so many bytes fit into /dev/shm and leave a tenth of them to others."""
     if not os.path.isdir(SHARED_MEMORY):
         return False
     disk = os.statvfs(SHARED_MEMORY)
@@ -84,23 +84,23 @@ def _has_room(nbytes: int) -> bool:
 
 @dataclass(frozen=True)
 class Messages:
-    """Memory (uint8) that holds one message beside the other."""
+    """Contiguous memory (uint8) and the bytes of each message in it."""
 
     memory: Tensor
     places: Sequence[slice]
 
     @property
     def each(self) -> list[Tensor]:
-        """One after the other."""
+        """Each message's bytes, uint8."""
         return [self.memory[place] for place in self.places]
 
 
-class Mailboxes:
-    """Where the messages between workers and servers lie: each in its sender's memory.
+class MessageBuffers:
+    """The buffers of all messages between workers and servers: each lies in its sender's memory.
 
-    A receiver on the same node reads it there, and is sent no more than that it is ready. The sender's next message
-    overwrites it; by then it was read: a server has summed a gradient when it answers, and a worker has taken an
-    answer when it pushes again.
+    A receiver on the same node reads it there, and gets an empty message when it is ready. The sender's next message
+    overwrites it; by then it was read: a server has summed a gradient when it replies, and a worker has taken over a
+    reply when it pushes again.
     """
 
     def __init__(
@@ -112,12 +112,12 @@ class Mailboxes:
         self._plan = plan
         self._codec = make_codec(options)
         self._itemsize = torch_dtype(options.wire_dtype).itemsize
-        self.answers_each = 1 if options.staleness_bound == 0 else len(plan.roles.workers)
+        self.num_replies = 1 if options.staleness_bound == 0 else len(plan.roles.workers)
         self._pushes = self._lay_out(plan.chunks)
-        self._answers = [self._lay_out(plan.of_server(server)) for server in range(len(plan.roles.servers))]
-        nbytes = self._begin_of_answers(comm.rank)
+        self._replies = [self._lay_out(plan.of_server(server)) for server in range(len(plan.roles.servers))]
+        nbytes = self._begin_of_replies(comm.rank)
         if comm.rank in plan.roles.servers:
-            nbytes += self.answers_each * _end(self._answers[plan.roles.servers.index(comm.rank)])
+            nbytes += self.num_replies * _end(self._replies[plan.roles.servers.index(comm.rank)])
         self._memory = memory_of_node(comm, nbytes, options.shared_memory, pinned)
         self.sync = self._memory.sync
         self.free = self._memory.free
@@ -126,60 +126,63 @@ class Mailboxes:
         return self._codec.nbytes(chunk.size) if self._codec else chunk.size * self._itemsize
 
     def _lay_out(self, chunks: Sequence[Chunk]) -> list[slice]:
-        """Numbers without gaps, so that they are one vector; codes where a new cache line begins."""
+        """Return the bytes of each message: uncompressed ones form one vector, codes begin on a cache line."""
         places, begin = [], 0
         for chunk in chunks:
             places.append(slice(begin, begin + self._nbytes(chunk)))
             begin = _aligned(places[-1].stop) if self._codec else places[-1].stop
         return places
 
-    def _begin_of_answers(self, rank: int) -> int:
+    def _begin_of_replies(self, rank: int) -> int:
         return _end(self._pushes) if rank in self._plan.roles.workers else 0
 
-    def travels_to(self, rank: int) -> bool:
-        """Whether what this rank has for another one must be sent, for it does not see where that lies."""
-        return not self._memory.shown_to(rank)
+    def is_sent_to(self, rank: int) -> bool:
+        """Whether a payload for another rank must be sent, because that rank cannot read this one's memory."""
+        return not self._memory.is_visible_to(rank)
 
-    def travels_from(self, rank: int) -> bool:
-        """Whether what another rank has for this one arrives as a message."""
+    def is_sent_from(self, rank: int) -> bool:
+        """Whether a payload from another rank arrives as a message."""
         return self._memory.of(rank) is None
 
     @property
     def shares(self) -> bool:
-        """Whether this rank and another one, a worker and a server, see each other's messages without sending them."""
+        """Whether this rank and another one, a worker and a server, read each other's payloads in shared memory."""
         workers, servers = self._plan.roles.workers, self._plan.roles.servers
         peers = (servers if self._rank in workers else ()) + (workers if self._rank in servers else ())
-        return any(rank != self._rank and not self.travels_to(rank) for rank in peers)
+        return any(rank != self._rank and not self.is_sent_to(rank) for rank in peers)
 
     def pushes(self, worker: int, chunks: Sequence[Chunk]) -> Messages:
-        """A worker's gradients of some chunks: where it writes them, or a place for them to arrive at."""
-        theirs = self._memory.of(self._plan.roles.workers[worker])
-        if theirs is None:
+        """Return the buffers of a worker's gradients of some chunks: where it writes them, or where they arrive."""
+        memory = self._memory.of(self._plan.roles.workers[worker])
+        if memory is None:
             return _empty(self._lay_out(chunks))
-        return Messages(theirs[: self._pushes[-1].stop], [self._pushes[chunk.index] for chunk in chunks])
+        return Messages(memory[: self._pushes[-1].stop], [self._pushes[chunk.index] for chunk in chunks])
 
-    def answers(self, server: int, which: int) -> Messages:
-        """What a server returns for each of its chunks: where it writes that, or a place for it to arrive at."""
-        rank, places = self._plan.roles.servers[server], self._answers[server]
-        theirs = self._memory.of(rank)
-        if theirs is None:
+    def replies(self, server: int, number: int) -> Messages:
+        """Return the buffers of a server's replies, one per chunk of its shard: where it writes them, or they arrive.
+
+        `number` is below `num_replies`: worker w reads those of w % num_replies.
+        """
+        rank, places = self._plan.roles.servers[server], self._replies[server]
+        memory = self._memory.of(rank)
+        if memory is None:
             return _empty(places)
-        begin = self._begin_of_answers(rank) + which * _end(places)
-        return Messages(theirs[begin : begin + places[-1].stop], places)
+        begin = self._begin_of_replies(rank) + number * _end(places)
+        return Messages(memory[begin : begin + places[-1].stop], places)
 
-    def all_answers(self, worker: int) -> Tensor | None:
-        """All that a worker is answered, side by side, if it comes from one server and is seen from here."""
+    def whole_reply(self, worker: int) -> Tensor | None:
+        """Return all replies to a worker as one vector (uint8); None unless they are uncompressed and in one memory."""
         servers = self._plan.roles.servers
-        if self._codec or len(servers) > 1 or self.travels_from(servers[0]):
+        if self._codec or len(servers) > 1 or self.is_sent_from(servers[0]):
             return None
-        return self.answers(0, worker % self.answers_each).memory
+        return self.replies(0, worker % self.num_replies).memory
 
 
 def _from_cache_line(part: Tensor) -> Tensor:
-    """A rank's part of a window without the ALIGNMENT bytes too many, from where a cache line begins.
+    """Return a rank's part of a window from its first cache line on, ALIGNMENT bytes shorter.
 
-    Open MPI has it begin 8 bytes later, and sums and updates across lines took a tenth longer. The place is the same in
-    every process, for a window is mapped in whole pages.
+    Open MPI starts it 8 bytes into a line, and misaligned sums and updates took a tenth longer. The offset is the same
+    in every process, because a window is mapped in whole pages.
     """
     begin = -part.data_ptr() % ALIGNMENT
     return part[begin : begin + len(part) - ALIGNMENT]

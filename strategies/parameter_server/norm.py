@@ -14,9 +14,9 @@ from strategies.parameter_server.progress import Progress
 
 
 class NormExchange:
-    """Servers send their squares to the first, which adds them in order and tells every other rank once.
+    """Servers send their squared norms to the first, which adds them in rank order and sends every rank the norm.
 
-    Nobody blocks: the same thread may have a worker's gradients to push meanwhile.
+    No call blocks: the same thread may have a worker's gradients to push meanwhile.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class NormExchange:
         self._counters = counters
         self._known = known
         self._first, *self._others = roles.servers
-        self._told = sorted({*roles.servers, *roles.workers} - {self._first})
+        self._receivers = sorted({*roles.servers, *roles.workers} - {self._first})
         self._squares = np.zeros(len(roles.servers))
         self._awaited = len(self._others)
         self._sending: list[MPI.Request] = []
@@ -36,27 +36,27 @@ class NormExchange:
             self._expect(0, self._first, lambda: self._known(float(self._squares[0])))
         else:
             for place, rank in enumerate(self._others, start=1):
-                self._expect(place, rank, self._square_known)
+                self._expect(place, rank, self._square_arrived)
 
     def exchange(self, square: float) -> None:
-        """Contribute this server's square; `known` is called with the norm once all have."""
+        """Contribute this server's squared norm; `known` is called with the norm once all servers have."""
         self._squares[0] = square
         if self._comm.rank != self._first:
             self._send([self._first])
         else:
-            self._square_known()
+            self._square_arrived()
 
-    def _square_known(self) -> None:
-        """Add up once this server's own square and those of all others are here, in whatever order they came."""
+    def _square_arrived(self) -> None:
+        """Add up once this server's own square and those of all others are here, in whatever order they arrived."""
         self._awaited -= 1
         if self._awaited < 0:
             self._awaited = len(self._others)
-            self._tell()
+            self._send_norm()
 
-    def _tell(self) -> None:
+    def _send_norm(self) -> None:
         norm = math.sqrt(sum(self._squares.tolist()))
         self._squares[0] = norm
-        self._send(self._told)
+        self._send(self._receivers)
         self._known(norm)
 
     def _send(self, ranks: list[int]) -> None:
@@ -75,5 +75,5 @@ class NormExchange:
         self._progress.expect(rank, NORM_TAG, value.view(np.uint8), arrived)
 
     def finish(self) -> None:
-        """Wait until what was sent last has left."""
+        """Complete the last sends."""
         wait_all(self._sending)

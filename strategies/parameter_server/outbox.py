@@ -1,4 +1,4 @@
-"""In which order a worker's chunks leave, and how many at a time."""
+"""In which order a worker's chunks are pushed, and how many bytes are in flight."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from strategies.parameter_server.plan import Chunk
 
 
 def sending_order(chunks: Sequence[Chunk], schedule: str, worker: int, num_servers: int) -> list[int]:
-    """Return each chunk's place in the order in which ready chunks leave.
+    """Return each chunk's place in the order in which ready chunks are sent.
 
-    fifo is backward's order; priority is forward's, the other way round: what the next step needs first overtakes
-    what still waits (Jayarajan et al., "Priority-based Parameter Propagation", 2019). Within a stripe, worker w
-    begins with server w mod S, so that the workers do not all fall on one server.
+    fifo is backward's order; priority is forward's, the reverse: the chunks that the next forward reads first overtake
+    others that wait (Jayarajan et al., "Priority-based Parameter Propagation", 2019). Within a stripe, worker w
+    begins with server w mod S, so that the workers do not all send to one server at once.
     """
     direction = -1 if schedule == "priority" else 1
 
@@ -27,11 +27,11 @@ def sending_order(chunks: Sequence[Chunk], schedule: str, worker: int, num_serve
 
 
 class Outbox:
-    """Chunks that are ready to leave; with a window, at most so many bytes are on their way.
+    """Chunks that are ready to be sent; a window limits the elements in flight.
 
-    A message that MPI has taken cannot be overtaken any more: without a window the order is that of readiness. And
-    without one, the worker whose connection has the largest TCP window gets more than its share of a server's link: as
-    a chunk is complete only when the last worker's is there, the server's answers then start late.
+    A message handed to MPI can no longer be overtaken: without a window chunks are sent in order of readiness. Also,
+    the worker whose connection has the largest TCP window then gets more than its share of a server's link: a chunk is
+    complete only when the last worker's has arrived, so that the server's replies start late.
     """
 
     def __init__(
@@ -42,21 +42,21 @@ class Outbox:
         self._window = window
         self._send = send
         self._waiting: list[int] = []
-        self._under_way = 0
+        self._in_flight = 0
 
     def add(self, indices: Sequence[int]) -> None:
-        """Send chunks as soon as the window lets them pass."""
+        """Send chunks as soon as the window allows."""
         for index in indices:
             heapq.heappush(self._waiting, self._places[index])
         self._fill()
 
     def arrived(self, chunk: Chunk) -> None:
         """Note that a chunk has reached its server."""
-        self._under_way -= chunk.size
+        self._in_flight -= chunk.size
         self._fill()
 
     def _fill(self) -> None:
-        while self._waiting and (self._under_way == 0 or self._under_way < self._window):
+        while self._waiting and (self._in_flight == 0 or self._in_flight < self._window):
             chunk = self._chunks[heapq.heappop(self._waiting)]
-            self._under_way += chunk.size
+            self._in_flight += chunk.size
             self._send(chunk)

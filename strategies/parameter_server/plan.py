@@ -1,4 +1,4 @@
-"""Who holds what, and which message carries it: the agreement between workers and servers."""
+"""Which server holds which elements, and which message carries them; workers and servers compute it alike."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NORM_TAG = 1
 
 @dataclass(frozen=True)
 class Roles:
-    """Which ranks work, which serve, and how much each server holds: shares are relative whole numbers."""
+    """Which ranks train, which serve, and how much each server holds: `shares` are relative whole numbers."""
 
     workers: tuple[int, ...]
     servers: tuple[int, ...]
@@ -49,7 +49,7 @@ class Roles:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One message's worth of the flat vector: elements [begin, end), held by the server of that index."""
+    """The elements [begin, end) of the flat vector that one message carries; `server` is an index into the servers."""
 
     index: int
     stripe: int
@@ -87,7 +87,7 @@ class Plan:
 
     @staticmethod
     def of(model: nn.Module, roles: Roles, options: Options) -> Plan:
-        """Return the plan that every rank makes alike, from shapes alone."""
+        """Return the plan, which depends on shapes and options alone: every rank computes the same."""
         return Plan.make(FlatLayout.of(model), roles, options.chunk_bytes, torch_dtype(options.wire_dtype))
 
     @staticmethod
@@ -111,7 +111,7 @@ class Plan:
 
     @property
     def imbalance(self) -> float:
-        """λ: the most that a server holds over what it should, 1.0 when perfectly balanced."""
+        """λ: the largest ratio of what a server holds to its due share; 1.0 is perfectly balanced."""
         held = np.zeros(len(self.roles.servers))
         for chunk in self.chunks:
             held[chunk.server] += chunk.size
@@ -120,11 +120,11 @@ class Plan:
 
 
 Buffer = np.ndarray
-NOTHING = np.empty(0, np.uint8)  # what travels where only the message's arrival says something
+NOTHING = np.empty(0, np.uint8)  # the payload where only the arrival of a message matters
 
 
 def message(buffer: Buffer) -> list[object]:
-    """What mpi4py's Uppercase calls take to move a buffer byte by byte."""
+    """Return a buffer as mpi4py's Uppercase calls take it, as bytes."""
     return [buffer, MPI.BYTE]
 
 

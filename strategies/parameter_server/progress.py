@@ -1,4 +1,4 @@
-"""Who moves a rank's messages: takes in what arrives, waits for it asleep, and acts on it."""
+"""Progress of a rank's messages: receive what arrives, sleep while nothing does, call what each message is for."""
 
 from __future__ import annotations
 
@@ -13,68 +13,67 @@ from functools import partial
 import numpy as np
 from mpi4py import MPI
 
-# A waiting rank sleeps: a polling one would take its core from a rank that computes. The longest nap keeps a
-# socket's buffer from running dry: 256 kB last 0.4 ms at 5 Gbit/s.
+# A waiting rank sleeps: a polling one would take its core from a rank that computes. The longest sleep is short enough
+# that a socket's buffer does not run empty: 256 kB last 0.4 ms at 5 Gbit/s.
 SHORTEST_NAP_S = 50e-6
 LONGEST_NAP_S = 400e-6
-LARGE_BYTES = 256_000  # of a message whose second copy takes longer than posting a receive for it
-MOST_AHEAD = 16  # of them from one source
+LARGE_BYTES = 256_000  # from this size on, copying an unexpected message costs more than posting a receive
+MOST_AHEAD = 16  # receives of large messages posted ahead per source
 
-Act = Callable[[], None]
+Callback = Callable[[], None]
 
 
 class Progress:
-    """What may arrive, what is under way, and what to do when it is there.
+    """Which messages may arrive, which requests are in flight, and the callback of each.
 
-    MPI moves messages only while somebody is inside it. While a rank computes, that is a thread of its own (`run`);
-    what its main thread has to send it sends itself (`post`), for waking the other one takes as long; and where it can
-    only wait it takes over the whole (`wait`), so that nothing is handed from thread to thread. Whoever holds the lock
-    is the only one of them to call MPI.
+    MPI moves messages only inside its own calls. While the main thread computes, a second thread makes these calls
+    (`run`). The main thread sends by itself (`post`), because waking the other thread takes as long, and while it can
+    only wait it makes all calls (`wait`), so that no message is handed from thread to thread. A lock lets one thread
+    at a time call MPI.
 
-    It asks MPI whether anything has arrived: no receive is posted, tested and taken back for every chunk that might.
-    Only large messages have one posted ahead, for MPI copies what it did not expect once more; of each source so many
-    as came first last time.
+    Arrivals are found by probing: no receive is posted, tested and cancelled for every chunk that might come. Only
+    large messages have receives posted ahead, because MPI copies an unexpected message once more: per source, those
+    that arrived first the last time.
     """
 
     def __init__(self, comm: MPI.Intracomm, poll_s: float = 0.0) -> None:
         self._comm = comm
         self._poll_s = poll_s
-        self._expected: dict[tuple[int, int], tuple[np.ndarray, Act]] = {}
-        self._next: dict[int, OrderedDict[int, MPI.Prequest]] = {}  # of each source: large messages, by tag
+        self._expected: dict[tuple[int, int], tuple[np.ndarray, Callback]] = {}  # by source and tag
+        self._next: dict[int, OrderedDict[int, MPI.Prequest]] = {}  # large messages of each source, by tag
         self._posted_ahead: set[tuple[int, int]] = set()
         self._requests: list[MPI.Request] = []
-        self._acts: list[Act] = []
-        self._posted: deque[Act] = deque()
+        self._callbacks: list[Callback] = []  # one per request
+        self._posted: deque[Callback] = deque()
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._asleep = False  # whether `run` looks again only when it is woken
-        self.awaited = 0  # messages that call for something when they come; while there are none, `run` sleeps
+        self._asleep = False  # whether `run` sleeps until it is woken
+        self.awaited = 0  # messages that will come and call for action; while there are none, `run` sleeps
 
-    def post(self, act: Act) -> None:
-        """Send something now; if the other thread is just inside MPI, have it do so next.
+    def post(self, send: Callback) -> None:
+        """Send something now; if the other thread is inside MPI, let it do so next.
 
-        Wake that one only for what is then under way: it would take Python's lock from this one, and this one could
-        send no more before it had got it back.
+        The other thread is woken only if something is then in flight: it contends for the GIL and delays the next send.
         """
-        self._posted.append(act)
+        self._posted.append(send)
         if not self._lock.acquire(blocking=False):
             self._wake.set()
             return
         try:
-            self._do_posted()
+            self._call_posted()
             if self._asleep and self._can_move():
                 self._asleep = False
                 self._wake.set()
         finally:
             self._lock.release()
 
-    def look(self) -> None:
-        """Have `run` look whether what it runs until holds."""
+    def wake(self) -> None:
+        """Let `run` re-check its stop condition."""
         self._wake.set()
 
-    def expect(self, source: int, tag: int, buffer: np.ndarray, act: Act) -> None:
-        """Receive every message with that tag from a rank into a buffer (bytes), and do something then."""
-        self._expected[source, tag] = buffer, act
+    def expect(self, source: int, tag: int, buffer: np.ndarray, arrived: Callback) -> None:
+        """Receive every message with that tag from a rank into a buffer (bytes), and call `arrived` each time."""
+        self._expected[source, tag] = buffer, arrived
         if buffer.nbytes >= LARGE_BYTES:
             receive = self._comm.Recv_init([buffer, MPI.BYTE], source, tag)
             assert isinstance(receive, MPI.Prequest)
@@ -82,7 +81,7 @@ class Progress:
             self._post_ahead(source)
 
     def _post_ahead(self, source: int) -> None:
-        """Be ready for the next large messages of a rank."""
+        """Post receives for the large messages that a rank will send next."""
         for tag in itertools.islice(self._next[source], MOST_AHEAD):
             if (source, tag) not in self._posted_ahead:
                 self._receive_large(source, tag)
@@ -94,16 +93,16 @@ class Progress:
         self.watch(receive, partial(self._arrived, source, tag))
 
     def _arrived(self, source: int, tag: int) -> None:
-        """Act on a message, which is not the next one any more."""
-        _, act = self._expected[source, tag]
-        act()
+        """Call a message's callback; a large message is then the last that its source will send."""
+        _, callback = self._expected[source, tag]
+        callback()
         if tag in self._next.get(source, ()):
             self._posted_ahead.discard((source, tag))
             self._next[source].move_to_end(tag)
             self._post_ahead(source)
 
-    def withdraw(self) -> None:
-        """Take back what was posted for messages that will not come."""
+    def cancel(self) -> None:
+        """Cancel the receives that are posted ahead, and free all receives."""
         for source, tag in self._posted_ahead:
             receive = self._next[source][tag]
             receive.Cancel()
@@ -112,21 +111,22 @@ class Progress:
             for receive in receives.values():
                 receive.Free()
 
-    def watch(self, request: MPI.Request, act: Act) -> None:
-        """Do something once a started request has completed."""
+    def watch(self, request: MPI.Request, completed: Callback) -> None:
+        """Call `completed` once a started request is complete."""
         self._requests.append(request)
-        self._acts.append(act)
+        self._callbacks.append(completed)
 
     def run(self, until: Callable[[], bool]) -> None:
-        """Move messages until something holds, beside a thread that computes: in naps, asleep while nothing can come.
+        """Move messages until a condition holds, beside a thread that computes.
 
-        It never polls, which would take the core from that thread.
+        It sleeps between probes, and until woken while nothing can arrive. It never polls, which would take the core
+        from that thread.
         """
         nap_s = SHORTEST_NAP_S
         while True:
             self._wake.clear()
-            with self._lock:  # whoever posts sees it asleep, or is seen before it falls asleep
-                acted = self._turn()
+            with self._lock:  # `post` either sees `_asleep`, or is seen here before this thread sleeps
+                acted = self._advance()
                 if until():
                     return
                 self._asleep = not (acted or self._can_move())
@@ -137,14 +137,14 @@ class Progress:
                 nap_s = min(2 * nap_s, LONGEST_NAP_S)
 
     def wait(self, until: Callable[[], bool]) -> None:
-        """Move messages until something holds, while nobody on this rank computes.
+        """Move messages until a condition holds, while no thread of this rank computes.
 
-        After something has happened it polls for `poll_s`, then it naps.
+        It polls for `poll_s` after the last message, then it sleeps between probes.
         """
         nap_s, acted_at = SHORTEST_NAP_S, 0.0
         with self._lock:
             while not until():
-                if self._turn():
+                if self._advance():
                     nap_s, acted_at = SHORTEST_NAP_S, time.perf_counter()
                 elif time.perf_counter() - acted_at < self._poll_s:
                     os.sched_yield()
@@ -153,41 +153,41 @@ class Progress:
                     nap_s = min(2 * nap_s, LONGEST_NAP_S)
 
     def _can_move(self) -> bool:
-        """Whether anything is under way: receives posted ahead alone are not."""
+        """Whether anything is in flight; receives posted ahead alone do not count."""
         return self.awaited > 0 or len(self._requests) > len(self._posted_ahead)
 
-    def _turn(self) -> bool:
-        """Do what was posted and what arrived or completed calls for; return whether there was anything."""
-        acted = self._do_posted()
-        acts = self._completed()
-        for act in acts:
-            act()
-        return self._take_in() or acted or bool(acts)
+    def _advance(self) -> bool:
+        """Call what was posted and the callbacks of what arrived or completed; return whether there were any."""
+        acted = self._call_posted()
+        callbacks = self._completed()
+        for callback in callbacks:
+            callback()
+        return self._receive_arrived() or acted or bool(callbacks)
 
-    def _do_posted(self) -> bool:
-        """Return whether anything was posted."""
-        acts = [self._posted.popleft() for _ in range(len(self._posted))]
-        for act in acts:
-            act()
-        return bool(acts)
+    def _call_posted(self) -> bool:
+        """Call what was posted; return whether there was anything."""
+        callbacks = [self._posted.popleft() for _ in range(len(self._posted))]
+        for callback in callbacks:
+            callback()
+        return bool(callbacks)
 
-    def _completed(self) -> list[Act]:
-        """Forget the requests that have completed; return what they call for."""
-        acts = []
+    def _completed(self) -> list[Callback]:
+        """Drop the requests that are complete; return their callbacks."""
+        callbacks = []
         done = MPI.Request.Testsome(self._requests) if self._requests else None
         for index in sorted(done or (), reverse=True):
-            acts.append(self._acts[index])
-            self._requests[index], self._acts[index] = self._requests[-1], self._acts[-1]
-            del self._requests[-1], self._acts[-1]
-        return acts
+            callbacks.append(self._callbacks[index])
+            self._requests[index], self._callbacks[index] = self._requests[-1], self._callbacks[-1]
+            del self._requests[-1], self._callbacks[-1]
+        return callbacks
 
-    def _take_in(self) -> bool:
-        """Receive what has arrived, and act on what is there as a whole; return whether anything had."""
+    def _receive_arrived(self) -> bool:
+        """Receive what has arrived, and call the callbacks of what is complete; return whether anything had."""
         status, arrived = MPI.Status(), False
         while self._comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status):
             arrived = True
             source, tag = status.Get_source(), status.Get_tag()
-            if tag in self._next.get(source, ()):  # one more than are posted ahead: it may take longer than they do
+            if tag in self._next.get(source, ()):  # beyond those posted ahead: it may be incomplete for longer
                 self._receive_large(source, tag)
                 continue
             buffer, _ = self._expected[source, tag]

@@ -1,4 +1,4 @@
-"""The server's side: sum what the workers push, update its shard, send it back."""
+"""The server's side: sum the workers' gradients, update the shard, reply with new weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from strategies.base import CommunicationCounters, Group, LossScaler, Staleness, Strategy, gradient_factor
 from strategies.options import Options
 from strategies.parameter_server.consistency import Clocks
-from strategies.parameter_server.memory import Mailboxes, NodeMemory
+from strategies.parameter_server.memory import MessageBuffers, NodeMemory
 from strategies.parameter_server.norm import NormExchange
 from strategies.parameter_server.plan import CLOSE_TAG, NOTHING, Plan, Roles, message, wait_all
 from strategies.parameter_server.progress import Progress
@@ -22,12 +22,12 @@ from strategies.parameter_server.shard import Shard
 
 
 class Server:
-    """The serving half of a rank. What arrives is acted upon by whichever thread of its rank moves messages.
+    """The serving half of a rank; its callbacks run on whichever thread of the rank calls MPI.
 
     Under BSP a chunk is updated with the workers' mean gradient and returned as soon as every worker has
     pushed it, unless the update needs the norm of the whole gradient. Under ASP and SSP each worker's gradient is
-    an update of its own, a W-th as long, and its answer may be held back until the slowest worker is near.
-    A server that only sums returns the mean gradient where one that updates returns weights.
+    an update of its own, scaled by 1/W, and its reply is delayed until the slowest worker is near enough.
+    A server that only sums returns the mean gradient instead of weights.
     """
 
     def __init__(
@@ -40,33 +40,33 @@ class Server:
         self._counters = counters
         self._staleness = options.staleness_bound
         self.scaler = LossScaler(options.loss_scaling)
-        self.on_norm: Callable[[float], None] = lambda norm: None  # a worker half on the same rank listens
-        self._open = len(roles.workers)
+        self.on_norm: Callable[[float], None] = lambda norm: None  # replaced by a worker half on the same rank
+        self._num_open = len(roles.workers)
 
     @property
     def closed(self) -> bool:
-        """Whether the last worker has closed."""
-        return self._open == 0
+        """Whether every worker has closed."""
+        return self._num_open == 0
 
     def staleness(self) -> Staleness:
-        """How stale gradients have been, over all chunks."""
+        """Return the staleness of gradients, over all chunks."""
         missed = sum((clocks.missed for clocks in self._clocks), Counter[int]())
         return Staleness(missed, max(clocks.largest_lead for clocks in self._clocks))
 
-    def prepare(self, plan: Plan, mail: Mailboxes, optimizer: torch.optim.Optimizer) -> None:
-        """Make the shard, requests to answer with, and one receive for worker 0's weights."""
+    def prepare(self, plan: Plan, buffers: MessageBuffers, optimizer: torch.optim.Optimizer) -> None:
+        """Make the shard and the requests that reply, and post the receives of worker 0's weights."""
         workers, options, server = self._roles.workers, self._options, self._roles.servers.index(self._comm.rank)
         self._chunks = plan.of_server(server)
-        self._mail = mail
+        self._buffers = buffers
         updates = optimizer if options.server_role == "update" else None
         if options.sync_every > 1:
             updates = outer_optimizer(optimizer, options)
-        pushes = [mail.pushes(worker, self._chunks) for worker in range(len(workers))]
-        answers = [mail.answers(server, which) for which in range(mail.answers_each)]
-        self._shard = Shard(plan.layout, self._chunks, updates, options, pushes, answers)
+        pushes = [buffers.pushes(worker, self._chunks) for worker in range(len(workers))]
+        replies = [buffers.replies(server, number) for number in range(buffers.num_replies)]
+        self._shard = Shard(plan.layout, self._chunks, updates, options, pushes, replies)
         self._clocks = [Clocks(len(workers), self._staleness) for _ in self._chunks]
         self._sends = [
-            [self._comm.Send_init(self._travelling(i, w), rank, chunk.pull_tag) for w, rank in enumerate(workers)]
+            [self._comm.Send_init(self._payload(i, w), rank, chunk.pull_tag) for w, rank in enumerate(workers)]
             for i, chunk in enumerate(self._chunks)
         ]
         self._initial = [
@@ -74,98 +74,98 @@ class Server:
             for i, chunk in enumerate(self._chunks)
         ]
         self._norm = NormExchange(self._comm, self._roles, self._progress, self._counters, self._norm_known)
-        self._summed = 0
+        self._num_summed = 0
 
-    def pass_on_weights(self) -> None:
-        """Wait for worker 0's weights, start to send them to the others, and be ready for gradients."""
+    def _payload(self, index: int, worker: int) -> list[object]:
+        """Return the message that replies to a worker: empty if it reads the reply in this rank's memory."""
+        is_sent = self._buffers.is_sent_to(self._roles.workers[worker])
+        return message(self._shard.reply(index, self._reply_number(worker)) if is_sent else NOTHING)
+
+    def _reply_number(self, worker: int) -> int:
+        """Return which reply a worker reads: its own, or the one for all workers."""
+        return worker % self._buffers.num_replies
+
+    def distribute_weights(self) -> None:
+        """Wait for worker 0's weights, start to send them to the others, and expect gradients."""
         wait_all(self._initial)
-        self._shard.weights_known()
+        self._shard.weights_arrived()
         self._initial = [
             self._comm.Isend(message(self._shard.weights(i)), rank, chunk.pull_tag)
             for rank in self._roles.workers[1:] for i, chunk in enumerate(self._chunks)
         ]  # fmt: skip
         for worker, rank in enumerate(self._roles.workers):
             for index, chunk in enumerate(self._chunks):
-                buffer = self._shard.pushed(index, worker) if self._mail.travels_from(rank) else NOTHING
+                buffer = self._shard.pushed(index, worker) if self._buffers.is_sent_from(rank) else NOTHING
                 self._progress.expect(rank, chunk.push_tag, buffer, partial(self._pushed, index, worker))
             self._progress.expect(rank, CLOSE_TAG, NOTHING, self._worker_closed)
-        self._progress.awaited += self._open
-
-    def _travelling(self, index: int, worker: int) -> list[object]:
-        """What a worker is sent as answer: nothing if it sees where that lies."""
-        travels = self._mail.travels_to(self._roles.workers[worker])
-        return message(self._shard.answer(index, self._which(worker)) if travels else NOTHING)
-
-    def _which(self, worker: int) -> int:
-        """Which answer a worker gets: its own, or everybody's."""
-        return worker % self._mail.answers_each
+        self._progress.awaited += self._num_open
 
     def finish_weights(self) -> None:
-        """Wait until the others have the initial weights."""
+        """Wait until the other workers have the initial weights."""
         wait_all(self._initial)
 
     def _worker_closed(self) -> None:
-        self._open -= 1
+        self._num_open -= 1
         self._progress.awaited -= 1
 
     def _pushed(self, index: int, worker: int) -> None:
-        """Act on a worker's gradient of one chunk."""
-        self._mail.sync()
+        """Handle a worker's gradient of one chunk."""
+        self._buffers.sync()
         self._count(self._roles.workers[worker], received=self._shard.pushed(index, worker).nbytes)
-        free = self._clocks[index].push(worker)
+        released = self._clocks[index].push(worker)
         if self._staleness > 0:
             self._update_alone(index, worker)
-            self._answer(index, free)
-        elif free:
-            wait_all(self._sends[index])  # they read what now changes; long done, for their receivers have answered
+            self._reply(index, released)
+        elif released:
+            wait_all(self._sends[index])  # of the last step: long complete; they read what is written now
             self._shard.sum(index)
-            self._summed += 1
+            self._num_summed += 1
             if not self._options.needs_norm:
                 self._step(index, 1.0)
-                self._answer(index, free)
-            elif self._summed % len(self._chunks) == 0:
+                self._reply(index, released)
+            elif self._num_summed % len(self._chunks) == 0:
                 self._norm.exchange(self._shard.squared_norm())
 
     def _update_alone(self, index: int, worker: int) -> None:
-        """Apply one worker's gradient."""
+        """Update with one worker's gradient."""
         self._shard.take(index, worker)
         self._clocks[index].updated(worker)
         self._step(index, 1.0)
 
     def _norm_known(self, total: float) -> None:
-        """Apply one step's gradient now that the norm of the workers' sum is known, or skip it if not finite."""
+        """Update with one step's gradient, given the norm of the workers' sum; skip the update if it is not finite."""
         norm = total / (len(self._roles.workers) * self.scaler.scale)
         finite = math.isfinite(norm)
         factor = gradient_factor(norm, self._options.clip_norm) / self.scaler.scale if finite else 0.0
         for index in range(len(self._chunks)):
             if finite:
                 self._step(index, factor)
-            self._answer(index, range(len(self._roles.workers)))
+            self._reply(index, range(len(self._roles.workers)))
         self.scaler.update(finite)
         self.on_norm(norm)
 
     def _step(self, index: int, factor: float) -> None:
         self._shard.step(index, factor / len(self._roles.workers))
 
-    def _answer(self, index: int, workers: Sequence[int]) -> None:
-        """Return a chunk to workers, who have all answered to what they were sent before."""
+    def _reply(self, index: int, workers: Sequence[int]) -> None:
+        """Return a chunk to workers, each of which has pushed since its last reply."""
         for worker in workers:
             request = self._sends[index][worker]
             request.Wait()
             if self._staleness > 0 or worker == 0:
-                self._shard.fill_answer(index, self._which(worker))
-            self._clocks[index].answered(worker)
-            self._mail.sync()
+                self._shard.fill_reply(index, self._reply_number(worker))
+            self._clocks[index].replied(worker)
+            self._buffers.sync()
             request.Start()
-            self._count(self._roles.workers[worker], sent=self._shard.answer(index, self._which(worker)).nbytes)
+            self._count(self._roles.workers[worker], sent=self._shard.reply(index, self._reply_number(worker)).nbytes)
 
     def _count(self, rank: int, sent: int = 0, received: int = 0) -> None:
-        """Count one message; what a rank hands to itself does not travel."""
+        """Count one message, unless it is from this rank to itself."""
         if rank != self._comm.rank:
             self._counters.add(sent, received, int(sent > 0), int(received > 0))
 
-    def withdraw(self) -> None:
-        """Complete and free what was sent."""
+    def free(self) -> None:
+        """Complete and free all requests."""
         sends = [request for requests in self._sends for request in requests]
         wait_all(sends)
         for request in sends:
@@ -174,10 +174,10 @@ class Server:
 
 
 def outer_optimizer(inner: torch.optim.Optimizer, options: Options) -> torch.optim.Optimizer:
-    """What a server applies to how far its workers have moved: Nesterov, as in DiLoCo.
+    """Return the optimizer that a server applies to the change of its workers' weights: Nesterov, as in DiLoCo.
 
     Douillard et al., "DiLoCo: Distributed Low-Communication Training of Language Models", 2023. A learning rate
-    of 1 without momentum makes it the mean of the workers' weights: local SGD (Stich, 2019).
+    of 1 without momentum gives the mean of the workers' weights: local SGD (Stich, 2019).
     """
     groups = [{"params": group["params"]} for group in inner.param_groups]
     momentum = options.outer_momentum
@@ -207,14 +207,14 @@ class ParameterServer(Strategy):
         return len(self._roles.workers)
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-        """Take worker 0's weights for this shard and pass them on. Collective.
+        """Receive worker 0's weights of this shard and distribute them. Collective.
 
-        Only the shapes of `model` and the settings of `optimizer` count: the model may be on the meta device.
+        Only the shapes of `model` and the settings of `optimizer` are read: the model may be on the meta device.
         """
         self._plan = Plan.of(model, self._roles, self.options)
-        self._mail = Mailboxes(self._comm, self._plan, self.options, self._memory_of_node)
-        self._server.prepare(self._plan, self._mail, optimizer)
-        self._server.pass_on_weights()
+        self._buffers = MessageBuffers(self._comm, self._plan, self.options, self._memory_of_node)
+        self._server.prepare(self._plan, self._buffers, optimizer)
+        self._server.distribute_weights()
         self._server.finish_weights()
         return model
 
@@ -225,28 +225,28 @@ class ParameterServer(Strategy):
 
     @property
     def shares_memory(self) -> bool:
-        """Whether some messages of this rank lie where their receiver reads them, and are not sent."""
-        return self._mail.shares
+        """Whether some messages of this rank lie in shared memory, where the receiver reads them, and are not sent."""
+        return self._buffers.shares
 
     def staleness(self) -> Staleness:
-        """How stale gradients have been here."""
+        """Return the staleness of gradients here."""
         return self._server.staleness()
 
     def serve(self) -> None:
-        """Aggregate, update and return chunks until the last worker closes."""
+        """Sum, update and return chunks until every worker has closed."""
         self._progress.wait(until=lambda: self._server.closed)
-        self._server.withdraw()
+        self._server.free()
 
     def close(self) -> None:
-        """Give the communicator and the memory back. Collective."""
-        self._progress.withdraw()
-        self._mail.free()
+        """Free the communicator and the memory. Collective."""
+        self._progress.cancel()
+        self._buffers.free()
         self._comm.Free()
 
     def synchronize(self) -> None:
-        """Servers have no gradient of their own."""
+        """Raise: a server has no gradient of its own."""
         raise RuntimeError("a server calls serve()")
 
     def step(self) -> None:
-        """Servers update inside serve()."""
+        """Raise: a server updates inside serve()."""
         raise RuntimeError("a server calls serve()")

@@ -1,4 +1,4 @@
-"""What one server holds: its part of the vector in fp32, what workers pushed for it, and the optimizer's state."""
+"""What one server holds: its chunks in fp32, the gradients pushed for them, and the optimizer's state."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ Settings = tuple[tuple[str, Any], ...]  # of an optimizer's group: its learning 
 
 
 class Shard:
-    """Master weights, gradient and optimizer of some chunks, which lie side by side here.
+    """Master weights, gradient and optimizer of some chunks.
 
-    Without an optimizer it returns gradients and not weights; compressed, not weights but what has changed in them.
-    `pushes` are where each worker's gradients lie, `answers` where what is returned does: several, if answers with
-    different contents may be on their way to different workers.
+    Without an optimizer it returns gradients instead of weights; with compression, the change of the weights. `pushes`
+    are the buffers of each worker's gradients, `replies` those of what is returned: several, if replies with different
+    contents may be in flight to different workers.
     """
 
     def __init__(
         self, layout: FlatLayout, chunks: list[Chunk], optimizer: torch.optim.Optimizer | None,
-        options: Options, pushes: Sequence[Messages], answers: Sequence[Messages],
+        options: Options, pushes: Sequence[Messages], replies: Sequence[Messages],
     ) -> None:  # fmt: skip
         sizes = [chunk.size for chunk in chunks]
         self._pushed = [make_wire(options, messages.each, sizes) for messages in pushes]
-        self._answers = [make_wire(options, messages.each, sizes) for messages in answers]
+        self._replies = [make_wire(options, messages.each, sizes) for messages in replies]
         compressed = options.compression != "none"
-        # What is returned needs no copy where it can be its own message.
-        self._is_answer = len(answers) == 1 and options.wire_dtype == "fp32" and not compressed
-        returned = answers[0].memory.view(torch.float32) if self._is_answer else torch.empty(sum(sizes))
+        # Weights or gradients that are their own message need no copy.
+        self._is_reply = len(replies) == 1 and options.wire_dtype == "fp32" and not compressed
+        returned = replies[0].memory.view(torch.float32) if self._is_reply else torch.empty(sum(sizes))
         self._returned_of = torch.split(returned, sizes)
         self._weights_of = self._returned_of if optimizer else torch.split(torch.empty(sum(sizes)), sizes)
         self._gradient_of = self._gradients(sizes, options) if optimizer else self._returned_of
-        # The weights that all workers have, if they are told changes only.
-        self._told_of = [torch.empty_like(part) for part in self._weights_of] if optimizer and compressed else None
+        # The weights that all workers have, if only changes are sent.
+        self._replica_of = [torch.empty_like(part) for part in self._weights_of] if optimizer and compressed else None
         self._updates = [
             self._updates_of(optimizer, layout, chunk, index) for index, chunk in enumerate(chunks) if optimizer
         ]
 
     def _gradients(self, sizes: Sequence[int], options: Options) -> Sequence[Tensor]:
-        """Where each chunk is summed: all in one place, which stays cached, if each is updated before the next."""
+        """Return where each chunk is summed: one buffer, which stays cached, if each is updated before the next."""
         if options.needs_norm:
             return torch.split(torch.empty(sum(sizes)), list(sizes))
         place = torch.empty(max(sizes))
@@ -81,35 +81,35 @@ class Shard:
         ]
 
     def weights(self, index: int) -> np.ndarray:
-        """The bytes of one chunk's master weights."""
+        """Return the bytes of one chunk's master weights."""
         return as_bytes(self._weights_of[index])
 
-    def weights_known(self) -> None:
-        """Note that the initial weights are here, and that the workers have them, too."""
-        for told, weights in zip(self._told_of or (), self._weights_of, strict=False):
-            told.copy_(weights)
+    def weights_arrived(self) -> None:
+        """Note that the initial weights are here, which the workers have, too."""
+        for replica, weights in zip(self._replica_of or (), self._weights_of, strict=False):
+            replica.copy_(weights)
 
     def pushed(self, index: int, worker: int) -> np.ndarray:
-        """The bytes into which a worker's gradient of one chunk is received."""
+        """Return the bytes of a worker's gradient of one chunk, as received."""
         return self._pushed[worker].message(index)
 
-    def answer(self, index: int, which: int = 0) -> np.ndarray:
-        """The bytes that are returned for one chunk."""
-        return self._answers[which].message(index)
+    def reply(self, index: int, number: int = 0) -> np.ndarray:
+        """Return the bytes of a reply for one chunk."""
+        return self._replies[number].message(index)
 
     def sum(self, index: int) -> None:
-        """Let the gradient be the sum of all workers' in fp32, in their order: equal runs end bitwise equal."""
+        """Set the gradient to the sum of all workers' in fp32, in worker order: equal runs end bitwise equal."""
         parts = [self._pushed_part(index, worker) for worker in range(len(self._pushed))]
         gradient, (first, *others) = self._gradient_of[index], parts
         if others and first.dtype == gradient.dtype:
-            torch.add(first, others.pop(0), out=gradient)  # one pass over memory fewer than a copy and a sum
+            torch.add(first, others.pop(0), out=gradient)  # one pass over memory less than a copy and a sum
         else:
             gradient.copy_(first)
         for other in others:
             gradient.add_(other)
 
     def take(self, index: int, worker: int) -> None:
-        """Let the gradient be one worker's."""
+        """Set the gradient to one worker's."""
         self._gradient_of[index].copy_(self._pushed_part(index, worker))
 
     def _pushed_part(self, index: int, worker: int) -> Tensor:
@@ -121,7 +121,7 @@ class Shard:
         return sum(float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2 for part in self._gradient_of)
 
     def step(self, index: int, factor: float) -> None:
-        """Update the weights of one chunk with its gradient times `factor`, which is above 0; or just multiply it."""
+        """Update a chunk by its gradient times `factor` (above 0); without an optimizer, only multiply the gradient."""
         if not self._updates:
             self._gradient_of[index].mul_(factor)
             return
@@ -129,12 +129,12 @@ class Shard:
         for update in self._updates[index]:
             update(divisor)
 
-    def fill_answer(self, index: int, which: int = 0) -> None:
-        """Let an answer be what is returned as it is now; compressed weights: what workers do not know of it yet."""
-        wire, returned = self._answers[which], self._returned_of[index]
-        if self._told_of is not None:
-            torch.sub(returned, self._told_of[index], out=wire.parts[index])
-            self._told_of[index].add_(wire.pack(index))
-        elif not self._is_answer:
+    def fill_reply(self, index: int, number: int = 0) -> None:
+        """Write the current weights or gradient to a reply; compressed: how the weights differ from the workers'."""
+        wire, returned = self._replies[number], self._returned_of[index]
+        if self._replica_of is not None:
+            torch.sub(returned, self._replica_of[index], out=wire.parts[index])
+            self._replica_of[index].add_(wire.pack(index))
+        elif not self._is_reply:
             wire.put(wire.parts[index], returned)
             wire.pack(index)

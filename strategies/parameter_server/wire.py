@@ -1,4 +1,4 @@
-"""The numbers of a rank's chunks, and the messages in which they travel."""
+"""Encoding and decoding: the numbers of a rank's chunks, and the messages that carry them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from strategies.parameter_server.compression import Codec, make_codec
 
 
 class Wire(ABC):
-    """One end of a stream of chunks: its owner writes or reads `parts`, the other end does so with `message(i)`.
+    """One end of a stream of chunks: this rank writes or reads `parts`, and MPI the bytes of `message(i)`.
 
-    Views are made once: for small chunks they would cost as much as sums.
+    Views are made once: for small chunks, making one would cost as much as a sum.
     """
 
     def __init__(self, parts: Sequence[Tensor], messages: Sequence[Tensor]) -> None:
@@ -26,30 +26,31 @@ class Wire(ABC):
         self._messages = [as_bytes(message) for message in messages]
 
     def message(self, index: int) -> np.ndarray:
-        """The bytes that say a chunk; always the same memory."""
+        """Return the bytes of a chunk's message; always the same memory."""
         return self._messages[index]
 
     @abstractmethod
     def put(self, place: Tensor, values: Tensor) -> None:
-        """Write values to send into a part, or a piece of one."""
+        """Write values to send into a part, or a view of one."""
 
     @abstractmethod
     def pack(self, index: int) -> Tensor:
-        """Make a chunk's message from its part; return what its receiver will read there."""
+        """Encode a chunk's part in its message; return what the receiver will decode."""
 
     @abstractmethod
     def unpack(self, index: int) -> None:
-        """Make a chunk's part from its message."""
+        """Decode a chunk's message into its part."""
 
 
 class Dense(Wire):
-    """The numbers themselves travel, in the wire dtype. Sent ones are their own message; so may received ones be."""
+    """Uncompressed numbers in the wire dtype. A part that is sent is its own message; a received one may be."""
 
     def __init__(self, parts: Sequence[Tensor], messages: Sequence[Tensor]) -> None:
         super().__init__(parts, messages)
-        said = [message.view(part.dtype) for part, message in zip(parts, messages, strict=True)]
-        apart = [part.data_ptr() != message.data_ptr() for part, message in zip(parts, messages, strict=True)]
-        self._elsewhere = [there if yes else None for there, yes in zip(said, apart, strict=True)]
+        self._to_copy = [
+            message.view(part.dtype) if message.data_ptr() != part.data_ptr() else None
+            for part, message in zip(parts, messages, strict=True)
+        ]
 
     def put(self, place: Tensor, values: Tensor) -> None:
         """Round to the wire dtype."""
@@ -59,21 +60,21 @@ class Dense(Wire):
             place.copy_(values)
 
     def pack(self, index: int) -> Tensor:
-        """Nothing is left to do."""
+        """Do nothing: the part is the message."""
         return self.parts[index]
 
     def unpack(self, index: int) -> None:
-        """Fetch what was said where its sender has it."""
-        said = self._elsewhere[index]
-        if said is not None:
-            self.parts[index].copy_(said)
+        """Copy from the sender's memory, if the message lies there."""
+        message = self._to_copy[index]
+        if message is not None:
+            self.parts[index].copy_(message)
 
 
 class Compressed(Wire):
-    """Sends what a codec makes of the numbers, and owes the rest: error feedback.
+    """Numbers encoded by a codec, with error feedback (Seide et al., 2014; Karimireddy et al., 2019).
 
-    A sender's parts (fp32) hold all that was put and not yet said, so that what one message leaves out the next ones
-    say: nothing is lost. A receiver's are overwritten; one that `adds` receives changes and sums them up.
+    A sender's parts (fp32) are residuals: all that was put and not yet sent, so that later messages carry what one
+    message rounds off. A receiver's parts are overwritten, or, if it `adds`, incremented by what it decodes.
     """
 
     def __init__(self, codec: Codec, parts: Sequence[Tensor], messages: Sequence[Tensor], adds: bool) -> None:
@@ -81,37 +82,37 @@ class Compressed(Wire):
         self._encoded = list(messages)
         self._codec = codec
         self._adds = adds
-        self._said = torch.empty(max(len(part) for part in parts))
+        self._scratch = torch.empty(max(len(part) for part in parts))
 
     def put(self, place: Tensor, values: Tensor) -> None:
-        """Owe it, too."""
+        """Add to the residual."""
         place.add_(values.to(place))
 
     def pack(self, index: int) -> Tensor:
-        """Say what fits, and owe the rest."""
-        owed = self.parts[index]
-        self._codec.encode(owed, self._encoded[index])
-        said = self._decoded(index)
-        owed.sub_(said)
-        return said
+        """Encode the residual; keep the error of the code as the new residual."""
+        residual = self.parts[index]
+        self._codec.encode(residual, self._encoded[index])
+        decoded = self._decoded(index)
+        residual.sub_(decoded)
+        return decoded
 
     def unpack(self, index: int) -> None:
-        """Take over what was said."""
+        """Decode into the part, or add to it."""
         into = self.parts[index]
         into.copy_(into + self._decoded(index) if self._adds else self._decoded(index))
 
     def _decoded(self, index: int) -> Tensor:
-        said = self._said[: len(self.parts[index])]
-        self._codec.decode(self._encoded[index], said)
-        return said
+        values = self._scratch[: len(self.parts[index])]
+        self._codec.decode(self._encoded[index], values)
+        return values
 
 
 def make_wire(
     options: Options, messages: Sequence[Tensor], sizes: Sequence[int], flat: Tensor | None = None, adds: bool = False
 ) -> Wire:
-    """One end of a stream in the form that a run asks for, of chunks of so many elements.
+    """Return one end of a stream of chunks of so many elements, encoded as the options say.
 
-    `flat` holds its owner's numbers side by side; without it the messages themselves do, if they are not compressed.
+    `flat` holds the numbers of all chunks; without it the messages themselves hold them, unless compressed.
     """
     codec = make_codec(options)
     if codec:

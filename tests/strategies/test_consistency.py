@@ -27,17 +27,17 @@ def run_workers(num_workers: int, staleness: float, order: st.DataObject) -> tup
         worker = order.draw(st.sampled_from(free))
         done[worker] += 1
         waiting.add(worker)
-        answered = clocks.push(worker)
+        replied = clocks.push(worker)
         clocks.updated(worker)
-        for each in answered:
-            clocks.answered(each)
+        for each in replied:
+            clocks.replied(each)
             leads.append(done[each] - min(done))
-        waiting -= set(answered)
+        waiting -= set(replied)
     return clocks, leads
 
 
 @given(st.integers(1, 6), st.sampled_from([0, 1, 2, 5, math.inf]), st.data())
-def test_no_worker_is_answered_beyond_the_bound_and_none_is_stuck(
+def test_no_worker_is_replied_beyond_the_bound_and_none_is_stuck(
     num_workers: int, staleness: float, order: st.DataObject
 ) -> None:
     clocks, leads = run_workers(num_workers, staleness, order)
@@ -45,17 +45,17 @@ def test_no_worker_is_answered_beyond_the_bound_and_none_is_stuck(
     assert len(leads) == num_workers * STEPS == clocks.missed.total()
     if num_workers == 1:
         assert set(clocks.missed) == {0}
-    if staleness < math.inf:  # what others can do between two answers to a worker
+    if staleness < math.inf:  # what others can do between two replies to a worker
         assert max(clocks.missed) <= (2 * staleness + 2) * (num_workers - 1)
 
 
 @given(st.integers(1, 6), st.data())
-def test_bsp_answers_all_together(num_workers: int, order: st.DataObject) -> None:
+def test_bsp_replies_to_all_together(num_workers: int, order: st.DataObject) -> None:
     clocks = Clocks(num_workers, 0)
     for _ in range(3):
         workers = order.draw(st.permutations(range(num_workers)))
-        answers = [clocks.push(worker) for worker in workers]
-        assert answers == [[]] * (num_workers - 1) + [list(range(num_workers))]
+        replies = [clocks.push(worker) for worker in workers]
+        assert replies == [[]] * (num_workers - 1) + [list(range(num_workers))]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

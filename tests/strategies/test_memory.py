@@ -11,7 +11,7 @@ from torch import nn
 
 from strategies.options import NUMBER_FORMATS
 from strategies.parameter_server.compression import make_codec
-from strategies.parameter_server.memory import ALIGNMENT, Mailboxes, _from_cache_line
+from strategies.parameter_server.memory import ALIGNMENT, MessageBuffers, _from_cache_line
 from strategies.parameter_server.plan import Plan, Roles
 from tests.support.virtual import VirtualComm, VirtualNode
 from tests.support.worlds import WORLDS, served
@@ -34,21 +34,21 @@ def test_messages_of_a_rank_lie_apart_in_its_memory(world: dict[str, Any], knobs
     codec = make_codec(config)
     for rank in range(config.world_size):
         comm: Any = VirtualComm([], rank, VirtualNode(range(0)))
-        mail = Mailboxes(comm, plan, config.model_copy(update={"shared_memory": False}))
+        buffers = MessageBuffers(comm, plan, config.model_copy(update={"shared_memory": False}))
         messages = []
         if rank in roles.workers:
-            messages += zip(plan.chunks, mail.pushes(roles.workers.index(rank), plan.chunks).each, strict=True)
+            messages += zip(plan.chunks, buffers.pushes(roles.workers.index(rank), plan.chunks).each, strict=True)
         if rank in roles.servers:
             server = roles.servers.index(rank)
-            for which in range(mail.answers_each):
-                messages += zip(plan.of_server(server), mail.answers(server, which).each, strict=True)
+            for number in range(buffers.num_replies):
+                messages += zip(plan.of_server(server), buffers.replies(server, number).each, strict=True)
         for chunk, message in messages:
             assert message.nbytes == (codec.nbytes(chunk.size) if codec else chunk.size * itemsize)
         assert len({message.untyped_storage().data_ptr() for _, message in messages}) == 1
         spans = sorted((message.storage_offset(), message.storage_offset() + len(message)) for _, message in messages)
         assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
         assert all(begin % itemsize == 0 for begin, _ in spans)
-        assert (mail.answers_each == 1) == (config.consistency == "bsp" or config.num_workers == 1)
+        assert (buffers.num_replies == 1) == (config.consistency == "bsp" or config.num_workers == 1)
         assert messages[0][1].dtype == torch.uint8
 
 

@@ -24,7 +24,7 @@ DEADLINE_S = 60.0
 
 
 class VirtualNode:
-    """What the ranks of a node lay out for each other."""
+    """Memory that the ranks of a node share."""
 
     def __init__(self, ranks: range) -> None:
         self.ranks = ranks
@@ -48,7 +48,7 @@ class VirtualMemory(NodeMemory):
         """The bytes of a rank's part."""
         return self._own if rank == self._rank else self._node.parts.get(rank) if self._sharing else None
 
-    def shown_to(self, rank: int) -> bool:
+    def is_visible_to(self, rank: int) -> bool:
         """Whether a rank is on this node."""
         return rank == self._rank or (self._sharing and rank in self._node.ranks)
 
