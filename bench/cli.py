@@ -262,10 +262,10 @@ def _cluster(arguments: argparse.Namespace) -> int:
         from bench.nodes import check
 
         sandbox.enter()
-        check.show(check.read_sizes(arguments.num_nodes), arguments.link.split(","))
+        check.print_capacity(check.parse_sizes(arguments.num_nodes), arguments.link.split(","))
     elif arguments.action == "shell":
         sandbox.enter()
-        node.replace(words or [os.environ.get("SHELL", "/bin/sh")], os.environ)
+        node.execute_here(words or [os.environ.get("SHELL", "/bin/sh")], os.environ)
     else:
         node.remote_shell(words)
     return 0

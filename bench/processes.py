@@ -1,9 +1,13 @@
-"""What a process asks the kernel for: to end when its parent does."""
+"""How psring's own processes are started, and that they end with their parent (prctl(2), PR_SET_PDEATHSIG)."""
 
 from __future__ import annotations
 
 import ctypes
 import signal
+import sys
+
+# -P (Python 3.11) keeps the current directory out of sys.path: a folder there may be called `bench`, too.
+PSRING = [sys.executable, *(["-P"] if sys.version_info >= (3, 11) else []), "-m", "bench.cli"]
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -15,5 +19,5 @@ def terminate_with_parent() -> None:
 
 
 def die_with_parent() -> None:
-    """Have the kernel end this process when its launcher dies: no orphan rank computes on."""
+    """Have the kernel send this process SIGKILL when its parent dies: no rank survives its launcher."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,8 +1,8 @@
-"""What can go wrong with an emulated cluster, done on purpose: is every end a clear line, and is nothing left behind?
+"""Provoke the faults of an emulated cluster; check that each ends in one clear line and leaves nothing behind.
 
     python scripts/check_cluster_faults.py        as root, about a minute
 
-Prints one line per fault, then what was left in all: processes, network namespaces, changed sysctls.
+Prints one line per fault, then what was left behind in total: processes, network namespaces, changed sysctls.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import psutil
 from bench import records
 from bench.mpi import find_launcher, mpi_environment
 from bench.nodes import cluster, layout
+from bench.processes import PSRING
 
-PSRING = [sys.executable, "-m", "bench.cli"]
 MARK = "PSRING_FAULT"
 NAME = f"fault{os.getpid()}"
-END_S = 60.0
+TIMEOUT_S = 60.0
 SWEEP = """
 defaults: {model: gpt-nano, steps: 1000, warmup_steps: 0, compute: emulated, emulated_forward_s: 0.1,
            emulated_backward_s: 0.1}
@@ -38,26 +38,26 @@ cluster: {num_nodes: 3, link: 200mbit}
 
 @dataclass(frozen=True)
 class Result:
-    """How one fault ended."""
+    """How one fault ended: what was printed, how many processes were left, and whether that is as expected."""
 
     fault: str
-    said: str
+    message: str
     orphans: int
-    as_it_should: bool
+    passed: bool
 
 
 def main() -> int:
-    """Provoke every fault; exit code 1 if one did not end as it should or left something."""
-    if not cluster.may():
+    """Provoke every fault; return 1 if one did not end as expected or left something behind."""
+    if not cluster.has_privileges():
         print("skipped: making network namespaces needs root")
         return 0
     sysctls, namespaces = read_sysctls(), set(namespace_names())
     results = [provoke(fault, act) for fault, act in FAULTS.items()] + [refuse(*case) for case in REFUSALS]
     for result in results:
-        print(f"{'ok ' if result.as_it_should else 'BAD'} {result.fault}: {result.said}")
+        print(f"{'ok ' if result.passed else 'BAD'} {result.fault}: {result.message}")
     orphans = sum(result.orphans for result in results)
     left, changed = set(namespace_names()) - namespaces, sysctls ^ read_sysctls()
-    bad = sum(not result.as_it_should for result in results)
+    bad = sum(not result.passed for result in results)
     print(
         f"{len(results)} faults, {bad} ended badly; left behind: "
         f"{orphans} processes, {len(left)} namespaces, {len(changed)} changed sysctls"
@@ -66,20 +66,20 @@ def main() -> int:
 
 
 def provoke(fault: str, act: Callable[[str], str]) -> Result:
-    """Run one fault, then count the processes that it leaves."""
+    """Run one fault, then count and kill the processes that it leaves."""
     mark = uuid.uuid4().hex
-    said = act(mark)
-    deadline = time.monotonic() + END_S / 4
+    message = act(mark)
+    deadline = time.monotonic() + TIMEOUT_S / 4
     while list(marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.1)
     left = list(marked(mark))
     for process in left:
         process.kill()
-    return Result(fault, said, len(left), bool(said) and "Traceback" not in said)
+    return Result(fault, message, len(left), bool(message) and "Traceback" not in message)
 
 
 def start(mark: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start psring with a mark that all its children inherit."""
+    """Start psring with a mark in its environment, which all its children inherit."""
     environ = {**os.environ, **mpi_environment(os.environ), MARK: mark}
     return subprocess.Popen(
         [*PSRING, *arguments], env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -87,7 +87,7 @@ def start(mark: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def marked(mark: str) -> Iterator[psutil.Process]:
-    """The living processes that have a mark in their environment."""
+    """Yield the processes that have this mark in their environment."""
     for process in psutil.process_iter():
         try:
             if process.cmdline() and process.environ().get(MARK) == mark:
@@ -97,15 +97,15 @@ def marked(mark: str) -> Iterator[psutil.Process]:
 
 
 def running(mark: str, *words: str) -> list[psutil.Process]:
-    """Those of them whose command is a program, or psring's subcommand."""
+    """Return the marked processes that run a program of this name, or this subcommand of psring."""
     commands = {process: process.cmdline() for process in marked(mark)}
-    own = ["-m", "bench.cli", *words]
+    own = [*PSRING[1:], *words]
     return [p for p, found in commands.items() if found[1 : 1 + len(own)] == own or Path(found[0]).name == words[0]]
 
 
 def await_ranks(mark: str, command: str) -> None:
-    """Return when every rank has had the time to join the others."""
-    deadline = time.monotonic() + END_S
+    """Wait until three processes run the command, and 5 s more, in which the ranks join each other."""
+    deadline = time.monotonic() + TIMEOUT_S
     while len(running(mark, command)) < 3:
         if time.monotonic() > deadline:
             raise TimeoutError("the ranks did not start")
@@ -114,7 +114,7 @@ def await_ranks(mark: str, command: str) -> None:
 
 
 def in_a_sweep(victim: str) -> Callable[[str], str]:
-    """Kill something of a sweep in mid-run; what is said is the reason in its record, or that it is gone."""
+    """Return a fault that kills a process of a running sweep and returns its record's status and reason."""
 
     def act(mark: str) -> str:
         with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +123,7 @@ def in_a_sweep(victim: str) -> Callable[[str], str]:
             sweep = start(mark, "sweep", str(plan), "--out", str(out))
             await_ranks(mark, "ranks")
             running(mark, victim)[-1].kill()
-            sweep.communicate(timeout=END_S)
+            sweep.communicate(timeout=TIMEOUT_S)
             if sweep.returncode == -signal.SIGKILL:
                 return "the sweep is gone"
             (record,) = records.read(out)
@@ -133,14 +133,14 @@ def in_a_sweep(victim: str) -> Callable[[str], str]:
 
 
 def down_under_a_job(mark: str) -> str:
-    """Take a cluster down while mpirun runs on it."""
+    """Remove a cluster while mpirun runs on it."""
     cluster.up(layout.make(NAME, 3, "200mbit"))
     run = [*PSRING, "run", "--strategy", "ddp", "--compute", "none", "--steps", "100000"]
     mpirun = [find_launcher("mpirun"), "-n", "3", "-H", "n0,n1,n2", "--bind-to", "none"]
     job = start(mark, "cluster", "exec", "--name", NAME, "n0", "--", *mpirun, *run)
     await_ranks(mark, "run")
     cluster.down(NAME)
-    job.communicate(timeout=END_S)
+    job.communicate(timeout=TIMEOUT_S)
     return f"the job is gone, exit code {job.returncode}"
 
 
@@ -154,34 +154,34 @@ def second_up(mark: str) -> str:
 
 
 def refused(mark: str, *arguments: str) -> str:
-    """What psring says, if it is one line and exit code 2."""
+    """Return psring's message if it is one line with exit code 2, else an empty string."""
     process = start(mark, *arguments)
-    said = process.communicate(timeout=END_S)[0].strip()
-    return said if process.returncode == 2 and "\n" not in said else ""
+    message = process.communicate(timeout=TIMEOUT_S)[0].strip()
+    return message if process.returncode == 2 and "\n" not in message else ""
 
 
 def refuse(fault: str, arguments: list[str]) -> Result:
-    """Ask for what cannot be."""
+    """Bring a cluster up with arguments that must be refused."""
     return provoke(fault, lambda mark: refused(mark, "cluster", "up", "--name", NAME, *arguments))
 
 
-def powerless(mark: str) -> str:
-    """Bring a cluster up with root's capabilities taken away."""
-    said = subprocess.run(
+def without_privileges(mark: str) -> str:
+    """Bring a cluster up without root's capabilities."""
+    ended = subprocess.run(
         ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *PSRING, "cluster", "up", "--name", NAME,
          "--num-nodes", "2", "--link", "200mbit"],
-        capture_output=True, text=True, timeout=END_S, check=False, env={**os.environ, MARK: mark},
+        capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env={**os.environ, MARK: mark},
     )  # fmt: skip
-    return said.stderr.strip() if said.returncode == 2 else ""
+    return ended.stderr.strip() if ended.returncode == 2 else ""
 
 
 def namespace_names() -> list[str]:
-    """The named network namespaces of this machine."""
+    """Names of this machine's network namespaces."""
     return [path.name for path in layout.NAMESPACES.glob("*")] if layout.NAMESPACES.exists() else []
 
 
 def read_sysctls() -> set[tuple[str, str]]:
-    """Every network sysctl of the host that can be read."""
+    """Return every network sysctl of the host that can be read, as (path, value), without per-interface ones."""
     found = set()
     for path in Path("/proc/sys/net").rglob("*"):
         try:
@@ -198,12 +198,12 @@ FAULTS: dict[str, Callable[[str], str]] = {
     "SIGKILL of a node's daemon": in_a_sweep("orted"),
     "down under a running job": down_under_a_job,
     "a second up of the same name": second_up,
-    "no permission": powerless,
+    "no permission": without_privileges,
 }
 REFUSALS = [
     ("a rate of 0", ["--num-nodes", "2", "--link", "0mbit"]),
     ("300 nodes", ["--num-nodes", "300", "--link", "1mbit"]),
-    ("a delay that is none", ["--num-nodes", "2", "--link", "1mbit", "--delay", "soon"]),
+    ("an invalid delay", ["--num-nodes", "2", "--link", "1mbit", "--delay", "soon"]),
 ]
 
 if __name__ == "__main__":

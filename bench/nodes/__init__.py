@@ -1,1 +1,1 @@
-"""A cluster on one machine."""
+"""Emulated nodes: a cluster of network namespaces with shaped links inside one machine."""

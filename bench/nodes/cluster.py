@@ -1,8 +1,8 @@
-"""Nodes, links and a switch inside one machine: a network namespace per node, real TCP over links of known speed.
+"""Bring emulated clusters up and down: a network namespace per node, real TCP over links of a known rate.
 
 A node is a named network namespace; the switch is a bridge in a namespace of its own; a link is a veth pair
-with a token bucket (tbf) at both ends, so that each direction has the link's rate. Whatever happens to the
-process that brought a cluster up, its names say what is left of it: `down` removes it all.
+with a token bucket (tbf) at both ends, so that each direction has the link's rate. All names begin with the
+cluster's: `down` finds and removes everything even if the process that ran `up` was killed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -33,22 +32,25 @@ from bench.nodes.layout import (
     NAMESPACES,
     STATE,
     Cluster,
+    check_name,
+    etc_hosts_file,
     find,
-    host_file,
-    hosts_file,
+    hostfile,
     state_file,
 )
+from bench.processes import PSRING
 
-# Deep enough to hold what all others may send to one node at once: incast waits, and drops nothing.
-QUEUE = "1000ms"
-END_S = 5.0
-ACT_S = 60.0
+# Long enough for what all other nodes may send to one node at once (incast): packets queue and none is dropped.
+QUEUE_LATENCY = "1000ms"
+KILL_TIMEOUT_S = 5.0
+LOCK_TIMEOUT_S = 5.0
+COMMAND_TIMEOUT_S = 60.0
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
 
 
 def up(cluster: Cluster) -> None:
-    """Bring a cluster up; BadInput if it is up already, this user may not, or this kernel cannot."""
-    if not may():
+    """Bring a cluster up; BadInput if it is up already, or this user or kernel cannot."""
+    if not has_privileges():
         raise BadInput(
             "cluster: making network namespaces needs root; use sudo, or psring cluster shell, where you are root"
         )
@@ -56,23 +58,21 @@ def up(cluster: Cluster) -> None:
     with _locked(cluster.name):
         if state_file(cluster.name).exists():
             raise BadInput(f"cluster: {cluster.name!r} is up already; psring cluster down --name {cluster.name}")
-        _remove(cluster.name)  # what a killed `up` has left
+        _remove(cluster.name)  # left by an `up` that was killed
         try:
             _build(cluster)
         except BaseException:
             _remove(cluster.name)
             raise
-        hosts_file(cluster.name).write_text(cluster.hosts())
-        host_file(cluster.name).write_text(cluster.hostfile())
-        state_file(cluster.name).write_text(json.dumps(asdict(cluster)))
+        etc_hosts_file(cluster.name).write_text(cluster.etc_hosts(), encoding="utf-8")
+        hostfile(cluster.name).write_text(cluster.hostfile(), encoding="utf-8")
+        state_file(cluster.name).write_text(json.dumps(asdict(cluster)), encoding="utf-8")
 
 
 @contextlib.contextmanager
 def running(cluster: Cluster) -> Iterator[None]:
-    """Have a cluster up for as long as a block runs, however it ends.
-
-    In processes of their own, because pyroute2 forks: its children must not hold this process's signal handlers.
-    """
+    """Bring a cluster up for a block, and down after it, however it ends."""
+    # In subprocesses: pyroute2 forks, and its children must not inherit this process's signal handlers.
     links = ["--num-nodes", str(len(cluster.nodes)), "--link", cluster.link]
     links += ["--num-servers", str(cluster.num_servers)]
     delay = ["--delay", cluster.delay] if cluster.delay else []
@@ -84,12 +84,12 @@ def running(cluster: Cluster) -> Iterator[None]:
 
 
 def _psring(*arguments: str) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "bench.cli", "cluster", *arguments],
-        capture_output=True, text=True, timeout=ACT_S, check=False, start_new_session=True,
+    result = subprocess.run(
+        [*PSRING, "cluster", *arguments],
+        capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False, start_new_session=True,
     )  # fmt: skip
-    if ended.returncode != 0:
-        raise BadInput((ended.stderr.splitlines() or ["cluster: no reason given"])[-1].removeprefix("psring: "))
+    if result.returncode != 0:
+        raise BadInput((result.stderr.splitlines() or ["cluster: no reason given"])[-1].removeprefix("psring: "))
 
 
 def _build(cluster: Cluster) -> None:
@@ -121,8 +121,8 @@ def _index(namespace: Any, ifname: str) -> int:
 
 
 def _shape(namespace: Any, index: int, rate: int, delay_s: float = 0.0) -> None:
-    """Hold what leaves an interface to a rate (tc-tbf), and hold it back for a while (tc-netem)."""
-    above = {}
+    """Limit what leaves an interface to a rate in bits per second (tc-tbf), and delay it (tc-netem)."""
+    parent = {}
     if delay_s:
         try:
             namespace.tc("add", "netem", index=index, handle="2:", delay=round(delay_s * 1e6), limit=100_000)
@@ -130,20 +130,27 @@ def _shape(namespace: Any, index: int, rate: int, delay_s: float = 0.0) -> None:
             if error.code not in (errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP):
                 raise
             raise BadInput("delay: this kernel has no netem (sch_netem); leave the delay out") from None
-        above = {"parent": "2:1"}
+        parent = {"parent": "2:1"}
     namespace.tc(
-        "add", "tbf", index=index, handle="1:", rate=f"{rate // 1000}kbit", burst=BURST_BYTES, latency=QUEUE, **above
+        "add",
+        "tbf",
+        index=index,
+        handle="1:",
+        rate=f"{rate // 1000}kbit",
+        burst=BURST_BYTES,
+        latency=QUEUE_LATENCY,
+        **parent,
     )
 
 
-def raise_loopback() -> None:
-    """Bring this process's own `lo` up: in a new network namespace it is down."""
+def set_loopback_up() -> None:
+    """Set this network namespace's `lo` up: in a new namespace it is down."""
     with IPRoute() as here:
         here.link("set", index=_index(here, "lo"), state="up")
 
 
 def _set_congestion_control(cluster: Cluster, node: str) -> None:
-    """Give a node's TCP the cluster's congestion control; BadInput if this kernel keeps it for itself."""
+    """Set a node's TCP congestion control; BadInput if this kernel does not allow it in a namespace."""
     netns.pushns(cluster.namespace(node))
     try:
         Path("/proc/sys/net/ipv4/tcp_congestion_control").write_text(cluster.congestion_control)
@@ -157,29 +164,30 @@ def _set_congestion_control(cluster: Cluster, node: str) -> None:
 
 
 def down(name: str) -> None:
-    """End every process in a cluster and remove its namespaces; nothing to do if there is none."""
-    if not may():
+    """Kill every process on a cluster's nodes and remove its namespaces; does nothing if there is none."""
+    check_name(name)
+    if not has_privileges():
         raise BadInput("cluster: removing network namespaces needs root; use sudo")
     with _locked(name):
         _remove(name)
 
 
 def _remove(name: str) -> None:
-    left = list(NAMESPACES.glob(f"psring-{name}-*")) if NAMESPACES.exists() else []
+    namespaces = list(NAMESPACES.glob(f"psring-{name}-*")) if NAMESPACES.exists() else []
     here = Path("/proc/self/ns/net").stat().st_ino
-    end_processes({path.stat().st_ino for path in left} - {here})
-    for path in left:
+    _kill_processes({path.stat().st_ino for path in namespaces} - {here})
+    for path in namespaces:
         netns.remove(path.name)
-    for file in (state_file(name), hosts_file(name), host_file(name)):
+    for file in (state_file(name), etc_hosts_file(name), hostfile(name)):
         file.unlink(missing_ok=True)
 
 
-def end_processes(namespaces: set[int]) -> None:
-    """Kill every process whose network namespace is one of these, until there is none."""
-    deadline = time.monotonic() + END_S
+def _kill_processes(namespaces: set[int]) -> None:
+    """Kill all processes in these network namespaces (inode numbers); BadInput if one does not end."""
+    deadline = time.monotonic() + KILL_TIMEOUT_S
     while inside := processes(namespaces):
         if time.monotonic() > deadline:
-            raise BadInput(f"cluster: process {inside[0]} does not end; end it, then psring cluster down")
+            raise BadInput(f"cluster: process {inside[0]} does not end; kill it, then psring cluster down")
         for pid in inside:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -187,7 +195,7 @@ def end_processes(namespaces: set[int]) -> None:
 
 
 def processes(namespaces: set[int]) -> list[int]:
-    """Processes, zombies left out, in any of these network namespaces (inode numbers)."""
+    """Process ids in any of these network namespaces (inode numbers), without zombies."""
     found = []
     for process in psutil.process_iter(["pid", "status"]):
         with contextlib.suppress(OSError):
@@ -198,7 +206,7 @@ def processes(namespaces: set[int]) -> list[int]:
 
 
 def describe() -> list[str]:
-    """A line per node of all clusters that are up on this machine: its rate, and what its link has carried."""
+    """One line per node of all clusters that are up: its rate and the bytes that its link has carried."""
     lines = []
     for path in sorted(STATE.glob("*.json")):
         try:
@@ -213,15 +221,15 @@ def describe() -> list[str]:
 
 
 def counters(cluster: Cluster, node: str) -> tuple[int, int]:
-    """Return the bytes (sent, received) that the kernel has counted on a node's link, headers included."""
+    """Bytes (sent, received) that the kernel has counted on a node's link, frame headers included."""
     with NetNS(cluster.namespace(node)) as inside:
         (link,) = inside.get_links(_index(inside, INTERFACE))
         stats = link.get_attr("IFLA_STATS64")
     return int(stats["tx_bytes"]), int(stats["rx_bytes"])
 
 
-def may() -> bool:
-    """Whether this process may make namespaces and links: it has CAP_SYS_ADMIN and CAP_NET_ADMIN (capabilities(7))."""
+def has_privileges() -> bool:
+    """Whether this process has CAP_SYS_ADMIN and CAP_NET_ADMIN (capabilities(7)), which namespaces and links need."""
     lines = Path("/proc/self/status").read_text().splitlines()
     effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff"))
     return all(effective >> capability & 1 for capability in (_CAP_SYS_ADMIN, _CAP_NET_ADMIN))
@@ -231,7 +239,7 @@ def may() -> bool:
 def _locked(name: str) -> Iterator[None]:
     STATE.mkdir(exist_ok=True)
     try:
-        with FileLock(STATE / f"{name}.lock", timeout=END_S):
+        with FileLock(STATE / f"{name}.lock", timeout=LOCK_TIMEOUT_S):
             yield
     except Timeout:
         raise BadInput(f"cluster: {name!r} is being brought up or down by another command; wait for it") from None

@@ -1,7 +1,7 @@
-"""Is a row measured on emulated nodes valid, or was the emulator itself the bottleneck?
+"""Whether a run on emulated nodes is valid, or the emulation itself was the bottleneck.
 
-Every rank watches its own node during a run; afterwards the evidence of all decides. An invalid row stays in
-the tables with its reason, out of figures and fits.
+Every rank reads its node's counters before and after a run; all nodes' differences decide together. An invalid run
+stays in the tables with its reason, and out of figures and fits.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from bench.config import CLUSTER_VARIABLE
 from bench.nodes import nap
 from bench.nodes.layout import BURST_BYTES, INTERFACE, Cluster, find
 from bench.nodes.link import bytes_on_link
-from bench.nodes.probe import TOLERANCE, ring_ratio, steady_ratio, worst_ratio
+from bench.nodes.probe import TOLERANCE, best_ratio, ring_ratio, worst_ratio
 from strategies.base import Group
 
-# What the kernel counts over what was counted in the run: frames have headers, a segment may be sent as two.
-LEAST_WIRE_RATIO, MOST_WIRE_RATIO = 0.99, 1.06
-# With fewer bursts of bytes per step and link, headers and barriers outweigh the payload.
-LEAST_BURSTS = 10
-MOST_RUN_DELAY_SHARE = 0.35
-MOST_FOREIGN_CPU_SHARE = 0.15
-MOST_SLEEP_OVERSHOOT_S = 1e-3
-PAUSE_S = 0.3  # between two looks at whether the machine is ours
-# TCP probes the end of a burst by sending its last segment again: a few are no loss. A timeout always is.
-MOST_RETRANSMITTED_SHARE = 1e-3
+# Bytes that the kernel counts over bytes that the strategies count: frames add headers, a segment may be split.
+MIN_WIRE_RATIO, MAX_WIRE_RATIO = 0.99, 1.06
+# With less data per step and link (in units of the token bucket), headers and barriers outweigh the payload.
+MIN_BURSTS = 10
+MAX_RUN_DELAY_SHARE = 0.35
+MAX_FOREIGN_CPU_SHARE = 0.15
+MAX_SLEEP_OVERSHOOT_S = 1e-3
+CPU_SAMPLE_S = 0.3  # over which CPU use is sampled before a run
+# TCP's tail loss probe sends the last segment of a burst again: a few retransmissions are no loss. A timeout is.
+MAX_RETRANSMITTED_SHARE = 1e-3
 
 
 @dataclass(frozen=True)
-class Reading:
-    """The kernel's counters of one node and one process, at one moment."""
+class Counters:
+    """The kernel's counters of one node and one process: at one moment, or their increase between two."""
 
     bytes_sent: int
     bytes_received: int
@@ -42,89 +42,89 @@ class Reading:
     retransmissions: int
     timeouts: int
     drops: int
-    overlimits: int  # how often the shaped link made a packet wait
-    machine_cpu_s: float  # used by all processes, and stolen by other machines
+    overlimits: int  # how often the shaped link delayed a packet
+    machine_cpu_s: float  # used by all processes, or stolen by the hypervisor
     cpu_s: float  # used by this rank
     wall_s: float
 
-    def until(self, later: Reading) -> Reading:
-        """What has been added since."""
-        return Reading(**{name: value - getattr(self, name) for name, value in asdict(later).items()})
+    def increase(self, later: Counters) -> Counters:
+        """Return what has been added up to a later reading."""
+        return Counters(**{name: value - getattr(self, name) for name, value in asdict(later).items()})
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one node's watch saw in one run: differences of readings, and the probes before and after."""
+    """What one node's monitor found in one run: the counters' increase, and the link probes before and after."""
 
-    seen: Reading
-    goodput: float
-    run_delay_share: float  # of the time in which the worst thread of this rank was ready and had no core
+    counters: Counters
+    goodput: float  # of this node's link, bytes per second
+    run_delay_share: float  # share of the run that this rank's worst thread spent ready but without a core
     probe_ratio_before: float
     probe_ratio_after: float
     napping: bool
 
 
-class Watch:
-    """Watches one node through one run. Collective: every rank begins and ends it.
+class Monitor:
+    """Monitors one node during one run. Collective: every rank creates it and calls `end`.
 
-    It begins when the links carry what they should and nobody else uses the machine, or after `patience_s` of waiting.
+    Creating it waits until the links reach their rate and no other process uses the machine, at most `patience_s`.
     """
 
     def __init__(self, ranks: Group, patience_s: float) -> None:
         self._ranks = ranks
         self._cluster = find(os.environ[CLUSTER_VARIABLE])
-        self._before = _wait_until_quiet(ranks, self._cluster, patience_s)
-        self._begun, self._delays = read(), run_delays()
+        self._before = _wait_until_idle(ranks, self._cluster, patience_s)
+        self._begin, self._delays = read_counters(), run_delays()
 
     def end(self) -> Evidence:
-        """Return what was seen since the beginning."""
-        seen, delays = self._begun.until(read()), run_delays()
+        """Return what happened on this node since the monitor was created."""
+        counters, delays = self._begin.increase(read_counters()), run_delays()
         longest_s = max(seconds - self._delays.get(thread, 0.0) for thread, seconds in delays.items())
         return Evidence(
-            seen=seen,
+            counters=counters,
             goodput=self._cluster.goodput(self._cluster.nodes[self._ranks.rank]),
-            run_delay_share=longest_s / seen.wall_s,
+            run_delay_share=longest_s / counters.wall_s,
             probe_ratio_before=self._before,
-            probe_ratio_after=steady_ratio(lambda: _probe(self._ranks, self._cluster)),
+            probe_ratio_after=best_ratio(lambda: _probe(self._ranks, self._cluster)),
             napping=nap.is_loaded(os.environ),
         )
 
 
-def _wait_until_quiet(ranks: Group, cluster: Cluster, patience_s: float) -> float:
-    """Probe until the links are what they should be and the machine is ours; return the best ratio. Collective."""
+def _wait_until_idle(ranks: Group, cluster: Cluster, patience_s: float) -> float:
+    """Probe until the links reach their rate and other processes use few cores; return the best ratio. Collective."""
     deadline, best = time.monotonic() + patience_s, float("inf")
     while True:
-        begun = read()
-        time.sleep(PAUSE_S)
+        begin = read_counters()
+        time.sleep(CPU_SAMPLE_S)
         ratio = _probe(ranks, cluster)
-        seen = ranks.gather(begun.until(read()))
+        counters = ranks.gather(begin.increase(read_counters()))
         best = min(best, ratio, key=lambda ratio: abs(ratio - 1))
-        quiet = abs(ratio - 1) <= TOLERANCE and (not seen or foreign_cpu_share(seen) <= MOST_FOREIGN_CPU_SHARE)
-        if ranks.broadcast(quiet or time.monotonic() > deadline):
+        idle = abs(ratio - 1) <= TOLERANCE and (not counters or foreign_cpu_share(counters) <= MAX_FOREIGN_CPU_SHARE)
+        if ranks.broadcast(idle or time.monotonic() > deadline):
             return best
 
 
 def _probe(ranks: Group, cluster: Cluster) -> float:
-    """The ring's time over its closed form, the same on every rank. Collective."""
-    taking_part = replace(cluster, rates=cluster.rates[: ranks.size])
+    """Return the ring's time over its closed form, the same on every rank. Collective."""
+    participating = replace(cluster, rates=cluster.rates[: ranks.size])
     ranks.barrier()
-    ratios = ranks.gather(ring_ratio(taking_part, ranks.rank))
-    return float(ranks.broadcast(worst_ratio(taking_part, ratios) if ratios else 0.0))
+    ratios = ranks.gather(ring_ratio(participating, ranks.rank))
+    return float(ranks.broadcast(worst_ratio(participating, ratios) if ratios else 0.0))
 
 
-def foreign_cpu_share(seen: Sequence[Reading]) -> float:
-    """The share of all cores that others than these ranks used, or other machines took."""
-    foreign_s = max(reading.machine_cpu_s for reading in seen) - sum(reading.cpu_s for reading in seen)
-    return max(0.0, foreign_s) / max(reading.wall_s for reading in seen) / (os.cpu_count() or 1)
+def foreign_cpu_share(nodes: Sequence[Counters]) -> float:
+    """Return the share of all cores that went to other processes or virtual machines than these ranks."""
+    foreign_s = max(node.machine_cpu_s for node in nodes) - sum(node.cpu_s for node in nodes)
+    return max(0.0, foreign_s) / max(node.wall_s for node in nodes) / (os.cpu_count() or 1)
 
 
-def read() -> Reading:
+def read_counters() -> Counters:
     """Read this node's and this process's counters."""
     sent, received = bytes_on_link() or (0, 0)
     tcp = {**_table("/proc/net/snmp", "Tcp:"), **_table("/proc/net/netstat", "TcpExt:")}
     drops, overlimits = _queue()
     user, nice, system, _, _, _, _, steal, *_ = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
-    return Reading(
+    return Counters(
         bytes_sent=sent,
         bytes_received=received,
         segments=tcp["OutSegs"],
@@ -151,8 +151,8 @@ def _table(path: str, name: str) -> dict[str, int]:
 
 
 def _queue() -> tuple[int, int]:
-    """Packets that this node's shaped link has dropped, and how often it made one wait."""
-    from pyroute2 import IPRoute  # slow to import, and needed on emulated nodes only
+    """Packets that this node's shaped link has dropped, and how often it delayed one."""
+    from pyroute2 import IPRoute  # imported here: slow, and needed on emulated nodes only
 
     with IPRoute() as here:
         (index,) = here.link_lookup(ifname=INTERFACE)
@@ -161,61 +161,64 @@ def _queue() -> tuple[int, int]:
     return sum(count["drops"] for count in counts), sum(count["overlimits"] for count in counts)
 
 
-def weigh(nodes: Sequence[Evidence], steps: int) -> dict[str, float | bool]:
-    """Return what all nodes saw as columns of one row: the worst of each."""
-    seen = [node.seen for node in nodes]
-    busiest = max(nodes, key=lambda node: node.seen.bytes_sent / node.goodput)
+def to_columns(nodes: Sequence[Evidence], steps: int) -> dict[str, float | bool]:
+    """Return all nodes' evidence as columns of one row: worst shares, summed counts, the busiest link's load."""
+    counters = [node.counters for node in nodes]
+    busiest = max(nodes, key=lambda node: node.counters.bytes_sent / node.goodput)
     return {
         "probe_ratio_before": nodes[0].probe_ratio_before,
         "probe_ratio_after": nodes[0].probe_ratio_after,
         "run_delay_share": max(node.run_delay_share for node in nodes),
-        "foreign_cpu_share": foreign_cpu_share(seen),
-        "packet_drops": sum(reading.drops for reading in seen),
-        "retransmitted_share": sum(r.retransmissions for r in seen) / max(1, sum(r.segments for r in seen)),
-        "tcp_timeouts": sum(reading.timeouts for reading in seen),
-        "link_bursts_per_step": busiest.seen.bytes_sent / steps / BURST_BYTES,
-        "link_overlimits": busiest.seen.overlimits,
+        "foreign_cpu_share": foreign_cpu_share(counters),
+        "packet_drops": sum(each.drops for each in counters),
+        "retransmitted_share": sum(each.retransmissions for each in counters)
+        / max(1, sum(each.segments for each in counters)),
+        "tcp_timeouts": sum(each.timeouts for each in counters),
+        "link_bursts_per_step": busiest.counters.bytes_sent / steps / BURST_BYTES,
+        "link_overlimits": busiest.counters.overlimits,
         "napping": all(node.napping for node in nodes),
     }
 
 
-def judge(
-    found: Mapping[str, Any],
+def invalid_reason(
+    columns: Mapping[str, Any],
     wire_ratios: Mapping[str, float],
     header_shares: Mapping[str, float],
     overshoot_s: float | None,
 ) -> str:
-    """Return why a run is invalid, or nothing.
+    """Return why a run is invalid, an empty string if it is valid.
 
-    `found` is what `weigh` returned; `wire_ratios` are wire over counted bytes by direction and role, and
-    `header_shares` what small messages' headers may add to them;
-    `overshoot_s` is the 95th percentile of how much longer than asked the emulated compute slept.
+    `columns` are those of `to_columns`; `wire_ratios` the wire's over the counted bytes by direction and role;
+    `header_shares` what headers of small messages may add to these ratios; `overshoot_s` the 95th percentile of the
+    seconds by which emulated compute slept too long.
     """
-    enough = found["link_bursts_per_step"] >= LEAST_BURSTS
-    complaints = [
+    enough = columns["link_bursts_per_step"] >= MIN_BURSTS
+    checks = [
         (
-            f"{name}: the wire carried {ratio:.3f} times what was counted",
-            enough and not LEAST_WIRE_RATIO <= ratio <= MOST_WIRE_RATIO + header_shares.get(name, 0.0),
+            f"{name}: the wire carried {ratio:.3f} times the counted bytes",
+            enough and not MIN_WIRE_RATIO <= ratio <= MAX_WIRE_RATIO + header_shares.get(name, 0.0),
         )
         for name, ratio in wire_ratios.items()
     ]
     for when in ("before", "after"):
-        ratio = found[f"probe_ratio_{when}"]
-        complaints.append((f"a bare ring took {ratio:.3f} times its closed form {when}", abs(ratio - 1) > TOLERANCE))
-    late_s, again = overshoot_s or 0.0, found["retransmitted_share"]
-    complaints += [
+        ratio = columns[f"probe_ratio_{when}"]
+        checks.append(
+            (f"a bare ring took {ratio:.3f} times its closed form {when} the run", abs(ratio - 1) > TOLERANCE)
+        )
+    overshoot_s, retransmitted = overshoot_s or 0.0, columns["retransmitted_share"]
+    checks += [
         (
-            f"a rank waited for a core {found['run_delay_share']:.0%} of the time",
-            found["run_delay_share"] > MOST_RUN_DELAY_SHARE,
+            f"a rank waited for a core {columns['run_delay_share']:.0%} of the time",
+            columns["run_delay_share"] > MAX_RUN_DELAY_SHARE,
         ),
         (
-            f"others used {found['foreign_cpu_share']:.0%} of the cores",
-            found["foreign_cpu_share"] > MOST_FOREIGN_CPU_SHARE,
+            f"other processes used {columns['foreign_cpu_share']:.0%} of the cores",
+            columns["foreign_cpu_share"] > MAX_FOREIGN_CPU_SHARE,
         ),
-        (f"packets dropped: {found['packet_drops']}", found["packet_drops"] > 0),
-        (f"{again:.1%} of all segments were sent again", again > MOST_RETRANSMITTED_SHARE),
-        (f"TCP timeouts: {found['tcp_timeouts']}", found["tcp_timeouts"] > 0),
-        ("the busiest link was never full", enough and found["link_overlimits"] == 0),
-        (f"emulated compute slept {late_s * 1e3:.2f} ms too long (p95)", late_s > MOST_SLEEP_OVERSHOOT_S),
+        (f"packets dropped: {columns['packet_drops']}", columns["packet_drops"] > 0),
+        (f"{retransmitted:.1%} of all segments were retransmitted", retransmitted > MAX_RETRANSMITTED_SHARE),
+        (f"TCP timeouts: {columns['tcp_timeouts']}", columns["tcp_timeouts"] > 0),
+        ("the busiest link was never full", enough and columns["link_overlimits"] == 0),
+        (f"emulated compute slept {overshoot_s * 1e3:.2f} ms too long (p95)", overshoot_s > MAX_SLEEP_OVERSHOOT_S),
     ]
-    return "; ".join(text for text, applies in complaints if applies)
+    return "; ".join(text for text, applies in checks if applies)

@@ -1,4 +1,4 @@
-"""What an emulated cluster is: its nodes, their addresses and the rates of their links. Plain values."""
+"""The description of an emulated cluster: its nodes, their addresses and the rates of their links."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ STATE = Path("/run/psring")
 NAMESPACES = Path("/run/netns")
 NETWORK = "10.77.0"
 INTERFACE = "eth0"
-MOST_NODES = 250
-# A bucket of 128 kB is the smallest that lets TCP reach the rate.
+MAX_NODES = 250
+# The smallest token bucket with which TCP reaches the link's rate.
 BURST_BYTES = 128 * 1024
-# Of a link's rate, what TCP can carry as payload: 1448 bytes in an Ethernet frame of 1514.
+# TCP payload over bytes on the link: 1448 bytes of payload in an Ethernet frame of 1514.
 PAYLOAD_SHARE = 1448 / 1514
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster's name, its links (rates in bits per second in each direction), and their text as given."""
+    """A cluster: `rates` are its links' bits per second in each direction, node 0 first; `link` their text as given."""
 
     name: str
     rates: tuple[int, ...]
@@ -38,24 +38,24 @@ class Cluster:
         return [f"n{i}" for i in range(len(self.rates))]
 
     def address(self, node: str) -> str:
-        """A node's IPv4 address."""
+        """IPv4 address of a node."""
         return f"{NETWORK}.{self.nodes.index(node) + 1}"
 
     def namespace(self, node: str) -> str:
-        """The network namespace of a node, or of the switch (sw)."""
+        """Name of the network namespace of a node, or of the switch (`sw`)."""
         return f"psring-{self.name}-{node}"
 
-    def hosts(self) -> str:
-        """What /etc/hosts says on every node."""
+    def etc_hosts(self) -> str:
+        """Content of /etc/hosts on every node."""
         lines = [f"{self.address(node)} {node}" for node in self.nodes]
         return "\n".join(["127.0.0.1 localhost", *lines, ""])
 
     def hostfile(self) -> str:
-        """The launcher's host file: one rank per node."""
+        """Content of the launcher's host file: one slot per node."""
         return "".join(f"{node} slots=1\n" for node in self.nodes)
 
     def goodput(self, node: str) -> float:
-        """Payload bytes per second that TCP can carry on a node's link, each direction."""
+        """Bytes of TCP payload per second that a node's link can carry in each direction."""
         return self.rates[self.nodes.index(node)] / 8 * PAYLOAD_SHARE
 
     def delay_s(self) -> float:
@@ -67,40 +67,48 @@ def make(
     name: str, num_nodes: int, link: str, num_servers: int = 0,
     delay: str | None = None, congestion_control: str = "reno",
 ) -> Cluster:  # fmt: skip
-    """Describe a cluster whose last `num_servers` nodes are servers'; BadInput if there can be none like it."""
-    if not re.fullmatch(r"[a-z0-9]{1,20}", name):
-        raise BadInput(f"--name: {name!r} is not 1 to 20 small letters and digits")
-    if not 1 <= num_nodes <= MOST_NODES:
-        raise BadInput(f"--num-nodes: {num_nodes} is not from 1 to {MOST_NODES}")
+    """Return a cluster whose last `num_servers` nodes are those that `server=RATE` means; BadInput for a bad value."""
+    check_name(name)
+    if not 1 <= num_nodes <= MAX_NODES:
+        raise BadInput(f"--num-nodes: {num_nodes} is not from 1 to {MAX_NODES}")
     if congestion_control not in ("reno", "cubic"):
         raise BadInput(f"--congestion-control: {congestion_control!r} is neither reno nor cubic")
     rates = parse_links(link, num_nodes, num_servers)
     made = Cluster(name, rates, link, num_servers, delay, congestion_control)
-    made.delay_s()  # or BadInput
+    made.delay_s()  # raises BadInput if the delay cannot be parsed
     return made
+
+
+def check_name(name: str) -> None:
+    """Raise BadInput unless a cluster may have this name: it becomes a part of file names and of glob patterns."""
+    if not re.fullmatch(r"[a-z0-9]{1,20}", name):
+        raise BadInput(f"--name: {name!r} is not 1 to 20 small letters and digits")
 
 
 def find(name: str) -> Cluster:
     """Return a cluster that is up; BadInput if it is not."""
+    check_name(name)
     try:
-        state = json.loads(state_file(name).read_text())
+        state = json.loads(state_file(name).read_text(encoding="utf-8"))
         return Cluster(**{**state, "rates": tuple(state["rates"])})
     except FileNotFoundError:
         raise BadInput(f"cluster: {name!r} is not up; psring cluster up --name {name}") from None
     except TypeError:
-        raise BadInput(f"cluster: {name!r} is another version's; psring cluster down --name {name}") from None
+        raise BadInput(
+            f"cluster: {name!r} was brought up by another version of psring; psring cluster down --name {name}"
+        ) from None
 
 
 def state_file(name: str) -> Path:
-    """Where a cluster that is up is described."""
+    """Path of the JSON description of a cluster that is up."""
     return STATE / f"{name}.json"
 
 
-def hosts_file(name: str) -> Path:
-    """What every node of a cluster has as /etc/hosts."""
+def etc_hosts_file(name: str) -> Path:
+    """Path of the file that every node of a cluster mounts as /etc/hosts."""
     return STATE / f"{name}.hosts"
 
 
-def host_file(name: str) -> Path:
-    """The host file that mpirun and horovodrun get: one rank per node."""
+def hostfile(name: str) -> Path:
+    """Path of the host file that mpirun and horovodrun get."""
     return STATE / f"{name}.nodes"

@@ -1,4 +1,4 @@
-"""What the kernel has counted on this emulated node's one link."""
+"""The kernel's byte counters of this emulated node's link."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from bench.nodes.layout import INTERFACE
 
 
 def on_node() -> bool:
-    """Whether this process runs on a node of `psring cluster`."""
+    """Whether this process runs on an emulated node of `psring cluster`."""
     return CLUSTER_VARIABLE in os.environ
 
 
 def bytes_on_link() -> tuple[int, int] | None:
-    """Bytes (sent, received) since the node is up, headers included; None where this is no emulated node."""
+    """Bytes (sent, received) since the link is up, frame headers included; None off an emulated node."""
     if not on_node():
         return None
     folder = Path("/sys/class/net", INTERFACE, "statistics")

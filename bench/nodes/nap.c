@@ -1,6 +1,6 @@
-/* Loaded before libc on emulated nodes: a rank that has nothing to do naps instead of asking again at once.
- * Open MPI calls sched_yield() between two polls (mpi_yield_when_idle); with more ranks than cores, ranks that
- * poll take the core from the rank they wait for. */
+/* Preloaded on emulated nodes: sched_yield() sleeps 50 µs instead of returning at once.
+ * Open MPI calls sched_yield() between two polls (mpi_yield_when_idle). With more ranks than cores, a rank that polls
+ * without pause takes the core from the rank it waits for. */
 #include <time.h>
 
 int sched_yield(void) {

@@ -1,4 +1,4 @@
-"""The nap shim: a waiting rank sleeps 50 µs between two polls, so that nodes can share a few cores."""
+"""The nap shim: `sched_yield()` sleeps 50 µs, so that ranks that poll leave the few cores to ranks that work."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("nap.c")
-COMPILE_S = 30.0
+COMPILE_TIMEOUT_S = 30.0
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What a process must have in its environment to nap; nothing where the shim cannot be built.
+    """Return the variables that load the shim (LD_PRELOAD); none where it cannot be compiled.
 
-    Without it psring's own strategies still nap, in Python; Open MPI's collectives and Horovod poll.
+    Without it psring's own strategies still sleep between polls, in Python; Open MPI's collectives and Horovod do not.
     """
     library = build()
     if library is None:
@@ -27,12 +27,12 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_loaded(environ: Mapping[str, str]) -> bool:
-    """Whether this process naps in sched_yield()."""
+    """Whether the environment loads the shim."""
     return "psring-nap" in environ.get("LD_PRELOAD", "")
 
 
 def build() -> Path | None:
-    """Compile the shim once per source and user; None without a C compiler or a place to keep it."""
+    """Compile the shim once per source and user; return its path, None without a C compiler or a writable cache."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     cache = Path(os.environ.get("PSRING_CACHE") or Path.home() / ".cache" / "psring")
     library = cache / f"psring-nap-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]}-{os.uname().machine}.so"
@@ -43,10 +43,10 @@ def build() -> Path | None:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            made = Path(scratch, library.name)
-            command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(made), str(SOURCE)]
-            subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_S)
-            made.replace(library)
+            compiled = Path(scratch, library.name)
+            command = [compiler, "-O2", "-shared", "-fPIC", "-o", str(compiled), str(SOURCE)]
+            subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_TIMEOUT_S)
+            compiled.replace(library)
     except (OSError, subprocess.SubprocessError):
         return None
     return library

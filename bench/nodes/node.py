@@ -1,10 +1,10 @@
-"""Becoming a process on a node: its network, its host name, its /sys and its /etc/hosts."""
+"""Move a process onto an emulated node: its network, host name, /sys and /etc/hosts."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import sys
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -12,7 +12,8 @@ from typing import NoReturn
 from bench.config import CLUSTER_VARIABLE, BadInput
 from bench.mpi import mpi_environment
 from bench.nodes import nap
-from bench.nodes.layout import NAMESPACES, Cluster, find, hosts_file
+from bench.nodes.layout import NAMESPACES, Cluster, etc_hosts_file, find
+from bench.processes import PSRING
 
 _BIN = Path(__file__).with_name("bin")
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWNET = 0x00020000, 0x04000000, 0x40000000
@@ -21,15 +22,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def execute(cluster: Cluster, node: str, command: Sequence[str]) -> NoReturn:
-    """Replace this process by a command on a node; BadInput if there is no such node or command."""
+    """Replace this process by a command on a node; BadInput if the node or the command does not exist."""
     if node not in cluster.nodes:
         raise BadInput(f"cluster: there is no node {node!r}; nodes are n0 to {cluster.nodes[-1]}")
     enter(cluster, node)
-    replace(command, environment(cluster, os.environ))
+    execute_here(command, environment(cluster, os.environ))
 
 
-def replace(command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
-    """Replace this process by a command; BadInput if there is none."""
+def execute_here(command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
+    """Replace this process by a command; BadInput if it cannot be executed."""
     try:
         os.execvpe(command[0], list(command), dict(environ))
     except OSError as error:
@@ -37,27 +38,27 @@ def replace(command: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
 
 
 def environment(cluster: Cluster, environ: Mapping[str, str]) -> dict[str, str]:
-    """What a process on a node has: the cluster's name, an ssh to the other nodes, what MPI needs, naps."""
+    """Return a node process's environment: the cluster's name, psring's ssh in PATH, MPI's settings, the nap shim."""
     path = os.pathsep.join([str(_BIN), environ.get("PATH", os.defpath)])
-    own = {CLUSTER_VARIABLE: cluster.name, "PSRING_PYTHON": sys.executable, "PATH": path}
+    own = {CLUSTER_VARIABLE: cluster.name, "PSRING_COMMAND": shlex.join(PSRING), "PATH": path}
     return {**environ, **mpi_environment(environ), **own, **nap.environment(environ)}
 
 
 def enter(cluster: Cluster, node: str) -> None:
-    """Move this process onto a node. Its mounts and its host name are its own from now on."""
+    """Move this process to a node's network namespace, and to mount and host name namespaces of its own."""
     with (NAMESPACES / cluster.namespace(node)).open() as network:
         _check(_libc.setns(network.fileno(), _CLONE_NEWNET), "setns")
     unshare(_CLONE_NEWUTS | _CLONE_NEWNS)
     _check(_libc.sethostname(node.encode(), len(node)), "sethostname")
-    keep_mounts_private()
+    make_mounts_private()
     mount("sysfs", "/sys", "sysfs")  # shows the node's own interfaces
-    mount(str(hosts_file(cluster.name)), "/etc/hosts", None, _MS_BIND)
+    mount(str(etc_hosts_file(cluster.name)), "/etc/hosts", None, _MS_BIND)
 
 
 def remote_shell(arguments: Sequence[str]) -> NoReturn:
-    """Stand in for ssh: `[options] HOST COMMAND...`, as mpirun (plm_rsh_agent) and horovodrun call it.
+    """Replace ssh: run `[options] HOST COMMAND...`, as mpirun (plm_rsh_agent) and horovodrun call it.
 
-    Horovod puts options after the host too. Options with a value are those of ssh(1) that launchers use.
+    Horovod puts options behind the host too. Of ssh(1)'s options with a value, those that launchers use are known.
     """
     words = list(arguments)
     host = None
@@ -74,12 +75,12 @@ def remote_shell(arguments: Sequence[str]) -> NoReturn:
 
 
 def unshare(namespaces: int) -> None:
-    """Leave namespaces for new ones (unshare(2)); OSError if the kernel refuses."""
+    """Move this process to new namespaces (unshare(2)); OSError if the kernel refuses."""
     _check(_libc.unshare(namespaces), "unshare")
 
 
-def keep_mounts_private() -> None:
-    """Let nobody outside this mount namespace see what is mounted in it."""
+def make_mounts_private() -> None:
+    """Keep mounts of this mount namespace from propagating to others."""
     mount(None, "/", None, _MS_REC | _MS_PRIVATE)
 
 

@@ -1,7 +1,7 @@
-"""A private place for clusters: they vanish with the last process in it, however that ends.
+"""Private namespaces in which clusters can be made, also without root, and vanish with the last process inside.
 
-The process leaves for namespaces of its own: mounts, so that the names of network namespaces are known in
-here only and need no clean-up; and users, if it is not root, so that it is root in here (user_namespaces(7)).
+The process moves to a mount namespace of its own, so that named network namespaces are visible only inside and need
+no clean-up; and, if it is not root, to a user namespace in which it is root (user_namespaces(7)).
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
 
 
 def enter() -> None:
-    """Move this process, while it has but one thread, to where it may make clusters; BadInput if it may not."""
+    """Move this process, which must have one thread only, into the private namespaces; BadInput if it may not."""
     user, group = os.geteuid(), os.getegid()
     try:
-        if cluster.may():
+        if cluster.has_privileges():
             node.unshare(_CLONE_NEWNS)
         else:
-            # A network of its own too: one may come back from a node only to a network that one owns.
+            # setns() back from a node is allowed only to a network namespace that this user namespace owns.
             node.unshare(_CLONE_NEWUSER | _CLONE_NEWNS | _CLONE_NEWNET)
             Path("/proc/self/setgroups").write_text("deny")
             Path("/proc/self/uid_map").write_text(f"0 {user} 1")
             Path("/proc/self/gid_map").write_text(f"0 {group} 1")
-            cluster.raise_loopback()
-        node.keep_mounts_private()
+            cluster.set_loopback_up()
+        node.make_mounts_private()
         node.mount("tmpfs", "/run", "tmpfs")
     except OSError as error:
         raise BadInput(

@@ -30,7 +30,7 @@ class RankReport:
     cpu_s: float = 0.0
     peak_memory_bytes: int = 0
     checksum: int | None = None  # of the final weights
-    evidence: Evidence | None = None  # what the watch on an emulated node saw
+    evidence: Evidence | None = None  # of the monitor of an emulated node
     missed_updates: Counter[int] = field(default_factory=Counter)
     largest_lead: int = 0
     shard_imbalance: float | None = None
@@ -120,11 +120,11 @@ def wire(config: RunConfig, reports: Sequence[RankReport]) -> dict[str, float | 
     """
     columns: dict[str, float | None] = {}
     for role, serves in (("worker", False), ("server", True)):
-        seen = [report.evidence.seen for report in reports if report.is_server == serves and report.evidence]
+        nodes = [report.evidence.counters for report in reports if report.is_server == serves and report.evidence]
         for name in ("bytes_sent", "bytes_received"):
-            total = sum(getattr(reading, name) for reading in seen)
+            total = sum(getattr(counters, name) for counters in nodes)
             column = f"{name}_per_{role}_per_step_wire"
-            columns[column] = total / len(seen) / config.total_steps if seen else None
+            columns[column] = total / len(nodes) / config.total_steps if nodes else None
     return columns
 
 

@@ -19,7 +19,7 @@ from bench.durations import durations
 from bench.ledger import Volume, header_shares, make_ledger, wire_ratios
 from bench.mpi import RankInfo, mpi_environment, tcp_settings
 from bench.nodes import guard
-from bench.nodes.guard import Evidence, Watch
+from bench.nodes.guard import Evidence, Monitor
 from bench.nodes.link import on_node
 from bench.processes import die_with_parent
 from bench.rank import data, equivalence, group, numbers, trace
@@ -94,7 +94,7 @@ def _run(
     module = strategy.prepare(model, optimizer)
     duplex = duplex_factor(config)
     ranks.barrier()
-    watch = Watch(ranks, config.patience_s) if on_node() else None
+    monitor = Monitor(ranks, config.patience_s) if on_node() else None
     cpu_before = numbers.cpu_s()
     gated = config.check_equivalence and planned.repeat == 0 and config.strategy != "independent"
     steps: list[StepRecord] = []
@@ -117,7 +117,7 @@ def _run(
         lanes = ranks.gather(trace.lane(ranks.rank, clock, strategy))
         if ranks.rank == 0:
             keep_trace(lanes)
-    evidence = watch.end() if watch else None
+    evidence = monitor.end() if monitor else None
     checksum = equivalence.checksum(equivalence.snapshot(model)) if gated and corpus else None
     late_s = model.pace.overshoots_s if isinstance(model, EmulatedGPT) else []
     reports = ranks.gather(_report(config, strategy, steps, cpu_s, checksum, evidence, late_s))
@@ -260,9 +260,9 @@ def _pass_guard(config: RunConfig, reports: list[RankReport], columns: dict[str,
     evidence = [report.evidence for report in reports if report.evidence]
     if not evidence:
         return ""
-    found = guard.weigh(evidence, config.total_steps)
+    found = guard.to_columns(evidence, config.total_steps)
     columns |= found
-    return guard.judge(found, wire_ratios(volumes), header_shares(volumes), columns["sleep_overshoot_s_p95"])
+    return guard.invalid_reason(found, wire_ratios(volumes), header_shares(volumes), columns["sleep_overshoot_s_p95"])
 
 
 def _mfu(config: RunConfig, tokens_per_s: float | None, device: torch.device) -> float | None:

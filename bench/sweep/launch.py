@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ import psutil
 
 from bench.config import RunConfig
 from bench.mpi import find_launcher, mpi_environment
-from bench.nodes.layout import INTERFACE, Cluster, host_file
-from bench.processes import terminate_with_parent
+from bench.nodes.layout import INTERFACE, Cluster, hostfile
+from bench.processes import PSRING, terminate_with_parent
 
 GRACE_S = 5.0
 POLL_S = 0.1
@@ -42,15 +41,14 @@ def command(config: RunConfig, arguments: Sequence[str], nodes: Cluster | None =
 
     To the launcher an emulated cluster is a host file and an interface, as a real one is.
     """
-    psring = [sys.executable, "-m", "bench.cli"]
     prefix: list[str] = []
     if nodes is not None:
-        prefix = [*psring, "cluster", "exec", "--name", nodes.name, nodes.nodes[0], "--"]
-        hosts = {"link": None, "hostfile": str(host_file(nodes.name)), "network_interface": INTERFACE}
+        prefix = [*PSRING, "cluster", "exec", "--name", nodes.name, nodes.nodes[0], "--"]
+        hosts = {"link": None, "hostfile": str(hostfile(nodes.name)), "network_interface": INTERFACE}
         config = config.model_copy(update=hosts)
     if config.world_size > 1:
         prefix += launcher_prefix(config)
-    return [*prefix, *psring, *arguments]
+    return [*prefix, *PSRING, *arguments]
 
 
 def launcher_prefix(config: RunConfig) -> list[str]:

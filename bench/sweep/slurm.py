@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from bench.config import BadInput, RunConfig
+from bench.processes import PSRING
 
 # Slurm tells psring this long before it ends the job: enough to end the ranks and leave the folder good.
 NOTICE_S = 60
@@ -34,12 +34,11 @@ def batch_script(cells: Sequence[RunConfig], file: Path, out: Path, options: Seq
     """
     if any(cell.launcher == "horovodrun" and cell.world_size > 1 for cell in cells):
         raise BadInput("launcher: horovodrun knows nothing of Slurm; use launcher: srun or mpirun")
-    psring = [sys.executable, "-m", "bench.cli"]
     return SCRIPT.format(
         file=file.name,
         ranks=max(cell.world_size for cell in cells),
         threads=max(cell.num_threads for cell in cells),
         notice=NOTICE_S,
         log=f"{out.resolve()}.slurm.log",
-        command=shlex.join([*psring, "sweep", str(file.resolve()), "--out", str(out.resolve()), *options]),
+        command=shlex.join([*PSRING, "sweep", str(file.resolve()), "--out", str(out.resolve()), *options]),
     )

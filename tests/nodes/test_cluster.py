@@ -1,4 +1,4 @@
-"""Laws of the emulated cluster: names, rates, isolation, and that nothing of it is left behind."""
+"""Laws of the emulated cluster: names, rates, isolation, complete removal."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ from bench.config import BadInput
 from bench.ledger import wire_ratios
 from bench.mpi import find_launcher
 from bench.nodes import cluster, layout
-from bench.nodes.cluster import NAMESPACES
-from bench.nodes.layout import Cluster
+from bench.nodes.layout import NAMESPACES, Cluster
 from bench.nodes.probe import TOLERANCE
 from tests.support.processes import PSRING, run_command
 
 
 def can_make_namespaces() -> bool:
-    """Whether this user may, and this kernel has what a link needs."""
+    """Whether this user and this kernel can make shaped links."""
     probe = layout.make("probe", 1, "100mbit")
     try:
         cluster.up(probe)
@@ -86,7 +85,7 @@ def test_rates_can_differ_per_node() -> None:
         (("../lab", 2, "1mbit"), "small letters and digits"),
     ],
 )
-def test_a_cluster_that_cannot_be_is_refused_in_one_line(values: tuple[Any, ...], said: str) -> None:
+def test_an_impossible_cluster_is_refused_in_one_line(values: tuple[Any, ...], said: str) -> None:
     with pytest.raises(BadInput) as refusal:
         layout.make(*values)
     assert said in str(refusal.value)
@@ -94,7 +93,7 @@ def test_a_cluster_that_cannot_be_is_refused_in_one_line(values: tuple[Any, ...]
 
 
 def test_without_permission_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "may", lambda: False)
+    monkeypatch.setattr(cluster, "has_privileges", lambda: False)
     with pytest.raises(BadInput, match="needs root"):
         cluster.up(layout.make("denied", 2, "1mbit"))
     assert left_over("denied") == []
@@ -120,15 +119,15 @@ def test_two_clusters_do_not_see_each_other(lab: Cluster) -> None:
 
 
 @needs_namespaces
-def test_a_second_up_is_refused_and_harms_nothing(lab: Cluster) -> None:
+def test_a_second_up_is_refused_and_changes_nothing(lab: Cluster) -> None:
     with pytest.raises(BadInput, match="is up already"):
         cluster.up(lab)
-    assert cluster.find(lab.name) == lab
+    assert layout.find(lab.name) == lab
     assert len(left_over(lab.name)) == 4
 
 
 @needs_namespaces
-def test_down_ends_what_still_runs(lab: Cluster) -> None:
+def test_down_kills_processes_on_the_nodes(lab: Cluster) -> None:
     sleeper = subprocess.Popen(on(lab, "n1", "sleep", "60"))
     inodes = {(NAMESPACES / lab.namespace("n1")).stat().st_ino}
     deadline = time.monotonic() + 20
@@ -139,14 +138,14 @@ def test_down_ends_what_still_runs(lab: Cluster) -> None:
     assert sleeper.wait(10) == -9
     assert left_over(lab.name) == []
     with pytest.raises(BadInput, match="is not up"):
-        cluster.find(lab.name)
+        layout.find(lab.name)
 
 
 @needs_namespaces
-def test_up_cleans_what_a_killed_up_has_left(lab: Cluster) -> None:
-    (cluster.STATE / f"{lab.name}.json").unlink()  # as if killed before it was done
+def test_up_removes_what_a_killed_up_left(lab: Cluster) -> None:
+    (layout.STATE / f"{lab.name}.json").unlink()  # as if killed before it was done
     cluster.up(lab)
-    assert cluster.find(lab.name) == lab
+    assert layout.find(lab.name) == lab
 
 
 SWEEP = """
@@ -162,7 +161,7 @@ cluster: {num_nodes: 3, link: "server=400mbit,*=200mbit"}
 
 @needs_namespaces
 @pytest.mark.launcher
-def test_a_sweep_runs_on_nodes_under_every_launcher_and_the_kernel_counts_what_we_counted(tmp_path: Path) -> None:
+def test_a_sweep_runs_on_nodes_under_every_launcher_and_the_kernel_confirms_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     before = sorted(NAMESPACES.glob("*"))
     out = tmp_path / "out"
@@ -179,11 +178,11 @@ def test_a_sweep_runs_on_nodes_under_every_launcher_and_the_kernel_counts_what_w
             assert wire_ratios(record.ledger)
         for name, ratio in wire_ratios(record.ledger).items():
             assert 0.99 <= ratio <= 1.06, (record.config.strategy, name)
-    assert sorted(NAMESPACES.glob("*")) == before  # nobody else could even see them
+    assert sorted(NAMESPACES.glob("*")) == before  # made in a mount namespace of their own
 
 
 def without_root(argv: list[str]) -> list[str]:
-    """The same command, with what makes root mighty taken away (but the right to be root in a namespace of its own)."""
+    """The command without root's capabilities, except those for a user namespace of its own."""
     return ["setpriv", "--bounding-set=-all,+setfcap", "--inh-caps=-all", *argv]
 
 
@@ -193,7 +192,7 @@ def can_be_without_root() -> bool:
 
 
 @needs_namespaces
-def test_without_root_a_cluster_lives_in_a_shell_of_its_own(tmp_path: Path) -> None:
+def test_without_root_a_cluster_can_be_made_in_psring_cluster_shell(tmp_path: Path) -> None:
     if not can_be_without_root():
         pytest.skip("this kernel does not allow user namespaces, or setpriv is missing")
     psring = shlex.join(PSRING)
@@ -212,7 +211,7 @@ def test_without_root_a_cluster_lives_in_a_shell_of_its_own(tmp_path: Path) -> N
 
 @needs_namespaces
 @pytest.mark.launcher
-def test_without_root_a_sweep_has_its_nodes(tmp_path: Path) -> None:
+def test_without_root_a_sweep_makes_its_nodes(tmp_path: Path) -> None:
     if not can_be_without_root():
         pytest.skip("this kernel does not allow user namespaces, or setpriv is missing")
     cell = {"strategy": "parameter_server", "num_servers": 1, "compute": "none", "steps": 4}
@@ -227,19 +226,19 @@ def test_without_root_a_sweep_has_its_nodes(tmp_path: Path) -> None:
 def test_a_link_carries_its_rate_and_no_more(lab: Cluster) -> None:
     program = (
         "from bench.nodes import layout, probe; import sys;"
-        "print(probe.steady_ratio(lambda: probe.ring_from_outside(layout.find(sys.argv[1]))))"
+        "print(probe.best_ratio(lambda: probe.fork_ring(layout.find(sys.argv[1]))))"
     )
     ended = run_command([sys.executable, "-c", program, lab.name])
-    assert float(ended.stdout) > 1 - TOLERANCE, ended.stderr  # slower is this machine's noise, faster would be a leak
+    assert float(ended.stdout) > 1 - TOLERANCE, ended.stderr  # slower is noise; faster would be an unshaped link
 
 
 @needs_namespaces
 @pytest.mark.launcher
-def test_faults_end_in_a_clear_line_and_leave_nothing_behind() -> None:
+def test_faults_end_in_one_clear_line_and_leave_nothing() -> None:
     script = Path(__file__).parents[2] / "scripts/check_cluster_faults.py"
     ended = subprocess.run(
         [sys.executable, script], capture_output=True, text=True, timeout=500, check=False,
-        env=dict(os.environ),  # not the C library's environment, in which an MPI of this process may have left traces
+        env=dict(os.environ),  # without what an MPI library of this process has set in the C environment
     )  # fmt: skip
     last = (ended.stdout.splitlines() or [""])[-1]
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -250,6 +249,8 @@ def test_bad_actions_are_refused_in_one_line(psring: Callable[..., object]) -> N
     for arguments, said in (
         (["exec", "--name", "nowhere", "n0", "--", "true"], "is not up"),
         (["exec", "n0"], "no command"),
+        (["exec", "--name", "../x", "n0", "--", "true"], "small letters and digits"),
+        (["down", "--name", "*"], "small letters and digits"),
         (["up", "--num-nodes", "2", "--link", "0mbit"], "no rate above zero"),
     ):
         ended = psring("cluster", *arguments)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 
+from bench.processes import PSRING as PSRING
+
 DEADLINE_S = 300
 Launched = subprocess.CompletedProcess[str]
-PSRING = [sys.executable, "-m", "bench.cli"]
 
 
 def run_command(argv: list[str], timeout_s: float = DEADLINE_S, **environ: str) -> Launched:

@@ -15,6 +15,7 @@ import pytest
 
 from bench.config import RunConfig
 from bench.mpi import RankInfo, mpi_environment
+from bench.processes import PSRING
 from bench.sweep.launch import command, launcher_prefix, run
 from tests.support.processes import alive, environ_of, gone
 
@@ -95,7 +96,7 @@ def test_srun_gets_the_transport_that_mpirun_gets(slurm: Path) -> None:
 
 
 def test_one_rank_needs_no_launcher() -> None:
-    assert command(RunConfig(), ["run"]) == [sys.executable, "-m", "bench.cli", "run"]
+    assert command(RunConfig(), ["run"]) == [*PSRING, "run"]
 
 
 def test_nothing_outlives_a_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
