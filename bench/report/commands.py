@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from bench.config import RunConfig
-from bench.nodes.layout import INTERFACE, host_file
+from bench.nodes.layout import INTERFACE, hostfile
 from bench.report.tables import Columns, Table, cell_names, table
 from bench.sweep.launch import launcher_flags, run_flags
 
@@ -35,7 +35,7 @@ def command(config: RunConfig) -> str:
     up += ["--delay", config.delay] if config.delay else []
     up += ["--congestion-control", config.congestion_control] if config.congestion_control != "reno" else []
     on_nodes = config.model_copy(update=NO_LINK)
-    hosts = on_nodes.model_copy(update={"hostfile": str(host_file(CLUSTER)), "network_interface": INTERFACE})
+    hosts = on_nodes.model_copy(update={"hostfile": str(hostfile(CLUSTER)), "network_interface": INTERFACE})
     run = launched(on_nodes, hosts)
     return f"psring cluster up {shlex.join(up)} && {{ psring cluster exec n0 -- {run}; psring cluster down; }}"
 
