@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from strategies.options import NUMBER_FORMATS, Options
 
@@ -143,9 +144,10 @@ def gradient_factor(norm: float, clip_norm: float | None) -> float:
     return 1.0 if clip_norm is None else min(1.0, clip_norm / (norm + 1e-6))
 
 
-def on_gradient(parameter: nn.Parameter, act: Callable[[Tensor], None]) -> None:
-    """Call `act` with the parameter whenever a backward pass has finished its gradient."""
-    parameter.register_post_accumulate_grad_hook(act)  # type: ignore[no-untyped-call]
+def on_gradient(parameter: nn.Parameter, act: Callable[[Tensor], None]) -> RemovableHandle:
+    """Call `act` with the parameter whenever a backward pass has finished its gradient; `remove()` ends that."""
+    handle: RemovableHandle = parameter.register_post_accumulate_grad_hook(act)  # type: ignore[no-untyped-call]
+    return handle
 
 
 class Strategy(ABC):

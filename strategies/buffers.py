@@ -23,8 +23,13 @@ class FlatLayout:
 
     @staticmethod
     def of(model: nn.Module) -> FlatLayout:
-        """Lay out a model's parameters; a parameter used twice has one place."""
-        parameters = tuple(reversed(list(model.parameters())))
+        """Lay out the parameters that require a gradient; one that is used twice has one place.
+
+        ValueError if there are none, or one is not real.
+        """
+        parameters = tuple(reversed([p for p in model.parameters() if p.requires_grad]))
+        if not parameters or not all(p.is_floating_point() for p in parameters):
+            raise ValueError("the model must have parameters to train, all of them real floating-point numbers")
         ends = np.cumsum([p.numel() for p in parameters])
         offsets = (0, *(int(end) for end in ends[:-1]))
         return FlatLayout(parameters, offsets, int(ends[-1]))

@@ -14,9 +14,10 @@ from strategies.base import torch_dtype
 from strategies.buffers import FlatLayout, balanced_ranges
 from strategies.options import Options
 
-# Chunk i is pushed with tag 2i+2 and pulled with tag 2i+3, in a communicator of its own.
+# Chunk i is pushed with tag 2i+3 and pulled with tag 2i+4, in a communicator of its own.
 CLOSE_TAG = 0
 NORM_TAG = 1
+SETTINGS_TAG = 2
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,12 @@ class Chunk:
     @property
     def push_tag(self) -> int:
         """Tag of its gradients."""
-        return 2 * self.index + 2
+        return 2 * self.index + 3
 
     @property
     def pull_tag(self) -> int:
         """Tag of its parameters."""
-        return 2 * self.index + 3
+        return 2 * self.index + 4
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Progress:
     def __init__(self, comm: MPI.Intracomm, poll_s: float = 0.0) -> None:
         self._comm = comm
         self._poll_s = poll_s
-        self._expected: dict[tuple[int, int], tuple[np.ndarray, Callback]] = {}  # by source and tag
+        self._expected: dict[tuple[int, int], tuple[np.ndarray, Callback, bool]] = {}  # by source and tag
         self._next: dict[int, OrderedDict[int, MPI.Prequest]] = {}  # large messages of each source, by tag
         self._posted_ahead: set[tuple[int, int]] = set()
         self._requests: list[MPI.Request] = []
@@ -71,9 +71,12 @@ class Progress:
         """Let `run` re-check its stop condition."""
         self._wake.set()
 
-    def expect(self, source: int, tag: int, buffer: np.ndarray, arrived: Callback) -> None:
-        """Receive every message with that tag from a rank into a buffer (bytes), and call `arrived` each time."""
-        self._expected[source, tag] = buffer, arrived
+    def expect(self, source: int, tag: int, buffer: np.ndarray, arrived: Callback, before_later: bool = False) -> None:
+        """Receive every message with that tag from a rank into a buffer (bytes), and call `arrived` each time.
+
+        `before_later`: before the callback of any message that the rank sent after it.
+        """
+        self._expected[source, tag] = buffer, arrived, before_later
         if buffer.nbytes >= LARGE_BYTES:
             receive = self._comm.Recv_init([buffer, MPI.BYTE], source, tag)
             assert isinstance(receive, MPI.Prequest)
@@ -94,7 +97,7 @@ class Progress:
 
     def _arrived(self, source: int, tag: int) -> None:
         """Call a message's callback; a large message is then the last that its source will send."""
-        _, callback = self._expected[source, tag]
+        _, callback, _ = self._expected[source, tag]
         callback()
         if tag in self._next.get(source, ()):
             self._posted_ahead.discard((source, tag))
@@ -160,9 +163,10 @@ class Progress:
         """Call what was posted and the callbacks of what arrived or completed; return whether there were any."""
         acted = self._call_posted()
         callbacks = self._completed()
+        arrived = self._receive_arrived()  # first, for a message sent before a completed one has arrived by now
         for callback in callbacks:
             callback()
-        return self._receive_arrived() or acted or bool(callbacks)
+        return arrived or acted or bool(callbacks)
 
     def _call_posted(self) -> bool:
         """Call what was posted; return whether there was anything."""
@@ -190,8 +194,10 @@ class Progress:
             if tag in self._next.get(source, ()):  # beyond those posted ahead: it may be incomplete for longer
                 self._receive_large(source, tag)
                 continue
-            buffer, _ = self._expected[source, tag]
+            buffer, _, before_later = self._expected[source, tag]
             request = self._comm.Irecv([buffer, MPI.BYTE], source, tag)
+            if before_later:
+                request.Wait()
             if request.Test():
                 self._arrived(source, tag)
             else:

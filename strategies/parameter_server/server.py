@@ -7,17 +7,20 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from mpi4py import MPI
 from torch import nn
 
 from strategies.base import CommunicationCounters, Group, LossScaler, Staleness, Strategy, gradient_factor
 from strategies.options import Options
+from strategies.parameter_server.agreement import agree
 from strategies.parameter_server.consistency import Clocks
 from strategies.parameter_server.memory import MessageBuffers, NodeMemory
 from strategies.parameter_server.norm import NormExchange
-from strategies.parameter_server.plan import CLOSE_TAG, NOTHING, Plan, Roles, message, wait_all
+from strategies.parameter_server.plan import CLOSE_TAG, NOTHING, SETTINGS_TAG, Plan, Roles, message, wait_all
 from strategies.parameter_server.progress import Progress
+from strategies.parameter_server.settings import GroupSettings
 from strategies.parameter_server.shard import Shard
 
 
@@ -53,7 +56,9 @@ class Server:
         missed = sum((clocks.missed for clocks in self._clocks), Counter[int]())
         return Staleness(missed, max(clocks.largest_lead for clocks in self._clocks))
 
-    def prepare(self, plan: Plan, buffers: MessageBuffers, optimizer: torch.optim.Optimizer) -> None:
+    def prepare(
+        self, plan: Plan, buffers: MessageBuffers, optimizer: torch.optim.Optimizer, settings: GroupSettings | None
+    ) -> None:
         """Make the shard and the requests that reply, and post the receives of worker 0's weights."""
         workers, options, server = self._roles.workers, self._options, self._roles.servers.index(self._comm.rank)
         self._chunks = plan.of_server(server)
@@ -75,6 +80,11 @@ class Server:
         ]
         self._norm = NormExchange(self._comm, self._roles, self._progress, self._counters, self._norm_known)
         self._num_summed = 0
+        if settings:
+            self._settings, self._numbers = settings, settings.vector.copy()
+            self._progress.expect(
+                workers[0], SETTINGS_TAG, self._numbers.view(np.uint8), self._settings_changed, before_later=True
+            )
 
     def _payload(self, index: int, worker: int) -> list[object]:
         """Return the message that replies to a worker: empty if it reads the reply in this rank's memory."""
@@ -125,6 +135,11 @@ class Server:
                 self._reply(index, released)
             elif self._num_summed % len(self._chunks) == 0:
                 self._norm.exchange(self._shard.squared_norm())
+
+    def _settings_changed(self) -> None:
+        """Follow worker 0's optimizer: it sends this with no push of an earlier step in flight."""
+        self._count(self._roles.workers[0], received=self._numbers.nbytes)
+        self._shard.change_settings(self._settings.of_groups(self._numbers))
 
     def _update_alone(self, index: int, worker: int) -> None:
         """Update with one worker's gradient."""
@@ -212,8 +227,9 @@ class ParameterServer(Strategy):
         Only the shapes of `model` and the settings of `optimizer` are read: the model may be on the meta device.
         """
         self._plan = Plan.of(model, self._roles, self.options)
+        settings = agree(self.group, self._plan.layout, model, optimizer, self.options)
         self._buffers = MessageBuffers(self._comm, self._plan, self.options, self._memory_of_node)
-        self._server.prepare(self._plan, self._buffers, optimizer)
+        self._server.prepare(self._plan, self._buffers, optimizer, settings)
         self._server.distribute_weights()
         self._server.finish_weights()
         return model

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +14,8 @@ from strategies.buffers import FlatLayout, as_bytes
 from strategies.options import Options
 from strategies.parameter_server.memory import Messages
 from strategies.parameter_server.plan import Chunk
-from strategies.parameter_server.update import Update, make_update
+from strategies.parameter_server.update import Settings, Update, update_maker
 from strategies.parameter_server.wire import make_wire
-
-Settings = tuple[tuple[str, Any], ...]  # of an optimizer's group: its learning rate and so on
 
 
 class Shard:
@@ -45,9 +42,7 @@ class Shard:
         self._gradient_of = self._gradients(sizes, options) if optimizer else self._returned_of
         # The weights that all workers have, if only changes are sent.
         self._replica_of = [torch.empty_like(part) for part in self._weights_of] if optimizer and compressed else None
-        self._updates = [
-            self._updates_of(optimizer, layout, chunk, index) for index, chunk in enumerate(chunks) if optimizer
-        ]
+        self._updates = self._make_updates(optimizer, layout, chunks) if optimizer else []
 
     def _gradients(self, sizes: Sequence[int], options: Options) -> Sequence[Tensor]:
         """Return where each chunk is summed: one buffer, which stays cached, if each is updated before the next."""
@@ -56,29 +51,34 @@ class Shard:
         place = torch.empty(max(sizes))
         return [place[:size] for size in sizes]
 
-    def _updates_of(
-        self, optimizer: torch.optim.Optimizer, layout: FlatLayout, chunk: Chunk, index: int
-    ) -> list[Update]:
-        """The optimizer's updates of one chunk, one for all elements that it treats alike.
+    def _make_updates(
+        self, optimizer: torch.optim.Optimizer, layout: FlatLayout, chunks: Sequence[Chunk]
+    ) -> list[dict[int, Update]]:
+        """Return the updates of each chunk by param group; parameters in none are not updated.
 
-        Neighbours of the same settings are one piece: SGD and AdamW treat every element alike, whatever its tensor.
+        Neighbours in one group are one piece, whatever their tensors: every element is updated alike.
         """
-        settings_of = {
-            parameter: tuple((name, value) for name, value in group.items() if name != "params")
-            for group in optimizer.param_groups for parameter in group["params"]
-        }  # fmt: skip
-        pieces: dict[Settings, list[slice]] = defaultdict(list)
-        inside = layout.overlapping(chunk.begin, chunk.end)
-        for settings, alike in itertools.groupby(inside, key=lambda piece: settings_of[layout.parameters[piece[0]]]):
-            ranges = [elements for _, elements in alike]
-            pieces[settings].append(slice(ranges[0][0] - chunk.begin, ranges[-1][1] - chunk.begin))
-        weights, gradient = self._weights_of[index], self._gradient_of[index]
-        return [
-            make_update(
-                optimizer, dict(settings), [weights[span] for span in spans], [gradient[span] for span in spans]
-            )
-            for settings, spans in pieces.items()
-        ]
+        makers = [update_maker(optimizer, settings) for settings in optimizer.param_groups]
+        group_of = {p: number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        updates: list[dict[int, Update]] = []
+        for chunk, weights, gradient in zip(chunks, self._weights_of, self._gradient_of, strict=True):
+            pieces: dict[int, list[slice]] = defaultdict(list)
+            inside = layout.overlapping(chunk.begin, chunk.end)
+            for number, alike in itertools.groupby(inside, lambda piece: group_of.get(layout.parameters[piece[0]], -1)):
+                ranges = [elements for _, elements in alike]
+                pieces[number].append(slice(ranges[0][0] - chunk.begin, ranges[-1][1] - chunk.begin))
+            pieces.pop(-1, None)
+            updates.append({
+                number: makers[number]([weights[span] for span in spans], [gradient[span] for span in spans])
+                for number, spans in pieces.items()
+            })  # fmt: skip
+        return updates
+
+    def change_settings(self, settings: Sequence[Settings]) -> None:
+        """Update with other settings of the param groups from now on."""
+        for updates in self._updates:
+            for number, update in updates.items():
+                update.change(settings[number])
 
     def weights(self, index: int) -> np.ndarray:
         """Return the bytes of one chunk's master weights."""
@@ -126,7 +126,7 @@ class Shard:
             self._gradient_of[index].mul_(factor)
             return
         divisor = None if factor == 1.0 else torch.tensor(1 / factor)
-        for update in self._updates[index]:
+        for update in self._updates[index].values():
             update(divisor)
 
     def fill_reply(self, index: int, number: int = 0) -> None:

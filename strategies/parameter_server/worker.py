@@ -17,8 +17,18 @@ from torch import Tensor, nn
 from strategies.base import Group, Staleness, Strategy, apply_mean_gradient, on_gradient
 from strategies.buffers import as_bytes
 from strategies.options import Options
+from strategies.parameter_server.agreement import agree
 from strategies.parameter_server.memory import MessageBuffers, NodeMemory
-from strategies.parameter_server.plan import CLOSE_TAG, NORM_TAG, NOTHING, Plan, Roles, message, wait_all
+from strategies.parameter_server.plan import (
+    CLOSE_TAG,
+    NORM_TAG,
+    NOTHING,
+    SETTINGS_TAG,
+    Plan,
+    Roles,
+    message,
+    wait_all,
+)  # fmt: skip
 from strategies.parameter_server.progress import Progress
 from strategies.parameter_server.pulled import Pulled
 from strategies.parameter_server.pushed import Pushed
@@ -48,10 +58,12 @@ class ParameterServerWorker(Strategy):
             self._server.on_norm = self._norm_known_here
         self._gives_gradients = options.server_role == "sum"
         self._last_pass = True
+        self._pushing = False  # whether this step has pushed anything
         self._sent_close = False
         self._wait_in_forward_s = 0.0
         self._norm = np.zeros(1)
         self._norm_known = False
+        self._sending_settings: list[MPI.Request] = []
 
     @property
     def num_workers(self) -> int:
@@ -87,11 +99,12 @@ class ParameterServerWorker(Strategy):
         self._optimizer = optimizer
         self._plan = Plan.of(model, self._roles, self.options)
         self._parameters = self._plan.layout.parameters
+        self._settings = agree(self.group, self._plan.layout, model, optimizer, self.options)
         self._buffers = MessageBuffers(
             self._comm, self._plan, self.options, self._memory_of_node, pinned=self._parameters[0].is_cuda
         )
         if self._server:
-            self._server.prepare(self._plan, self._buffers, optimizer)
+            self._server.prepare(self._plan, self._buffers, optimizer, self._settings)
         self._exchange_initial_weights()
         self._pulled = Pulled(
             self._plan, self._buffers, self.options, self.worker, self._comm.rank, self._progress, self.counters,
@@ -110,7 +123,7 @@ class ParameterServerWorker(Strategy):
 
     def _exchange_initial_weights(self) -> None:
         """Give every rank worker 0's weights: in fp32 whatever the wire dtype, so that all start from the same ones."""
-        flat = torch.cat([p.detach().cpu().reshape(-1) for p in self._parameters])
+        flat = torch.cat([p.detach().cpu().float().reshape(-1) for p in self._parameters])
         send, receive = self._comm.Isend, self._comm.Irecv
         requests = []
         for chunk in self._plan.chunks:
@@ -128,12 +141,15 @@ class ParameterServerWorker(Strategy):
 
     def _install_hooks(self, model: nn.Module) -> None:
         index_of = {parameter: index for index, parameter in enumerate(self._parameters)}
-        for parameter, index in index_of.items():
-            on_gradient(parameter, partial(self._gradient_ready, index))
+        self._hooks = [
+            on_gradient(parameter, partial(self._gradient_ready, index)) for parameter, index in index_of.items()
+        ]
         for module in model.modules():
-            read = [index_of[p] for p in module.parameters(recurse=False)]
+            read = [index_of[p] for p in module.parameters(recurse=False) if p in index_of]
             if read:
-                module.register_forward_pre_hook(partial(self._before_forward, read))
+                self._hooks.append(module.register_forward_pre_hook(partial(self._before_forward, read)))
+            self._hooks.append(module.register_state_dict_pre_hook(lambda *_: self.settle()))  # type: ignore[no-untyped-call]
+        self._requires_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
 
     @contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
@@ -158,15 +174,30 @@ class ParameterServerWorker(Strategy):
 
     def _push(self, index: int, gradient: Tensor) -> None:
         """Write a parameter's gradient, whose last weights are taken over first if no forward has read them."""
+        if not self._pushing:
+            self._begin_push()
         self._take(index)
         self._pulled.expect(index)
         self._pushed.write(index, gradient)
+
+    def _begin_push(self) -> None:
+        """Let servers follow the optimizer's settings if they have changed: worker 0's count for all workers.
+
+        What was pushed before must be updated with the settings of then, so that all replies are awaited first.
+        """
+        self._pushing = True
+        if any(parameter.requires_grad != before for parameter, before in self._requires_grad.items()):
+            raise RuntimeError("requires_grad of a parameter has changed since prepare(): servers know those of then")
+        if self._settings and self._settings.changed() and self.worker == 0:
+            self.settle()
+            self._progress.post(self._send_settings)
 
     def synchronize(self) -> None:
         """Push zeros for parameters that the loss does not depend on; wait for the norm or the mean, if need be."""
         for index in self._pushed.missing():
             self._push(index, torch.zeros(()))
         self._pushed.end_step()
+        self._pushing = False
         if self.options.needs_norm:
             self._progress.wait(lambda: self._norm_known)
             self._norm_known = False
@@ -179,6 +210,8 @@ class ParameterServerWorker(Strategy):
         if self._gives_gradients:
             apply_mean_gradient(self._parameters, self._optimizer.step, self.options, self.scaler)
             self._optimizer.zero_grad()
+        else:
+            vars(self._optimizer)["_opt_called"] = True  # else torch's schedulers warn that nothing was updated
         self._wait_in_forward_s = 0.0
 
     def _before_forward(self, indices: Sequence[int], *_: object) -> None:
@@ -204,6 +237,9 @@ class ParameterServerWorker(Strategy):
         self._progress.wake()
         self._thread.join()
         self._pulled.keep_weights()
+        for hook in self._hooks:
+            hook.remove()
+        wait_all(self._sending_settings)
         if self._server:
             self._server.free()
         self._pushed.free()
@@ -212,6 +248,16 @@ class ParameterServerWorker(Strategy):
         self._comm.Free()
 
     # Below: called on whichever thread calls MPI.
+
+    def _send_settings(self) -> None:
+        assert self._settings is not None
+        wait_all(self._sending_settings)
+        numbers = self._settings.vector.view(np.uint8)
+        self._sending_settings = [
+            self._comm.Isend(message(numbers), server, SETTINGS_TAG) for server in self._roles.servers
+        ]
+        num_sent = sum(server != self._comm.rank for server in self._roles.servers)
+        self.counters.add(sent=num_sent * numbers.nbytes, messages_sent=num_sent)
 
     def _norm_arrived(self) -> None:
         self.counters.add(received=self._norm.nbytes, messages_received=1)
