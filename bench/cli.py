@@ -157,11 +157,11 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from bench.sweep.folder import existing
+    from bench.sweep.folder import read_records
     from bench.sweep.run import describe_plan, plan, run_sweep
 
     if arguments.dry_run:
-        found = existing(arguments.out) if arguments.out else []
+        found = read_records(arguments.out) if arguments.out else []
         print("\n".join(describe_plan(plan(sweep, where), found)))
         return 0
     if arguments.out is None:

@@ -1,4 +1,4 @@
-"""The file that lists many runs: blocks of lists whose cross products are the cells of a sweep."""
+"""The sweep file: blocks of lists whose cross products are the cells."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.config import BadInput, RunConfig, first_problem, make_config, neares
 
 
 class EmulatedCluster(BaseModel):
-    """What a sweep's cells run on, unless a cell says otherwise (`link: null` is this machine itself)."""
+    """The emulated nodes that cells run on unless they set other links (`link: null`: this machine itself)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,7 +26,7 @@ class EmulatedCluster(BaseModel):
 
 
 class Sweep(BaseModel):
-    """A sweep file: blocks of lists whose cross products are the cells."""
+    """A sweep: `grid` blocks joined with `defaults`, less `exclude`, each cell run `repeats` times."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,21 +39,21 @@ class Sweep(BaseModel):
     budget: str | None = None
 
     @model_validator(mode="after")
-    def _ends(self) -> Sweep:
+    def _check_stopping(self) -> Sweep:
         if self.precision_target is not None and self.budget is None:
-            raise ValueError("precision_target: noise may never let it be reached; give a budget too (budget: 30min)")
+            raise ValueError("precision_target: may never be reached; give a budget too (budget: 30min)")
         if self.budget is not None and self.budget_s is None:
-            raise ValueError(f"budget: {self.budget!r} is no time above zero; write 90s, 30min or 2h")
+            raise ValueError(f"budget: {self.budget!r} is not a time above zero; write 90s, 30min or 2h")
         return self
 
     @property
     def budget_s(self) -> float | None:
-        """Seconds that one call of `psring sweep` may take before it begins no other run; None: no limit."""
+        """Seconds after which one call of `psring sweep` begins no other run; None: no limit."""
         found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h)", self.budget or "")
         return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]] or None if found else None
 
     def runs(self, where: str) -> list[RunConfig]:
-        """The cells in file order, each once; BadInput names the block that is wrong."""
+        """Return the cells in file order, each once; BadInput names the block that is wrong and `where` it is."""
         cells: dict[str, RunConfig] = {}
         for number, block in enumerate(self.grid, start=1):
             for values in cross_product(block):
@@ -72,7 +72,7 @@ class Sweep(BaseModel):
         return list(cells.values())
 
     def _on_cluster(self, values: dict[str, Any]) -> dict[str, Any]:
-        """A cell's values with the cluster's links, where the cell does not have its own."""
+        """Return a cell's values, with the cluster's links unless the cell has its own."""
         if self.cluster is None or values.get("link", "") is None:
             return values
         return {**self.cluster.model_dump(exclude={"num_nodes"}), **values}
@@ -89,9 +89,9 @@ def _matches(rule: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
 
 
 def read_sweep(path: Path, given: Mapping[str, object] | None = None) -> Sweep:
-    """Read a sweep file, in which `given` keys win; BadInput if it is missing, no YAML, or has an unknown key."""
+    """Read a sweep file; keys in `given` override it. BadInput if it is missing, no YAML, or has an unknown key."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(f"{path}: there is no such sweep file; try bench/sweeps/demo.yaml") from None
     except (OSError, UnicodeDecodeError) as error:

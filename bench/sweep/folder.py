@@ -1,4 +1,4 @@
-"""A sweep's results folder: opened by one sweep at a time, resumed only where it was measured, rescued after a kill."""
+"""A sweep's results folder: locked, resumed only in the environment that measured it, recovered after a kill."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from bench.config import BadInput, DiskFull
 from bench.records import RunRecord
 from bench.sweep.file import Sweep
 
-SCRATCH = ".running"  # of the launch that is running: its plan, its log, and what its ranks have written
-ROOM_BYTES = 1 << 18  # less than this is a full disk: a launch could not leave its log and its samples
+SCRATCH = ".running"  # of the launch that is running: its plan, its log, its ranks' records and samples
+MIN_FREE_BYTES = 1 << 18  # for a launch's log and samples
 
 
 @contextlib.contextmanager
-def opened(out: Path, sweep: Sweep) -> Iterator[str]:
-    """Make or reopen a results folder, alone; yield the digest of this environment.
+def locked(out: Path, sweep: Sweep) -> Iterator[str]:
+    """Create or reopen a results folder under a lock; yield the digest of this environment.
 
-    What ranks have written stays for the next sweep to take if this one ends in an exception.
-    BadInput if it cannot be written, holds something else, is in use, or was measured somewhere else.
+    If the block raises, the scratch folder stays, so that the next sweep can recover its records.
+    BadInput if the folder is not writable, holds something else, is in use, or has another environment's runs.
     """
     records.open_folder(out, resumable=True)
     lock = FileLock(out / ".lock", timeout=0)
@@ -33,39 +33,39 @@ def opened(out: Path, sweep: Sweep) -> Iterator[str]:
     except Timeout:
         raise BadInput(f"--out {out}: another sweep is writing there; wait for it or choose another folder") from None
     try:
-        yield _enter(out, sweep)
+        yield _prepare(out, sweep)
         shutil.rmtree(out / SCRATCH, ignore_errors=True)
     finally:
         lock.release()
 
 
-def _enter(out: Path, sweep: Sweep) -> str:
-    """Check that a folder's runs belong to this environment, rescue what a killed sweep left, describe it."""
-    found = environment.collect()
-    here = environment.digest(found)
-    known = existing(out)
-    others = {record.environment for record in known} - {here}
+def _prepare(out: Path, sweep: Sweep) -> str:
+    """Check that the runs are this environment's, recover a killed sweep's records, write sweep and environment."""
+    current = environment.collect()
+    digest = environment.digest(current)
+    known = read_records(out)
+    others = {record.environment for record in known} - {digest}
     if others:
         raise BadInput(
             f"--out {out}: its runs come from another commit, host or library version "
-            f"({', '.join(sorted(others))}, here {here}); choose a new folder"
+            f"({', '.join(sorted(others))}, here {digest}); choose a new folder"
         )
     names = {record.run_id for record in known}
-    for record in harvest(out, here):
+    for record in collect_records(out, digest):
         if record.run_id not in names:
             records.append(out, record)
-    records.write_json(out / "environment.json", found)
+    records.write_json(out / "environment.json", current)
     records.write_whole(out / "sweep.yaml", yaml.safe_dump(sweep.model_dump(exclude_none=True), sort_keys=False))
-    return here
+    return digest
 
 
-def existing(out: Path) -> list[RunRecord]:
-    """What a folder holds, the last word on each run; nothing if nothing ran yet."""
+def read_records(out: Path) -> list[RunRecord]:
+    """Return the last record of each run in a folder; none if nothing ran yet."""
     return records.read(out) if (out / "runs.jsonl").exists() else []
 
 
 def new_scratch(out: Path) -> Path:
-    """Return an empty place for a launch, and in it `result` for what its ranks write."""
+    """Return an empty scratch folder for a launch, with a folder `result` for its ranks' records and samples."""
     scratch = out / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
     with records.disk_full_is_said(scratch):
@@ -73,8 +73,8 @@ def new_scratch(out: Path) -> Path:
     return scratch
 
 
-def harvest(out: Path, here: str) -> Iterator[RunRecord]:
-    """Move the samples of a launch's finished runs to `out` and yield their records, stamped with its environment."""
+def collect_records(out: Path, environment_digest: str) -> Iterator[RunRecord]:
+    """Move the samples of a launch's finished runs to `out`; yield their records with the environment's digest."""
     result = out / SCRATCH / "result"
     if not (result / "runs.jsonl").exists():
         return
@@ -83,18 +83,18 @@ def harvest(out: Path, here: str) -> Iterator[RunRecord]:
         if samples.exists():
             (out / "steps").mkdir(exist_ok=True)
             samples.replace(out / "steps" / samples.name)
-        yield record.model_copy(update={"environment": here})
+        yield record.model_copy(update={"environment": environment_digest})
 
 
-def check_room(out: Path, reason: str) -> None:
-    """DiskFull if a launch came to nothing because nothing more could be written: no cell is to blame for that."""
+def check_disk_space(out: Path, reason: str) -> None:
+    """Raise DiskFull if a launch failed for lack of disk space: the failure is not the cell's."""
     if DiskFull.__name__ in reason:
         raise DiskFull(f"--out {out}: {reason}")
-    records.write_whole(out / SCRATCH / "room", "\0" * ROOM_BYTES)
+    records.write_whole(out / SCRATCH / "free", "\0" * MIN_FREE_BYTES)
 
 
-def keep_log(out: Path, run_id: str) -> str:
-    """Keep what the launch printed that came to nothing with this run; return where below `out`, blank if nothing."""
+def save_log(out: Path, run_id: str) -> str:
+    """Move the log of a launch that failed at this run to `logs/`; return its path below `out`, blank without a log."""
     name = f"logs/{run_id}.log"
     if not (out / SCRATCH / "log").exists():
         return ""

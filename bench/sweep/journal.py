@@ -1,4 +1,4 @@
-"""What a sweep says and writes while it runs: each run goes to the folder, the screen and the account of time."""
+"""What a sweep writes and prints about each run: the record, the progress bar, the share of time in steps."""
 
 from __future__ import annotations
 
@@ -19,57 +19,58 @@ from bench.sweep.folder import SCRATCH
 
 
 class Journal:
-    """Takes every run of a sweep as it begins and as it ends."""
+    """Records every run of a sweep as it begins and ends; `done` are the records so far."""
 
-    def __init__(self, out: Path, console: Console, missing: int) -> None:
+    def __init__(self, out: Path, console: Console, total: int) -> None:
         self.done: list[RunRecord] = []
         self._out = out
         self._console = console
-        self._missing = missing
-        self._mark = time.monotonic()
+        self._total = total
+        self._last_end = time.monotonic()
         bar = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
         text = (TextColumn("{task.fields[now]}"), TextColumn("[dim]{task.fields[last]}"))
         self.progress = Progress(*bar, *text, console=console, disable=not console.is_terminal)
-        self._task = self.progress.add_task("sweep", total=missing, now="", last="")
+        self._task = self.progress.add_task("sweep", total=total, now="", last="")
 
-    def expect(self, more: int) -> None:
-        """Count runs that were not planned at first."""
-        self._missing += more
-        self.progress.update(self._task, total=self._missing)
+    def add_runs(self, more: int) -> None:
+        """Add to the number of runs to do."""
+        self._total += more
+        self.progress.update(self._task, total=self._total)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print one line, above the progress bar if there is one."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def announce(self, run: PlannedRun) -> None:
-        """A run begins."""
+    def begin(self, run: PlannedRun) -> None:
+        """Note that a run begins, on the progress bar and for `psring status`."""
         now = RunningNow(run_id=run.run_id, pid=os.getpid(), host=platform.node(), since=records.now())
         records.write_whole(self._out / SCRATCH / "now", now.model_dump_json())
         self.progress.update(self._task, now=f"#{run.repeat} {run.describe()}")
 
-    def keep(self, run: PlannedRun, record: RunRecord) -> None:
-        """A run has ended: its record goes to the disk before anything else happens."""
+    def end(self, run: PlannedRun, record: RunRecord) -> None:
+        """Append a run's record to the folder, with the seconds since the last one, then print it."""
         now = time.monotonic()
-        record = record.model_copy(update={"wall_s": now - self._mark})
-        self._mark = now
+        record = record.model_copy(update={"wall_s": now - self._last_end})
+        self._last_end = now
         records.append(self._out, record)
         self.done.append(record)
         failures = Counter(r.status for r in self.done if r.status != "ok")
         failed = "".join(f"[red]{count} {status}[/red] " for status, count in failures.items())
         self.progress.update(self._task, advance=1, last=failed + escape(record.describe()))
         if not self._console.is_terminal:
-            self.say(f"{len(self.done)}/{self._missing} #{run.repeat} {run.describe()}: {record.describe()}")
+            self.print(f"{len(self.done)}/{self._total} #{run.repeat} {run.describe()}: {record.describe()}")
 
     def close(self) -> None:
-        """Say where the time of this sweep went."""
-        for line in share_in_steps(self.done):
-            self.say(line)
+        """Print the share of this sweep's time that was steps."""
+        for line in describe_step_share(self.done):
+            self.print(line)
 
 
-def share_in_steps(found: Sequence[RunRecord]) -> list[str]:
-    """One line that says how much of a sweep's time its steps were, warm-up included; none if nothing was timed."""
-    wall_s = sum(record.wall_s or 0 for record in found)
-    steps_s = sum(record.steps_s or 0 for record in found)
+def describe_step_share(found: Sequence[RunRecord]) -> list[str]:
+    """Return a line with the share of wall time that was steps, warm-up included; none if nothing was timed."""
+    timed = [record for record in found if record.wall_s]
+    wall_s = sum(record.wall_s or 0 for record in timed)
+    steps_s = sum(record.steps_s or 0 for record in timed)
     if not steps_s:
         return []
     return [f"{steps_s / wall_s:.0%} of {wall_s:,.0f} s were steps, warm-up included; the rest is start-up and checks"]

@@ -1,4 +1,4 @@
-"""A sweep: the plan, its launches and their order; what is missing is run, and every run becomes a row."""
+"""Run a sweep: plan the launches and their order, run what is missing, record every run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import ledger, mpi, records
+from bench import durations, ledger, mpi, records
 from bench.config import BadInput, RunConfig
 from bench.nodes import cluster, layout, sandbox
 from bench.nodes.layout import Cluster
@@ -20,7 +20,7 @@ from bench.sweep import ends, estimate, folder, launch
 from bench.sweep.file import Sweep
 from bench.sweep.folder import SCRATCH
 from bench.sweep.journal import Journal
-from bench.sweep.stopping import BudgetSpent, Stop, imprecise
+from bench.sweep.stopping import BudgetSpent, StopCondition, imprecise_cells
 
 ORDER_SEED = 20
 LAUNCH_GRACE_S = 30.0
@@ -29,41 +29,43 @@ LAUNCH_GRACE_S = 30.0
 def plan(sweep: Sweep, where: str) -> list[list[PlannedRun]]:
     """Return the launches, each a list of runs on the same ranks; repeats outermost.
 
-    Cells of the same world share a launch, so that Python and MPI start once, while the launch stays the
-    statistical sample. The order within and among launches is shuffled by a fixed seed, so that slow drift
-    of the machine hits every strategy alike.
+    Cells that can run on the same ranks share a launch, so that Python and MPI start once; the launch is the
+    statistical sample. The order of cells is shuffled with a fixed seed, so that slow drift of the machine affects
+    every strategy alike.
     """
     cells = sweep.runs(where)
     return [planned for repeat in range(sweep.repeats) for planned in plan_repeat(cells, repeat)]
 
 
 def plan_repeat(cells: Sequence[RunConfig], repeat: int) -> list[list[PlannedRun]]:
-    """Return the launches of one repeat of all cells; what no library can run has only its first."""
+    """Return the launches of one repeat of all cells; cells that no library supports are in the first repeat only."""
     order = [cell for cell in cells if repeat == 0 or not cell.unsupported()]
     random.Random(ORDER_SEED + repeat).shuffle(order)
-    worlds: dict[tuple[object, ...], list[PlannedRun]] = {}
+    launches: dict[tuple[object, ...], list[PlannedRun]] = {}
     for cell in order:
-        worlds.setdefault(_world(cell), []).append(PlannedRun(config=cell, repeat=repeat))
-    return list(worlds.values())
+        launches.setdefault(_launch_key(cell), []).append(PlannedRun(config=cell, repeat=repeat))
+    return list(launches.values())
 
 
-def _world(config: RunConfig) -> tuple[object, ...]:
-    """What must be equal for two cells to run on the same ranks.
+def _launch_key(config: RunConfig) -> tuple[object, ...]:
+    """Return the values that must be equal for two cells to run on the same ranks.
 
-    Horovod cannot be initialised twice in a process (a second hvd.init() crashes), and its thread goes on
-    talking between runs: ring cells share ranks with none but ring cells of the same knobs.
+    Horovod cannot be initialised twice in a process (a second hvd.init() crashes), and its thread communicates between
+    runs, too: its cells share ranks only with each other, and only if their knobs are equal.
     """
     ring = config.strategy == "ring_allreduce" and (config.fusion_threshold_bytes, config.cycle_time_s)
     launcher = config.launcher if config.world_size > 1 else "none"
-    over = (config.hostfile, config.network_interface, config.socket_bytes, config.eager_limit_bytes)
-    return (launcher, config.world_size, *over, emulated(config), ring)
+    transport = (config.hostfile, config.network_interface, config.socket_bytes, config.eager_limit_bytes)
+    return (launcher, config.world_size, *transport, emulated_cluster(config), ring)
 
 
-def emulated(config: RunConfig) -> Cluster | None:
-    """The cluster that a config asks for, one node per rank; BadInput if there can be none like it."""
+def emulated_cluster(config: RunConfig) -> Cluster | None:
+    """Return the emulated cluster of a config, one node per rank, None if it has none; BadInput for a bad value."""
     if config.link is None:
         return None
-    num_servers = config.num_servers if "server" in config.link else 0  # else cells of any roles share nodes
+    num_servers = (
+        config.num_servers if "server" in config.link else 0
+    )  # 0: cells with any number of servers share the nodes
     return layout.make("sweep", config.world_size, config.link, num_servers, config.delay, config.congestion_control)
 
 
@@ -72,7 +74,7 @@ def describe_plan(launches: list[list[PlannedRun]], found: Sequence[RunRecord] =
     lines = []
     for number, planned in enumerate(launches, start=1):
         config = planned[0].config
-        where = f" on emulated nodes, {config.link}" if emulated(config) else ""
+        where = f" on emulated nodes, {config.link}" if emulated_cluster(config) else ""
         lines.append(f"launch {number}: {config.world_size} ranks{where}")
         for run in planned:
             worker, _ = ledger.predict(run.config)
@@ -93,142 +95,162 @@ def describe_plan(launches: list[list[PlannedRun]], found: Sequence[RunRecord] =
 
 
 def missing(launches: Sequence[list[PlannedRun]], found: Sequence[RunRecord]) -> list[list[PlannedRun]]:
-    """Return what is left of the launches: runs without a record, and those that came to nothing."""
+    """Return the launches' runs that have no record or failed."""
     ended = {record.run_id: record.status for record in found}
 
     def finished(run: PlannedRun) -> bool:
-        """What could not be emulated here may have become possible; what no library can run has not."""
+        """Emulated nodes may have become possible since; what no library supports stays unsupported."""
         status = ended.get(run.run_id)
         return status == "ok" or (status == "unsupported" and run.config.unsupported() is not None)
 
-    left = [[run for run in planned if not finished(run)] for planned in launches]
-    return [planned for planned in left if planned]
+    remaining = [[run for run in planned if not finished(run)] for planned in launches]
+    return [planned for planned in remaining if planned]
+
+
+def check_input_files(config: RunConfig) -> None:
+    """Raise BadInput if a file that a run reads is missing or does not fit the run."""
+    if config.compute == "real" and config.data not in ("stdlib", "synthetic") and not Path(config.data).is_file():
+        raise BadInput(f"data: there is no file {config.data}; make one: psring data prepare TEXT --out {config.data}")
+    if config.compute == "emulated":
+        durations.durations(config)
 
 
 def run_sweep(sweep: Sweep, where: str, out: Path, console: Console) -> list[RunRecord]:
     """Run what is missing in `out` and return the records of this call, failures included.
 
-    One bad cell never ends a sweep. KeyboardInterrupt and DiskFull do, and leave a folder that resumes.
+    A cell that fails does not end the sweep. KeyboardInterrupt and DiskFull do, and leave a resumable folder.
+    BadInput before anything is written if a launcher or an input file is missing.
     """
     launches = plan(sweep, where)
     for name in {run.config.launcher for planned in launches for run in planned if run.config.world_size > 1}:
-        mpi.find_launcher(name)  # found out before anything is written
+        mpi.find_launcher(name)
+    for cell in sweep.runs(where):
+        check_input_files(cell)
     no_nodes = _enter_sandbox(launches)
-    stop = Stop(sweep.budget_s)
-    with folder.opened(out, sweep) as here:
-        before = folder.existing(out)
+    stop = StopCondition(sweep.budget_s)
+    with folder.locked(out, sweep) as environment_digest:
+        before = folder.read_records(out)
         todo = missing(launches, before)
-        book = Journal(out, console, sum(map(len, todo)))
-        book.say(f"{sum(map(len, todo))} runs to do, {len(before)} records before")
+        journal = Journal(out, console, sum(map(len, todo)))
+        journal.print(f"{sum(map(len, todo))} runs to do, {len(before)} records before")
         if todo:
-            book.say(f"estimate: {estimate.cost(todo, before).describe()}")
+            journal.print(f"estimate: {estimate.cost(todo, before).describe()}")
         try:
-            with stop.on_signals(book.say), book.progress:
-                for planned in itertools.chain(todo, _until_precise(sweep, where, before, book)):
-                    runnable = list(_refuse(planned, no_nodes, here, book))
-                    _run_all(runnable, out, here, book, stop)
+            with stop.handling_signals(journal.print), journal.progress:
+                for planned in itertools.chain(todo, _until_precise(sweep, where, before, journal)):
+                    runnable = list(_supported(planned, no_nodes, environment_digest, journal))
+                    _run_all(runnable, out, environment_digest, journal, stop)
         except BudgetSpent:
-            book.say(f"the budget of {sweep.budget} is spent; the same command goes on from here")
+            journal.print(f"the budget of {sweep.budget} is spent; the same command runs what is missing")
         finally:
-            book.close()
-    return book.done
+            journal.close()
+    return journal.done
 
 
-def _until_precise(sweep: Sweep, where: str, before: Sequence[RunRecord], book: Journal) -> Iterator[list[PlannedRun]]:
-    """Yield launches beyond the least repeats, as long as there are cells whose interval is too wide.
+def _until_precise(
+    sweep: Sweep, where: str, before: Sequence[RunRecord], journal: Journal
+) -> Iterator[list[PlannedRun]]:
+    """Yield further repeats of the cells whose interval is wider than `precision_target`.
 
-    A cell that failed in this call is given up: one more launch of it would not narrow anything.
+    A cell that failed in this call gets none: it would only fail again.
     """
     cells = sweep.runs(where)
     repeat = sweep.repeats
     while sweep.precision_target is not None:
-        failed = {record.cell for record in book.done if record.status != "ok"}
-        wide = imprecise([*before, *book.done], sweep.precision_target) - failed
-        wanted = [cell for cell in cells if cell.digest() in wide]
-        if not wanted:
+        failed = {record.cell for record in journal.done if record.status != "ok"}
+        wide = imprecise_cells([*before, *journal.done], sweep.precision_target) - failed
+        remaining = [cell for cell in cells if cell.digest() in wide]
+        if not remaining:
             return
-        launches = missing(plan_repeat(wanted, repeat), before)
-        book.expect(sum(map(len, launches)))
+        launches = missing(plan_repeat(remaining, repeat), before)
+        journal.add_runs(sum(map(len, launches)))
         yield from launches
         repeat += 1
 
 
 def _enter_sandbox(launches: Sequence[list[PlannedRun]]) -> str:
-    """Go where emulated nodes can be made, if any are planned; return why there can be none, or nothing.
+    """Enter private namespaces if any launch needs emulated nodes; return why that is impossible, else ''.
 
-    BadInput if nothing else is planned, or a cluster is described wrongly.
+    BadInput if it is impossible and every launch needs them.
     """
-    wanted = [emulated(planned[0].config) is not None for planned in launches]
+    needed = [emulated_cluster(planned[0].config) is not None for planned in launches]
     try:
-        if any(wanted):
+        if any(needed):
             sandbox.enter()
     except BadInput as error:
-        if all(wanted):
+        if all(needed):
             raise
         return str(error)
     return ""
 
 
-def _refuse(planned: Sequence[PlannedRun], no_nodes: str, here: str, book: Journal) -> Iterator[PlannedRun]:
-    """Yield the runs that can run; the others become rows with a reason."""
+def _supported(
+    planned: Sequence[PlannedRun], no_nodes: str, environment_digest: str, journal: Journal
+) -> Iterator[PlannedRun]:
+    """Yield the runs that this machine supports; record the others as unsupported, with a reason."""
     for run in planned:
         reason = run.config.unsupported() or (no_nodes if run.config.link else None)
         if reason:
-            book.keep(run, run.record("unsupported", here, reason=reason))
+            journal.end(run, run.record("unsupported", environment_digest, reason=reason))
         else:
             yield run
 
 
-def _run_all(pending: list[PlannedRun], out: Path, here: str, book: Journal, stop: Stop) -> None:
-    """Bring a record for each run: launch, and launch the rest again after one that failed."""
+def _run_all(
+    pending: list[PlannedRun], out: Path, environment_digest: str, journal: Journal, stop: StopCondition
+) -> None:
+    """Run and record all of one launch; after a run that fails, launch the ranks again for the remaining ones."""
     while pending:
         stop.check()
 
-        def arrived(run: PlannedRun, record: RunRecord) -> None:
-            book.keep(run, record)
+        def on_record(run: PlannedRun, record: RunRecord) -> None:
+            journal.end(run, record)
             pending.remove(run)
             if pending:
                 stop.check()
-                book.announce(pending[0])
+                journal.begin(pending[0])
 
         folder.new_scratch(out)
-        book.announce(pending[0])
-        status, reason = _launch(list(pending), out, here, arrived)
-        if pending:  # the launch ended early: the run it was at is the one that failed
-            culprit = pending.pop(0)
-            folder.check_room(out, reason)
-            log = folder.keep_log(out, culprit.run_id)
-            book.keep(culprit, culprit.record(status, here, reason=reason, log=log))
+        journal.begin(pending[0])
+        status, reason = _launch(list(pending), out, environment_digest, on_record)
+        if pending:  # the launch ended early: the first run without a record is the one that failed
+            failed = pending.pop(0)
+            folder.check_disk_space(out, reason)
+            log = folder.save_log(out, failed.run_id)
+            journal.end(failed, failed.record(status, environment_digest, reason=reason, log=log))
 
 
 def _launch(
-    planned: list[PlannedRun], out: Path, here: str, arrived: Callable[[PlannedRun, RunRecord], None]
+    planned: list[PlannedRun], out: Path, environment_digest: str, on_record: Callable[[PlannedRun, RunRecord], None]
 ) -> tuple[Status, str]:
-    """Start the ranks once for all planned runs, hand over each record as it comes, say how it ended."""
-    scratch = out / SCRATCH
-    waiting = {run.run_id: run for run in planned}
-    records.write_whole(scratch / "plan", "".join(run.model_dump_json() + "\n" for run in planned))
-    progressed_at, bytes_seen = time.monotonic(), 0
+    """Start the ranks once for all planned runs; pass each record to `on_record` as soon as it is written.
 
-    def look() -> float:
-        """Take what has come; patience lasts a run's own deadline from the last arrival."""
-        nonlocal progressed_at, bytes_seen
+    Return the status and the reason of a run that has no record when the ranks have ended.
+    """
+    scratch = out / SCRATCH
+    remaining = {run.run_id: run for run in planned}
+    records.write_whole(scratch / "plan", "".join(run.model_dump_json() + "\n" for run in planned))
+    last_record_at, bytes_read = time.monotonic(), 0
+
+    def poll() -> float:
+        """Pass on new records; return the deadline: the longest timeout of a remaining run after the last record."""
+        nonlocal last_record_at, bytes_read
         written = records.size(scratch / "result")
-        if written != bytes_seen:
-            bytes_seen, progressed_at = written, time.monotonic()
-            for record in folder.harvest(out, here):
-                if record.run_id in waiting:
-                    arrived(waiting.pop(record.run_id), record)
-        patience = max((run.config.timeout_s for run in waiting.values()), default=0) + LAUNCH_GRACE_S
-        return progressed_at + patience
+        if written != bytes_read:
+            bytes_read, last_record_at = written, time.monotonic()
+            for record in folder.collect_records(out, environment_digest):
+                if record.run_id in remaining:
+                    on_record(remaining.pop(record.run_id), record)
+        timeout_s = max((run.config.timeout_s for run in remaining.values()), default=0)
+        return last_record_at + timeout_s + LAUNCH_GRACE_S
 
     arguments = ["ranks", str(scratch / "plan"), "--out", str(scratch / "result")]
-    nodes = emulated(planned[0].config)
+    nodes = emulated_cluster(planned[0].config)
     try:
         with cluster.running(nodes) if nodes else contextlib.nullcontext():
             argv = launch.command(planned[0].config, arguments, nodes)
-            outcome = launch.run(argv, scratch / "log", look)
+            outcome = launch.run(argv, scratch / "log", poll)
     except BadInput as error:
         return "failed", str(error)
-    look()
-    return ends.diagnose(outcome, next(iter(waiting.values()), planned[-1]).config)
+    poll()
+    return ends.diagnose(outcome, next(iter(remaining.values()), planned[-1]).config)

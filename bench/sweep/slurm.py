@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.config import BadInput, RunConfig
 from bench.processes import PSRING
 
-# Slurm tells psring this long before it ends the job: enough to end the ranks and leave the folder good.
+# Seconds between Slurm's SIGTERM and its SIGKILL: enough to end the ranks and leave a resumable folder.
 NOTICE_S = 60
 
 SCRIPT = """\
@@ -27,13 +27,13 @@ exec {command}
 
 
 def batch_script(cells: Sequence[RunConfig], file: Path, out: Path, options: Sequence[str] = ()) -> str:
-    """Return an sbatch script that runs `psring sweep FILE --out OUT OPTIONS`; BadInput if a cell cannot in a job.
+    """Return an sbatch script that runs `psring sweep FILE --out OUT OPTIONS`; BadInput if a cell cannot run in a job.
 
     The job gets as many tasks as the largest cell has ranks. The cells' own launcher starts them there: srun
     directly, mpirun by finding the allocation itself.
     """
     if any(cell.launcher == "horovodrun" and cell.world_size > 1 for cell in cells):
-        raise BadInput("launcher: horovodrun knows nothing of Slurm; use launcher: srun or mpirun")
+        raise BadInput("launcher: horovodrun does not support Slurm allocations; use launcher: srun or mpirun")
     return SCRIPT.format(
         file=file.name,
         ranks=max(cell.world_size for cell in cells),

@@ -1,4 +1,4 @@
-"""How far a sweep is, from its folder's files alone: while it runs, from another terminal, or afterwards."""
+"""The progress of a sweep, read from its results folder: also while it runs, from another terminal."""
 
 from __future__ import annotations
 
@@ -18,29 +18,31 @@ from bench.sweep.run import missing, plan
 
 
 def describe(out: Path) -> list[str]:
-    """Return what a sweep is at, what is done, missing and failed, how fast it was, and how long it will take."""
+    """Return lines with the running run, runs done and missing, time left, throughput per cell, and failures."""
     file = out / "sweep.yaml"
     if not (out / "environment.json").exists() or not file.exists():
         raise BadInput(f"{out}: no sweep.yaml there; give the folder that `psring sweep --out` wrote")
     sweep = read_sweep(file)
     launches = plan(sweep, str(file))
-    found = folder.existing(out)
+    found = folder.read_records(out)
     left = missing(launches, found)
     planned = sum(map(len, launches))
-    lines = [_now(out, [run for launch in launches for run in launch])]
+    lines = [_running(out, [run for launch in launches for run in launch])]
     lines += [f"{planned - sum(map(len, left))} of {planned} runs done, {sum(map(len, left))} missing"]
     if sweep.precision_target is not None:
-        lines += [f"then more, until every interval is within {sweep.precision_target:.1%} or {sweep.budget} are spent"]
+        lines += [
+            f"then repeats until every interval is within {sweep.precision_target:.1%} or {sweep.budget} have passed"
+        ]
     if left:
         lines += [f"remaining: {estimate.cost(left, found).describe()}"]
-    return [*lines, *journal.share_in_steps(found), *_rates(found), *_failures(found)]
+    return [*lines, *journal.describe_step_share(found), *_rates(found), *_failures(found)]
 
 
-def _now(out: Path, planned: Iterable[PlannedRun]) -> str:
-    """The run that a sweep is at, if one is running."""
+def _running(out: Path, planned: Iterable[PlannedRun]) -> str:
+    """Name the run that is under way, or say that there is none."""
     try:
         now = RunningNow.model_validate_json((out / folder.SCRATCH / "now").read_text())
-    except (OSError, ValidationError):  # between two launches, or before the first
+    except (OSError, ValidationError):
         return "no run is under way"
     if now.host == platform.node() and not psutil.pid_exists(now.pid):
         return "not running: the sweep was killed; the same command goes on from here"
@@ -49,7 +51,7 @@ def _now(out: Path, planned: Iterable[PlannedRun]) -> str:
 
 
 def _rates(found: Iterable[RunRecord]) -> list[str]:
-    """How fast each cell was so far."""
+    """Return a line per cell with the median of tokens_per_s so far."""
     rates: dict[str, list[float]] = {}
     for record in found:
         if record.status == "ok" and record.summary:

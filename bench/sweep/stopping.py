@@ -1,4 +1,4 @@
-"""When a sweep ends: asked to by a signal, when its budget is spent, or when every interval is narrow enough."""
+"""When a sweep stops: after a signal, at the end of its budget, or once every interval is narrow enough."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from types import FrameType
 
 from bench.records import RunRecord
 
-# With fewer launches not even their whole range covers the median in 95 % of all cases: 1 - 2^(1-n).
-LEAST_LAUNCHES = 6
+# With fewer launches even their whole range covers the median in less than 95 % of cases: 1 - 2^(1-n).
+MIN_LAUNCHES = 6
 
 
 class BudgetSpent(Exception):
-    """The sweep has taken as long as it may."""
+    """The time that a sweep may take is over."""
 
 
-class Stop:
-    """What a sweep asks between two runs: whether to go on."""
+class StopCondition:
+    """Whether a sweep has to stop before its next run: its budget (seconds; None: no limit) or a signal."""
 
     def __init__(self, budget_s: float | None) -> None:
         self._ends_at = float("inf") if budget_s is None else time.monotonic() + budget_s
         self._interrupted = False
 
     def check(self) -> None:
-        """Return if the sweep may go on; else raise KeyboardInterrupt or BudgetSpent."""
+        """Raise KeyboardInterrupt after a signal, BudgetSpent after the budget; else return."""
         if self._interrupted:
             raise KeyboardInterrupt
         if time.monotonic() >= self._ends_at:
             raise BudgetSpent
 
     @contextlib.contextmanager
-    def on_signals(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Ctrl-C lets the running cell finish, a second one and SIGTERM end it at once: KeyboardInterrupt."""
+    def handling_signals(self, log: Callable[[str], None]) -> Iterator[None]:
+        """Handle signals in a block: the first SIGINT stops after the running cell, a second one or SIGTERM at once."""
 
         def interrupt(number: int, _: FrameType | None) -> None:
             if number == signal.SIGTERM or self._interrupted:
                 raise KeyboardInterrupt
             self._interrupted = True
-            say("interrupted: the running cell is finished first; Ctrl-C again to stop now")
+            log("interrupted: the running cell is finished first; Ctrl-C again to stop now")
 
         previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -50,12 +50,12 @@ class Stop:
                 signal.signal(number, handler)
 
 
-def imprecise(found: Iterable[RunRecord], target: float) -> set[str]:
+def imprecise_cells(found: Iterable[RunRecord], target: float) -> set[str]:
     """Return the cells that need more launches: those whose interval of tokens_per_s is wider than the target.
 
     `target` is the half width of the 95 % interval relative to the median.
     """
-    from bench.intervals import median_interval  # here, so that a sweep without a target does not wait for numpy
+    from bench.intervals import median_interval  # imported here: numpy is slow to import
 
     rates: dict[str, list[float]] = {}
     for record in found:
@@ -64,6 +64,6 @@ def imprecise(found: Iterable[RunRecord], target: float) -> set[str]:
     wide = set()
     for cell, samples in rates.items():
         median, low, high = median_interval(samples)
-        if len(samples) < LEAST_LAUNCHES or (high - low) / 2 > target * median:
+        if len(samples) < MIN_LAUNCHES or (high - low) / 2 > target * median:
             wide.add(cell)
     return wide

@@ -1,4 +1,4 @@
-"""Laws of a sweep: every planned run becomes a row, whatever happens, and a second call runs what is missing."""
+"""Laws of a sweep: every planned run gets a record, also if it fails, and a second call runs what is missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def statuses(done: list[RunRecord]) -> Counter[str]:
     return Counter(record.status for record in done)
 
 
-def test_a_plan_holds_every_run_once_repeats_outermost() -> None:
+def test_a_plan_has_every_run_once_repeats_outermost() -> None:
     demo = read_sweep(SWEEPS / "demo.yaml")
     launches = sweep.plan(demo, "demo")
     runs = [run for planned in launches for run in planned]
@@ -30,7 +30,7 @@ def test_a_plan_holds_every_run_once_repeats_outermost() -> None:
     assert launches == sweep.plan(demo, "demo")  # the order is stored in a seed
 
 
-def test_runs_of_one_launch_fit_on_the_same_ranks_and_horovod_has_its_own() -> None:
+def test_runs_of_one_launch_share_ranks_and_horovod_has_its_own() -> None:
     demo = read_sweep(SWEEPS / "demo.yaml")
     launches = sweep.plan(demo, "demo")
     for planned in launches:
@@ -54,7 +54,7 @@ def test_a_second_call_runs_only_what_is_missing(tmp_path: Path) -> None:
     )
 
 
-def test_a_half_written_last_line_costs_one_run(tmp_path: Path) -> None:
+def test_a_truncated_last_line_loses_one_run(tmp_path: Path) -> None:
     plan = make_sweep([{"strategy": "local", "batch_size": [1, 2]}])
     sweep.run_sweep(plan, "plan", tmp_path, QUIET)
     file = tmp_path / "runs.jsonl"
@@ -63,27 +63,38 @@ def test_a_half_written_last_line_costs_one_run(tmp_path: Path) -> None:
     assert len(records.read(tmp_path)) == 2
 
 
-def test_a_cell_that_fails_is_a_row_and_the_others_run_on(tmp_path: Path) -> None:
-    missing = {"strategy": "local", "data": "missing.bin"}
-    plan = make_sweep([{"strategy": "local", "batch_size": [1, 2]}, missing])
+def test_a_cell_that_fails_is_recorded_and_the_others_run(tmp_path: Path) -> None:
+    (tmp_path / "odd.bin").write_bytes(b"odd")
+    truncated = {"strategy": "local", "data": str(tmp_path / "odd.bin")}
+    plan = make_sweep([{"strategy": "local", "batch_size": [1, 2]}, truncated])
+    tmp_path = tmp_path / "out"
     done = sweep.run_sweep(plan, "plan", tmp_path, QUIET)
     assert statuses(done) == {"ok": 2, "failed": 1}
     (failed,) = (record for record in done if record.status == "failed")
-    assert "there is no file missing.bin" in failed.reason
+    assert "not a whole number of uint16 tokens" in failed.reason
     assert failed.summary is None
-    assert "there is no file missing.bin" in (tmp_path / failed.log).read_text()
+    assert "not a whole number of uint16 tokens" in (tmp_path / failed.log).read_text()
     again = sweep.run_sweep(plan, "plan", tmp_path, QUIET)
     assert [record.run_id for record in again] == [failed.run_id]
 
 
-def test_what_no_library_can_do_is_an_unsupported_row(tmp_path: Path) -> None:
+def test_a_missing_input_file_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for cell in ({"data": "missing.bin"}, {"compute": "emulated", "compute_from": "missing.json"}):
+        with pytest.raises(BadInput, match=r"missing\.(bin|json)"):
+            sweep.run_sweep(
+                make_sweep([{"strategy": "local"}, {"strategy": "local", **cell}]), "x", tmp_path / "o", QUIET
+            )
+    assert not (tmp_path / "o").exists()
+
+
+def test_what_no_library_supports_is_recorded_as_unsupported(tmp_path: Path) -> None:
     plan = make_sweep([{"strategy": "ring_allreduce", "num_workers": 2, "wire_dtype": "bf16"}], repeats=3)
     (record,) = sweep.run_sweep(plan, "plan", tmp_path, QUIET)
     assert record.status == "unsupported"
     assert "bf16" in record.reason
 
 
-def test_a_run_past_its_deadline_is_a_timeout_row(tmp_path: Path) -> None:
+def test_a_run_past_its_deadline_is_recorded_as_timeout(tmp_path: Path) -> None:
     slow = {"strategy": "local", "steps": 10**6, "timeout_s": 3}
     done = sweep.run_sweep(make_sweep([{"strategy": "local"}, slow]), "plan", tmp_path, QUIET)
     assert statuses(done) == {"ok": 1, "timeout": 1}
@@ -92,13 +103,13 @@ def test_a_run_past_its_deadline_is_a_timeout_row(tmp_path: Path) -> None:
     assert "most recent call first" in (tmp_path / late.log).read_text()
 
 
-def test_two_sweeps_never_write_one_folder(tmp_path: Path) -> None:
+def test_two_sweeps_cannot_write_the_same_folder(tmp_path: Path) -> None:
     plan = make_sweep([{"strategy": "local"}])
     with FileLock(tmp_path / ".lock"), pytest.raises(BadInput, match="another sweep is writing there"):
         sweep.run_sweep(plan, "plan", tmp_path, QUIET)
 
 
-def test_results_of_another_environment_are_not_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_another_environment_are_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_sweep([{"strategy": "local"}])
     sweep.run_sweep(plan, "plan", tmp_path, QUIET)
     here = environment.collect()
@@ -109,7 +120,7 @@ def test_results_of_another_environment_are_not_continued(tmp_path: Path, monkey
     assert (tmp_path / "environment.json").read_text() == before
 
 
-def test_what_a_killed_sweep_had_not_yet_taken_is_rescued(tmp_path: Path) -> None:
+def test_records_that_a_killed_sweep_did_not_collect_are_recovered(tmp_path: Path) -> None:
     plan = make_sweep([{"strategy": "local", "batch_size": [1, 2]}])
     sweep.run_sweep(plan, "plan", tmp_path, QUIET)
     lines = (tmp_path / "runs.jsonl").read_text().splitlines(keepends=True)
@@ -120,7 +131,7 @@ def test_what_a_killed_sweep_had_not_yet_taken_is_rescued(tmp_path: Path) -> Non
     assert len(records.read(tmp_path)) == 2
 
 
-def test_where_nodes_cannot_be_made_their_cells_say_so_and_the_others_run(
+def test_where_nodes_are_impossible_their_cells_are_unsupported_and_the_others_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse() -> None:
@@ -141,12 +152,12 @@ def test_where_nodes_cannot_be_made_their_cells_say_so_and_the_others_run(
     assert not (tmp_path / "emulated").exists()
 
 
-def test_a_run_id_names_the_config_and_the_repeat_not_the_place() -> None:
+def test_a_run_id_names_the_config_and_the_repeat() -> None:
     (config,) = make_sweep([{"strategy": "local"}]).runs("x")
     assert PlannedRun(config=config, repeat=2).run_id == f"{config.digest()}-r2"
 
 
-def test_a_run_is_described_by_what_sets_it_apart() -> None:
+def test_a_run_is_described_by_what_distinguishes_it() -> None:
     server = {"strategy": "parameter_server", "num_workers": 2}
     rare = RunConfig.model_validate({**server, "placement": "colocated", "sync_every": 5})
     assert PlannedRun(config=rare, repeat=0).describe() == (
