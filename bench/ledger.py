@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from bench.config import RunConfig
 from bench.records import Ledger
 from strategies.options import NUMBER_FORMATS
+from strategies.volume import Volume
 
 Moved = npt.NDArray[np.float64]  # bytes sent, received; messages sent, received
 
@@ -27,16 +27,6 @@ Moved = npt.NDArray[np.float64]  # bytes sent, received; messages sent, received
 HEADER_BYTES = 200
 NORM_BYTES = 8  # one float64: the global gradient norm, or a server's share of its square
 DIRECTIONS = [f"{way}_per_{role}_per_step" for role in ("worker", "server") for way in ("bytes_sent", "bytes_received")]
-
-
-@dataclass(frozen=True)
-class Volume:
-    """Bytes and messages of one rank in one step; messages are None where a library decides them."""
-
-    bytes_sent: float | None
-    bytes_received: float | None
-    messages_sent: float | None
-    messages_received: float | None
 
 
 def predict(config: RunConfig) -> tuple[Volume, Volume | None]:

@@ -30,11 +30,10 @@ from torch import nn
 from bench.config import RunConfig
 from bench.intervals import median_interval
 from bench.rank.data import Corpus, load
-from bench.rank.group import MPIGroup
 from bench.rank.train import build_model, build_optimizer, train
 from bench.shape import GPTShape
 from strategies import create
-from strategies.base import Group, SingleGroup
+from strategies.group import Group, MPIGroup, SingleGroup
 
 CPU = torch.device("cpu")
 WARMUP = 20
@@ -121,7 +120,7 @@ def main() -> None:
     parser.add_argument("--model", default="gpt-micro")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    group = MPIGroup()
+    group = MPIGroup(MPI.COMM_WORLD)
     common = {"model": arguments.model, "block_size": 64, "steps": arguments.steps, "warmup_steps": WARMUP}
     if group.rank == 0:
         config = RunConfig.model_validate(common)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from strategies.group import Group, MPIGroup, SingleGroup
 from strategies.options import Options
 
 if TYPE_CHECKING:
-    from strategies.base import Group, Strategy
+    from strategies.base import Strategy
 
-__all__ = ["Options", "create"]
+__all__ = ["Group", "MPIGroup", "Options", "SingleGroup", "create"]
 
 
 def create(name: str, group: Group, options: Options) -> Strategy:

@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.distributed import GradBucket, Store, TCPStore  # type: ignore[attr-defined]  # re-exports from C++
 from torch.nn.parallel import DistributedDataParallel
 
-from strategies.base import Group, WorkerOptimizer, identify_allreduce, torch_dtype
+from strategies.base import Observed, WorkerOptimizer, torch_dtype
+from strategies.group import Group
 from strategies.options import Options
 
 
@@ -39,7 +41,7 @@ class DDP(WorkerOptimizer):
             dist.all_reduce(reduced)
             return reduced.cpu()
 
-        self.allreduce_algorithm = identify_allreduce(allreduce, self.group.rank, self.group.size)
+        self._identify(allreduce)
         self._module = DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
@@ -78,10 +80,9 @@ class DDP(WorkerOptimizer):
         self._wait_in_backward_s = time.perf_counter() - self._last_gradient_at
         self._communication_ended()
 
-    @property
-    def wait_in_backward_s(self) -> float:
-        """From the last gradient to the end of backward()."""
-        return self._wait_in_backward_s
+    def observe(self) -> Observed:
+        """Add how long backward() waited: from the last gradient to its end."""
+        return replace(super().observe(), wait_in_backward_s=self._wait_in_backward_s)
 
     def close(self) -> None:
         """End the process group. Collective."""

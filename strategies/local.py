@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from strategies.base import Group, WorkerOptimizer
+from strategies.base import WorkerOptimizer
+from strategies.group import Group
 from strategies.options import Options
 
 

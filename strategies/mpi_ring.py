@@ -17,9 +17,12 @@ import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from strategies.base import CommunicationCounters, Group, WorkerOptimizer, identify_allreduce, on_gradient, torch_dtype
+from strategies.base import WorkerOptimizer, torch_dtype
 from strategies.buffers import FlatLayout, Range, Readiness, as_bytes, balanced_ranges, chunk_ranges, host_buffer
+from strategies.gradients import on_gradient
+from strategies.group import Group
 from strategies.options import Options
+from strategies.volume import Volume
 
 # A bucket's index is its tag, and every MPI offers tags up to 32767.
 MOST_BUCKETS = 32768
@@ -64,7 +67,7 @@ class Ring:
     """
 
     def __init__(
-        self, comm: MPI.Intracomm, counters: CommunicationCounters, num_elements: int, wire_dtype: torch.dtype,
+        self, comm: MPI.Intracomm, counters: Volume, num_elements: int, wire_dtype: torch.dtype,
         segment_bytes: int, pinned: bool = False,
     ) -> None:  # fmt: skip
         self.ranges = chunk_ranges(0, num_elements, comm.size * max(1, segment_bytes // wire_dtype.itemsize))
@@ -210,7 +213,7 @@ class MPIRing(WorkerOptimizer):
 
     def __init__(self, group: Group, options: Options) -> None:
         super().__init__(group, options)
-        self._comm = MPI.COMM_WORLD.Dup()
+        self._comm = group.comm.Dup()
         self._last_pass = True
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
@@ -219,7 +222,7 @@ class MPIRing(WorkerOptimizer):
         layout, options = FlatLayout.of(model), self.options
         self._layout = layout
         self._take_over_weights()
-        self.allreduce_algorithm = identify_allreduce(self._allreduce, self.group.rank, self.group.size)
+        self._identify(self._allreduce)
         pinned = layout.parameters[0].is_cuda
         self._ring = Ring(
             self._comm,
@@ -247,7 +250,7 @@ class MPIRing(WorkerOptimizer):
 
     def _allreduce(self, vector: Tensor) -> Tensor:
         """Add up one vector, as gradients are. Collective."""
-        uncounted = CommunicationCounters()
+        uncounted = Volume()
         ring = Ring(self._comm, uncounted, vector.numel(), torch.float32, self.options.segment_bytes)
         ring.own.copy_(vector)
         for bucket in range(len(ring.ranges)):

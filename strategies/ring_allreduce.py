@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import horovod.torch as hvd
 import torch
 from torch import Tensor, nn
 
-from strategies.base import Group, Span, WorkerOptimizer, identify_allreduce, torch_dtype
+from strategies.base import WorkerOptimizer, torch_dtype
+from strategies.group import Group
 from strategies.options import Options
-from strategies.timeline import spans
+from strategies.timeline import KeepsTimeline, Span, spans
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 
 class HorovodGroup:
@@ -23,6 +27,11 @@ class HorovodGroup:
         self.epoch_s = _init(options)
         self.rank: int = hvd.rank()
         self.size: int = hvd.size()
+
+    @property
+    def comm(self) -> MPI.Intracomm:
+        """There is none: these ranks are no MPI world."""
+        raise ValueError("ranks that horovodrun started have no MPI communicator; start them with mpirun")
 
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value on rank 0, an empty list elsewhere. Collective."""
@@ -38,7 +47,7 @@ class HorovodGroup:
         hvd.barrier()
 
 
-class RingAllreduce(WorkerOptimizer):
+class RingAllreduce(WorkerOptimizer, KeepsTimeline):
     """Horovod's DistributedOptimizer, used as its documentation says, its knobs pinned.
 
     Horovod sums fp16 gradients in fp16 at every hop. Over MPI it calls MPI_Allreduce, whose algorithm is the
@@ -77,7 +86,7 @@ class RingAllreduce(WorkerOptimizer):
             reduced: Tensor = hvd.allreduce(vector.to(device), op=hvd.Sum, name="identify")
             return reduced.cpu()
 
-        self.allreduce_algorithm = identify_allreduce(allreduce, self.group.rank, self.group.size)
+        self._identify(allreduce)
         return model
 
     def compress(self, tensor: Tensor) -> tuple[Tensor, torch.dtype]:

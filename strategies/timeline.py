@@ -1,13 +1,25 @@
-"""Horovod's own timeline, read as spans on this process's clock; plain text in, plain values out."""
+"""What a library records of its own work: the interface to start and stop it, and the reading of Horovod's file."""
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections import defaultdict
 
-from strategies.base import Span
-
+Span = tuple[str, float, float]  # what, begin and end in seconds of `time.perf_counter()`
 REDUCED = "allreduce."  # how Horovod's optimizer names the reduction of a parameter's gradient
+
+
+class KeepsTimeline(ABC):
+    """A strategy whose library can record what it does."""
+
+    @abstractmethod
+    def start_timeline(self) -> None:
+        """Begin to record. Collective."""
+
+    @abstractmethod
+    def stop_timeline(self) -> dict[str, list[Span]]:
+        """Return what the library did since then, per tensor; nothing on ranks that record nothing. Collective."""
 
 
 def spans(text: str, epoch_s: float) -> dict[str, list[Span]]:

@@ -19,12 +19,11 @@ MODULES = {
 }
 # What starts fast, and works where torch, MPI and Horovod are not installed.
 LIGHT = (
-    "strategies.options", "bench.cli", "bench.arguments", "bench.config", "bench.report", "bench.predict",
-    "bench.sweep", "bench.nodes",
+    "strategies.options", "strategies.group", "strategies.volume", "bench.cli", "bench.arguments", "bench.config",
+    "bench.report", "bench.predict", "bench.sweep", "bench.nodes",
 )  # fmt: skip
-TYPED_WITH_TORCH = "bench.nodes.guard"  # imported by ranks alone
 HOMES = {
-    "mpi4py": ("bench.rank", "strategies.parameter_server", "strategies.mpi_ring"),
+    "mpi4py": ("bench.rank", "strategies.parameter_server", "strategies.mpi_ring", "strategies.group"),
     "horovod": ("strategies.ring_allreduce",),
     "matplotlib": ("bench.report",),
     "pyroute2": ("bench.nodes",),
@@ -84,7 +83,7 @@ def test_nothing_imports_in_a_circle() -> None:
         visit(name, ())
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith(LIGHT) and name != TYPED_WITH_TORCH])
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith(LIGHT)])
 def test_tables_and_launchers_need_neither_torch_nor_mpi(name: str) -> None:
     reached: set[str] = set()
     todo = [name]

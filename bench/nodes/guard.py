@@ -18,7 +18,7 @@ from bench.nodes import nap
 from bench.nodes.layout import BURST_BYTES, INTERFACE, Cluster, find
 from bench.nodes.link import bytes_on_link
 from bench.nodes.probe import TOLERANCE, best_ratio, ring_ratio, worst_ratio
-from strategies.base import Group
+from strategies.group import Group
 
 # Bytes that the kernel counts over bytes that the strategies count: frames add headers, a segment may be split.
 MIN_WIRE_RATIO, MAX_WIRE_RATIO = 0.99, 1.06

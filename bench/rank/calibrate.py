@@ -17,7 +17,8 @@ from bench.rank import data
 from bench.rank.clock import PhaseTimer
 from bench.rank.run import pick_device
 from bench.rank.train import build_model, build_optimizer, train
-from strategies.base import SingleGroup, on_gradient
+from strategies.gradients import on_gradient
+from strategies.group import SingleGroup
 from strategies.local import Local
 
 Seconds = dict[str, float]

@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.config import GATE_STEPS, LEAST_CONVERGENCE, RunConfig
 from bench.rank.data import Corpus
 from bench.rank.train import build_model, build_optimizer, held_out_loss, train
-from strategies.base import SingleGroup
+from strategies.group import SingleGroup
 from strategies.local import Local
 
 Weights = dict[str, Tensor]

@@ -18,35 +18,12 @@ from bench.config import AgreedBadInput, BadInput, RunConfig
 from bench.mpi import RankInfo
 from bench.rank.liveness import Heartbeat
 from bench.records import PlannedRun
-from strategies.base import Group, SingleGroup
+from strategies.group import Group, MPIGroup, SingleGroup
 from strategies.options import Options
 
 FLUSH_S = 0.2
 STACKS_S = 5.0
 Value = TypeVar("Value")
-
-
-class MPIGroup:
-    """The ranks of an MPI world."""
-
-    def __init__(self) -> None:
-        from mpi4py import MPI
-
-        self._comm = MPI.COMM_WORLD
-        self.rank = self._comm.rank
-        self.size = self._comm.size
-
-    def gather(self, value: Any) -> list[Any]:
-        """Return every rank's value in rank order on rank 0, an empty list elsewhere. Collective."""
-        return self._comm.gather(value) or []
-
-    def broadcast(self, value: Any) -> Any:
-        """Return rank 0's value everywhere. Collective."""
-        return self._comm.bcast(value)
-
-    def barrier(self) -> None:
-        """Return once every rank is here. Collective."""
-        self._comm.Barrier()
 
 
 def join(strategies: Sequence[str], rank_info: RankInfo, options: Options) -> Group:
@@ -59,7 +36,11 @@ def join(strategies: Sequence[str], rank_info: RankInfo, options: Options) -> Gr
         return group
     if "ring_allreduce" in strategies:
         _import_horovod()
-    return MPIGroup() if rank_info.starts_mpi else SingleGroup()
+    if not rank_info.starts_mpi:
+        return SingleGroup()
+    from mpi4py import MPI
+
+    return MPIGroup(MPI.COMM_WORLD)
 
 
 def _import_horovod() -> Any:

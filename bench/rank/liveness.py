@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-from strategies.base import Group
+from strategies.group import Group
 
 BEAT_S = 1.0
 MOST_MISSED_BEATS = 6

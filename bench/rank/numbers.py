@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from bench.config import RunConfig
-from bench.ledger import Volume
 from bench.nodes.guard import Evidence
 from bench.rank.clock import PHASES
 from bench.records import StepRecord
+from strategies.base import Observed
+from strategies.volume import Volume
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,11 @@ class RankReport:
     cores: frozenset[int]  # that this rank may run on
     is_server: bool
     steps: list[StepRecord] = field(default_factory=list)
-    volume: Volume | None = None
+    observed: Observed = field(default_factory=Observed)
     cpu_s: float = 0.0
     peak_memory_bytes: int = 0
     checksum: int | None = None  # of the final weights
     evidence: Evidence | None = None  # of the monitor of an emulated node
-    missed_updates: Counter[int] = field(default_factory=Counter)
-    largest_lead: int = 0
-    shard_imbalance: float | None = None
-    shares_memory: bool = False
     overshoots_s: list[float] = field(default_factory=list)  # of the sleeps in measured steps
 
 
@@ -130,7 +127,7 @@ def wire(config: RunConfig, reports: Sequence[RankReport]) -> dict[str, float | 
 
 def serving(reports: Sequence[RankReport]) -> dict[str, float | str | None]:
     """Return how a parameter server's load was balanced, how stale its gradients were, and who waited longest."""
-    missed = sum((report.missed_updates for report in reports), Counter[int]())
+    missed = sum((report.observed.missed_updates for report in reports), Counter[int]())
     updates = missed.total()
     waits = [
         _mean([s for s in report.steps if not s.warmup], "exposed_communication_s")
@@ -138,21 +135,24 @@ def serving(reports: Sequence[RankReport]) -> dict[str, float | str | None]:
         if report.steps
     ]
     return {
-        "shard_imbalance": reports[0].shard_imbalance,
+        "shard_imbalance": reports[0].observed.shard_imbalance,
         "longest_wait_s": max(waits),
         "mean_staleness": sum(k * n for k, n in missed.items()) / updates if updates else None,
         "staleness_histogram": " ".join(f"{k}:{n}" for k, n in sorted(missed.items())) or None,
-        "largest_lead": max(report.largest_lead for report in reports) if updates else None,
+        "largest_lead": max(report.observed.largest_lead for report in reports) if updates else None,
     }
 
 
-def volumes(reports: Sequence[RankReport]) -> tuple[list[Volume], list[Volume]]:
-    """What each worker and each dedicated server moved per step, in the whole run."""
-    of_role = [[r.volume for r in reports if r.is_server == serves and r.volume] for serves in (False, True)]
+def volumes(config: RunConfig, reports: Sequence[RankReport]) -> tuple[list[Volume], list[Volume]]:
+    """Return what each worker and each dedicated server moved per step, in the whole run."""
+    of_role = [
+        [report.observed.moved / config.total_steps for report in reports if report.is_server == serves]
+        for serves in (False, True)
+    ]
     return of_role[0], of_role[1]
 
 
-def labels(config: RunConfig, reports: Sequence[RankReport], allreduce_algorithm: str | None) -> list[str]:
+def labels(config: RunConfig, reports: Sequence[RankReport]) -> list[str]:
     """Return what a reader of this run must know."""
     hosts = {report.host for report in reports}
     emulated = any(report.evidence for report in reports)
@@ -160,10 +160,10 @@ def labels(config: RunConfig, reports: Sequence[RankReport], allreduce_algorithm
     found = {
         "oversubscribed": any(_crowded(config, ranks) for ranks in machines),
         "loopback": config.world_size > 1 and len(hosts) == 1 and config.strategy != "independent",
-        "shared_memory": any(report.shares_memory for report in reports),
+        "shared_memory": any(report.observed.shares_memory for report in reports),
         "emulated": emulated,
         "emulated_compute": config.compute != "real",
-        "not_ring": allreduce_algorithm == "not_ring",
+        "not_ring": reports[0].observed.allreduce_algorithm == "not_ring",
     }
     return [label for label, applies in found.items() if applies]
 

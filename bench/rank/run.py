@@ -16,7 +16,7 @@ from torch import nn
 from bench import environment, records
 from bench.config import BadInput, RunConfig
 from bench.durations import durations
-from bench.ledger import Volume, header_shares, make_ledger, wire_ratios
+from bench.ledger import header_shares, make_ledger, wire_ratios
 from bench.mpi import RankInfo, mpi_environment, tcp_settings
 from bench.nodes import guard
 from bench.nodes.guard import Evidence, Monitor
@@ -32,7 +32,9 @@ from bench.rank.train import build_model, build_optimizer, held_out_loss, train
 from bench.records import Ledger, PlannedRun, RunRecord, StepRecord, Summary
 from bench.scale_model import scales
 from strategies import create
-from strategies.base import Group, Strategy
+from strategies.base import Strategy
+from strategies.group import Group
+from strategies.timeline import KeepsTimeline
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def _run(
     else:
         for step in train(config, module, strategy, corpus, device, clock):
             steps.append(step)
-            if keep_trace is not None and len(steps) == config.total_steps - trace.STEPS:
+            if isinstance(strategy, KeepsTimeline) and keep_trace and len(steps) == config.total_steps - trace.STEPS:
                 strategy.start_timeline()
             if gated and len(steps) == equivalence.gate_steps(config):
                 strategy.settle()
@@ -123,7 +125,7 @@ def _run(
     reports = ranks.gather(_report(config, strategy, steps, cpu_s, checksum, evidence, late_s))
     if ranks.rank == 0:
         assert corpus is not None  # rank 0 always works
-        columns = scaled | {"duplex_factor": duplex} | _numbers(config, reports, strategy, device)
+        columns = scaled | {"duplex_factor": duplex} | _numbers(config, reports, device)
         keep(_result(planned, started_at, reports, columns, model, at_gate, corpus, device))
     ranks.barrier()
 
@@ -171,19 +173,12 @@ def _report(
     config: RunConfig, strategy: Strategy, steps: list[StepRecord], cpu_s: float, checksum: int | None,
     evidence: Evidence | None, late_s: list[float],
 ) -> RankReport:  # fmt: skip
-    counters = strategy.counters
-    per_step = {name: None if n is None else n / config.total_steps for name, n in vars(counters).items()}
-    found = strategy.staleness()
     return RankReport(
-        missed_updates=found.missed,
-        largest_lead=found.largest_lead,
-        shard_imbalance=strategy.shard_imbalance,
-        shares_memory=strategy.shares_memory,
+        observed=strategy.observe(),
         host=platform.node(),
         cores=frozenset(os.sched_getaffinity(0)),
         is_server=strategy.is_server,
         steps=steps,
-        volume=Volume(**per_step),
         cpu_s=cpu_s,
         peak_memory_bytes=numbers.peak_memory_bytes(),
         checksum=checksum,
@@ -192,7 +187,7 @@ def _report(
     )
 
 
-def _numbers(config: RunConfig, reports: list[RankReport], strategy: Strategy, device: torch.device) -> dict[str, Any]:
+def _numbers(config: RunConfig, reports: list[RankReport], device: torch.device) -> dict[str, Any]:
     timing = numbers.timing(config, reports)
     return {
         **timing,
@@ -202,7 +197,7 @@ def _numbers(config: RunConfig, reports: list[RankReport], strategy: Strategy, d
         "num_nodes": len({report.host for report in reports}),
         "num_parameters": config.gpt.num_parameters,
         "mfu": _mfu(config, timing["tokens_per_s"], device),
-        "allreduce_algorithm": strategy.allreduce_algorithm,
+        "allreduce_algorithm": reports[0].observed.allreduce_algorithm,
         "sleep_overshoot_s_p95": numbers.sleep_overshoot_s_p95(reports),
     }
 
@@ -216,7 +211,7 @@ def _result(
     trained = config.compute == "real"
     columns["held_out_loss"] = held_out_loss(config, model, corpus, device) if trained else None
     steps = [step for report in reports for step in report.steps]
-    volumes = make_ledger(config, *numbers.volumes(reports), numbers.wire(config, reports))
+    volumes = make_ledger(config, *numbers.volumes(config, reports), numbers.wire(config, reports))
     reasons = [
         _pass_gate(config, reports, columns, at_gate, corpus, device),
         _pass_guard(config, reports, columns, volumes),
@@ -227,7 +222,7 @@ def _result(
         environment.digest(environment.collect()),
         started_at=started_at,
         reason=reason,
-        labels=numbers.labels(config, reports, columns["allreduce_algorithm"]),
+        labels=numbers.labels(config, reports),
         steps_s=numbers.steps_s(reports),
         summary=Summary.model_validate(columns),
         ledger=volumes,

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from bench import records
 from bench.rank.clock import PhaseTimer
-from strategies.base import Span, Strategy
+from strategies.base import Strategy
+from strategies.timeline import KeepsTimeline, Span
 
 # Horovod then records on demand; its writer thread busy-waits on rank 0 from the start.
 TIMELINE = {"HOROVOD_TIMELINE": "DYNAMIC"}
@@ -45,10 +46,10 @@ def lane(rank: int, clock: PhaseTimer, strategy: Strategy) -> Lane:
     """
     met_at = time.perf_counter()
     ends = [end for name, _, end in clock.spans if name == "exposed_communication"]
-    communication = [("communication", end - strategy.communication_s, end) for end in ends]
-    timeline = _within(clock.spans, strategy.stop_timeline())
-    phases = list(clock.spans)
-    return Lane(rank, platform.node(), met_at, phases, communication if strategy.communication_s else [], timeline)
+    communication_s = strategy.observe().communication_s
+    communication = [("communication", end - communication_s, end) for end in ends if communication_s]
+    timeline = strategy.stop_timeline() if isinstance(strategy, KeepsTimeline) else {}
+    return Lane(rank, platform.node(), met_at, list(clock.spans), communication, _within(clock.spans, timeline))
 
 
 def _within(phases: Sequence[Span], timeline: dict[str, list[Span]]) -> dict[str, list[Span]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from bench.rank.clock import PhaseTimer
 from bench.rank.data import Corpus
 from bench.rank.model import GPT
 from bench.records import StepRecord
-from strategies.base import CommunicationCounters, Strategy
+from strategies.base import Strategy
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -55,8 +54,9 @@ def train(
     """Train one worker for all steps of the run and yield what each step took; `clock` keeps the last one's phases."""
     clock = clock or PhaseTimer(device)
     passes = config.gradient_accumulation
+    before = strategy.observe().moved
     for step in range(config.total_steps):
-        before, link_before = CommunicationCounters(**vars(strategy.counters)), bytes_on_link()
+        link_before = bytes_on_link()
         clock.begin_step()
         with clock.phase("data"):
             tokens, targets = (part.to(device) for part in corpus.batch(config, strategy.worker, step))
@@ -71,32 +71,26 @@ def train(
                 total_loss += loss.detach() / passes
         with clock.phase("exposed_communication"):
             strategy.synchronize()
-        clock.move("forward", "exposed_communication", strategy.wait_in_forward_s)
-        clock.move("backward", "exposed_communication", strategy.wait_in_backward_s)
+        seen = strategy.observe()
+        clock.move("forward", "exposed_communication", seen.wait_in_forward_s)
+        clock.move("backward", "exposed_communication", seen.wait_in_backward_s)
         with clock.phase("optimizer"):
             strategy.step()
         step_s = clock.step_s()
         loss_found = float(total_loss) if config.compute == "real" else None
-        record = step_record(config, strategy, step, loss_found, step_s, clock.seconds, before)
-        yield replace(record, **_wire_bytes(link_before, bytes_on_link()))
-
-
-def step_record(
-    config: RunConfig, strategy: Strategy, step: int, loss: float | None, step_s: float,
-    seconds: dict[str, float], before: CommunicationCounters,
-) -> StepRecord:  # fmt: skip
-    """Join one step's times with what it sent and received since `before`."""
-    moved = {name: _difference(now, getattr(before, name)) for name, now in vars(strategy.counters).items()}
-    columns: dict[str, Any] = {f"{name}_s": value for name, value in seconds.items()} | moved
-    return StepRecord(
-        worker=strategy.worker,
-        step=step,
-        warmup=step < config.warmup_steps,
-        loss=loss,
-        step_s=step_s,
-        communication_s=strategy.communication_s,
-        **columns,
-    )
+        columns: dict[str, Any] = {f"{name}_s": value for name, value in clock.seconds.items()}
+        yield StepRecord(
+            worker=strategy.worker,
+            step=step,
+            warmup=step < config.warmup_steps,
+            loss=loss_found,
+            step_s=step_s,
+            communication_s=seen.communication_s,
+            **columns,
+            **vars(seen.moved - before),
+            **_wire_bytes(link_before, bytes_on_link()),
+        )
+        before = seen.moved
 
 
 def _wire_bytes(before: tuple[int, int] | None, after: tuple[int, int] | None) -> dict[str, Any]:
@@ -104,10 +98,6 @@ def _wire_bytes(before: tuple[int, int] | None, after: tuple[int, int] | None) -
     if before is None or after is None:
         return {}
     return {"wire_bytes_sent": after[0] - before[0], "wire_bytes_received": after[1] - before[1]}
-
-
-def _difference(now: int | None, before: int | None) -> int | None:
-    return None if now is None or before is None else now - before
 
 
 @torch.no_grad()

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from strategies.base import Group, Strategy
+from strategies.base import Strategy
+from strategies.group import Group
 from strategies.options import Options
 
 
 def create_parameter_server(group: Group, options: Options) -> Strategy:
     """Return the worker (which may also serve) or the server that this rank is. Collective."""
-    from mpi4py import MPI
-
     from strategies.parameter_server.local_steps import LocalStepsWorker
     from strategies.parameter_server.plan import Roles
     from strategies.parameter_server.server import ParameterServer
     from strategies.parameter_server.worker import ParameterServerWorker
 
-    comm = MPI.COMM_WORLD.Dup()
+    comm = group.comm.Dup()
     roles = Roles.make(options.placement, comm.size, options.num_servers)
     if comm.rank not in roles.workers:
         return ParameterServer(group, options, comm, roles)

@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Staleness:
+    """How stale gradients have been on one server.
+
+    `missed_updates`: how many updates used a gradient computed without so many updates by other workers.
+    `largest_lead`: the most steps by which a worker that was given weights was ahead of the slowest.
+    """
+
+    missed_updates: Counter[int] = field(default_factory=Counter)
+    largest_lead: int = 0
 
 
 class Clocks:
@@ -13,14 +26,13 @@ class Clocks:
     together, infinity is ASP. A worker pushes every chunk in every step, so a bound per chunk bounds the workers.
     """
 
-    def __init__(self, num_workers: int, staleness: float) -> None:
+    def __init__(self, num_workers: int, staleness: float, found: Staleness) -> None:
         self._staleness = staleness
+        self._found = found
         self._pushed = [0] * num_workers
         self._replied = [0] * num_workers
         self._updates = 0
         self._seen = [0] * num_workers  # updates that were in the weights each worker was last given
-        self.largest_lead = 0
-        self.missed: Counter[int] = Counter()  # pushes by how many updates of others their gradient did not know
 
     def push(self, worker: int) -> list[int]:
         """Count a push; return the workers to reply to now, in order."""
@@ -30,12 +42,12 @@ class Clocks:
         released = [w for w, (pushed, replied) in ahead if replied < pushed <= slowest + self._staleness]
         for w in released:
             self._replied[w] = self._pushed[w]
-            self.largest_lead = max(self.largest_lead, self._pushed[w] - slowest)
+            self._found.largest_lead = max(self._found.largest_lead, self._pushed[w] - slowest)
         return released
 
     def updated(self, worker: int) -> None:
         """Count an update by one worker's gradient, and the updates by others since its last reply."""
-        self.missed[self._updates - self._seen[worker]] += 1
+        self._found.missed_updates[self._updates - self._seen[worker]] += 1
         self._updates += 1
 
     def replied(self, worker: int) -> None:

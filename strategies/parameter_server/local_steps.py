@@ -7,7 +7,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from strategies.base import apply_mean_gradient
+from strategies.gradients import apply_mean_gradient
 from strategies.parameter_server.worker import ParameterServerWorker
 
 
@@ -34,7 +34,7 @@ class LocalStepsWorker(ParameterServerWorker):
 
     def step(self) -> None:
         """Apply this worker's gradient; after `sync_every` steps, exchange."""
-        apply_mean_gradient(self._parameters, self._optimizer.step, self.options, self.scaler)
+        apply_mean_gradient(self._parameters, self._optimizer.step, self.options.clip_norm, self.scaler)
         self._optimizer.zero_grad()
         self._wait_in_forward_s = 0.0
         self._local_steps += 1

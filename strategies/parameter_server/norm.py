@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 from mpi4py import MPI
 
-from strategies.base import CommunicationCounters
 from strategies.parameter_server.plan import NORM_TAG, Roles, message, wait_all
 from strategies.parameter_server.progress import Progress
+from strategies.volume import Volume
 
 
 class NormExchange:
@@ -20,7 +20,7 @@ class NormExchange:
     """
 
     def __init__(
-        self, comm: MPI.Intracomm, roles: Roles, progress: Progress, counters: CommunicationCounters,
+        self, comm: MPI.Intracomm, roles: Roles, progress: Progress, counters: Volume,
         known: Callable[[float], None],
     ) -> None:  # fmt: skip
         self._comm = comm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -110,7 +111,7 @@ class Plan:
         """The chunks that make up one server's shard, in order."""
         return [chunk for chunk in self.chunks if chunk.server == server]
 
-    @property
+    @cached_property
     def imbalance(self) -> float:
         """λ: the largest ratio of what a server holds to its due share; 1.0 is perfectly balanced."""
         held = np.zeros(len(self.roles.servers))

@@ -9,13 +9,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from strategies.base import CommunicationCounters, torch_dtype
+from strategies.base import torch_dtype
 from strategies.buffers import host_buffer
 from strategies.options import Options
 from strategies.parameter_server.memory import MessageBuffers
 from strategies.parameter_server.plan import NOTHING, Chunk, Plan
 from strategies.parameter_server.progress import Progress
 from strategies.parameter_server.wire import make_wire
+from strategies.volume import Volume
 
 
 class Pulled:
@@ -26,7 +27,7 @@ class Pulled:
 
     def __init__(
         self, plan: Plan, buffers: MessageBuffers, options: Options, worker: int, rank: int, progress: Progress,
-        counters: CommunicationCounters, step_ended: Callable[[], None],
+        counters: Volume, step_ended: Callable[[], None],
     ) -> None:  # fmt: skip
         self._plan, self._buffers, self._progress = plan, buffers, progress
         self._worker, self._rank = worker, rank

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,16 +13,19 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from strategies.base import CommunicationCounters, Group, LossScaler, Staleness, Strategy, gradient_factor
+from strategies.base import Observed, Strategy
+from strategies.gradients import LossScaler, gradient_factor
+from strategies.group import Group
 from strategies.options import Options
 from strategies.parameter_server.agreement import agree
-from strategies.parameter_server.consistency import Clocks
+from strategies.parameter_server.consistency import Clocks, Staleness
 from strategies.parameter_server.memory import MessageBuffers, NodeMemory
 from strategies.parameter_server.norm import NormExchange
 from strategies.parameter_server.plan import CLOSE_TAG, NOTHING, SETTINGS_TAG, Plan, Roles, message, wait_all
 from strategies.parameter_server.progress import Progress
 from strategies.parameter_server.settings import GroupSettings
 from strategies.parameter_server.shard import Shard
+from strategies.volume import Volume
 
 
 class Server:
@@ -34,7 +38,7 @@ class Server:
     """
 
     def __init__(
-        self, comm: MPI.Intracomm, roles: Roles, options: Options, progress: Progress, counters: CommunicationCounters
+        self, comm: MPI.Intracomm, roles: Roles, options: Options, progress: Progress, counters: Volume
     ) -> None:
         self._comm = comm
         self._roles = roles
@@ -45,16 +49,17 @@ class Server:
         self.scaler = LossScaler(options.loss_scaling)
         self.on_norm: Callable[[float], None] = lambda norm: None  # replaced by a worker half on the same rank
         self._num_open = len(roles.workers)
+        self._seen = Staleness()
 
     @property
     def closed(self) -> bool:
         """Whether every worker has closed."""
         return self._num_open == 0
 
-    def staleness(self) -> Staleness:
-        """Return the staleness of gradients, over all chunks."""
-        missed = sum((clocks.missed for clocks in self._clocks), Counter[int]())
-        return Staleness(missed, max(clocks.largest_lead for clocks in self._clocks))
+    def observe(self, observed: Observed) -> Observed:
+        """Return `observed` with the staleness of gradients on this server, over all chunks."""
+        seen = self._seen
+        return replace(observed, missed_updates=Counter(seen.missed_updates), largest_lead=seen.largest_lead)
 
     def prepare(
         self, plan: Plan, buffers: MessageBuffers, optimizer: torch.optim.Optimizer, settings: GroupSettings | None
@@ -69,7 +74,7 @@ class Server:
         pushes = [buffers.pushes(worker, self._chunks) for worker in range(len(workers))]
         replies = [buffers.replies(server, number) for number in range(buffers.num_replies)]
         self._shard = Shard(plan.layout, self._chunks, updates, options, pushes, replies)
-        self._clocks = [Clocks(len(workers), self._staleness) for _ in self._chunks]
+        self._clocks = [Clocks(len(workers), self._staleness, self._seen) for _ in self._chunks]
         self._sends = [
             [self._comm.Send_init(self._payload(i, w), rank, chunk.pull_tag) for w, rank in enumerate(workers)]
             for i, chunk in enumerate(self._chunks)
@@ -234,19 +239,10 @@ class ParameterServer(Strategy):
         self._server.finish_weights()
         return model
 
-    @property
-    def shard_imbalance(self) -> float:
-        """λ of the plan."""
-        return self._plan.imbalance
-
-    @property
-    def shares_memory(self) -> bool:
-        """Whether some messages of this rank lie in shared memory, where the receiver reads them, and are not sent."""
-        return self._buffers.shares
-
-    def staleness(self) -> Staleness:
-        """Return the staleness of gradients here."""
-        return self._server.staleness()
+    def observe(self) -> Observed:
+        """Add the balance of the shards and the staleness of gradients here."""
+        observed = replace(super().observe(), shard_imbalance=self._plan.imbalance, shares_memory=self._buffers.shares)
+        return self._server.observe(observed)
 
     def serve(self) -> None:
         """Sum, update and return chunks until every worker has closed."""

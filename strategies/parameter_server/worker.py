@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,8 +15,10 @@ import torch
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from strategies.base import Group, Staleness, Strategy, apply_mean_gradient, on_gradient
+from strategies.base import Observed, Strategy
 from strategies.buffers import as_bytes
+from strategies.gradients import apply_mean_gradient, on_gradient
+from strategies.group import Group
 from strategies.options import Options
 from strategies.parameter_server.agreement import agree
 from strategies.parameter_server.memory import MessageBuffers, NodeMemory
@@ -75,24 +78,15 @@ class ParameterServerWorker(Strategy):
         """This rank's index among the workers."""
         return self._roles.workers.index(self._comm.rank)
 
-    @property
-    def wait_in_forward_s(self) -> float:
-        """How long this step's forward has waited for weights, seconds."""
-        return self._wait_in_forward_s
-
-    @property
-    def shard_imbalance(self) -> float:
-        """λ of the plan."""
-        return self._plan.imbalance
-
-    @property
-    def shares_memory(self) -> bool:
-        """Whether some messages of this rank lie in shared memory, where the receiver reads them, and are not sent."""
-        return self._buffers.shares
-
-    def staleness(self) -> Staleness:
-        """Return the staleness of gradients on the server of this rank."""
-        return self._server.staleness() if self._server else Staleness()
+    def observe(self) -> Observed:
+        """Add the forward's wait, the balance of the shards, and the staleness on this rank's server."""
+        observed = replace(
+            super().observe(),
+            wait_in_forward_s=self._wait_in_forward_s,
+            shard_imbalance=self._plan.imbalance,
+            shares_memory=self._buffers.shares,
+        )
+        return self._server.observe(observed) if self._server else observed
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Send worker 0's weights to the servers, receive them from there, install hooks. Collective."""
@@ -208,7 +202,7 @@ class ParameterServerWorker(Strategy):
     def step(self) -> None:
         """Apply the mean gradient; or, where servers update, leave their weights to be taken by the next forward."""
         if self._gives_gradients:
-            apply_mean_gradient(self._parameters, self._optimizer.step, self.options, self.scaler)
+            apply_mean_gradient(self._parameters, self._optimizer.step, self.options.clip_norm, self.scaler)
             self._optimizer.zero_grad()
         else:
             vars(self._optimizer)["_opt_called"] = True  # else torch's schedulers warn that nothing was updated

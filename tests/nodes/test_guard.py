@@ -14,7 +14,7 @@ from bench.nodes import guard, layout
 from bench.nodes.guard import Counters, Evidence
 from bench.nodes.probe import worst_ratio
 from bench.records import Ledger
-from strategies.base import SingleGroup
+from strategies.group import SingleGroup
 
 GOOD: dict[str, Any] = {
     "probe_ratio_before": 1.01, "probe_ratio_after": 0.99, "run_delay_share": 0.1, "foreign_cpu_share": 0.02,

@@ -18,7 +18,9 @@ from bench.rank.run import build, load_data
 from bench.rank.train import build_model, train
 from bench.records import StepRecord
 from strategies import create
-from strategies.base import SingleGroup, Strategy, on_gradient
+from strategies.base import Strategy
+from strategies.gradients import on_gradient
+from strategies.group import SingleGroup
 from strategies.parameter_server.plan import Roles
 from strategies.parameter_server.worker import ParameterServerWorker
 from tests.support.worlds import CPU, small

@@ -67,11 +67,13 @@ from bench.rank import group
 from bench.config import RunConfig
 from bench.mpi import RankInfo
 from bench.processes import die_with_parent
+from mpi4py import MPI
+from strategies.group import MPIGroup
 
 rank_info = RankInfo.detect(os.environ)
 config = RunConfig(strategy="parameter_server", num_workers=2, num_servers=1)
 die_with_parent()
-with group.watched(group.MPIGroup(), rank_info, lambda: config):
+with group.watched(MPIGroup(MPI.COMM_WORLD), rank_info, lambda: config):
     if rank_info.rank == 2:
         {act}
     time.sleep(60)

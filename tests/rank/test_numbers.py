@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from bench.config import RunConfig
 from bench.rank import numbers
 from bench.rank.numbers import RankReport
 from bench.records import StepRecord
+from strategies.base import Observed
 
 CONFIG = RunConfig(strategy="independent", num_workers=2, steps=3, warmup_steps=1)
 step_times = st.lists(st.floats(0.001, 10), min_size=3, max_size=3)
@@ -56,9 +59,10 @@ def test_final_loss_is_that_of_the_global_batch() -> None:
 def test_more_threads_than_cores_are_labelled() -> None:
     ring = CONFIG.model_copy(update={"strategy": "ring_allreduce"})
     apart = [report(0, [1, 1, 1]), report(1, [1, 1, 1])]
-    together = [report(0, [1, 1, 1]), report(0, [1, 1, 1])]
-    assert numbers.labels(ring, apart, "ring") == ["loopback"]
-    assert numbers.labels(ring, together, "not_ring") == ["oversubscribed", "loopback", "not_ring"]
+    not_ring = Observed(allreduce_algorithm="not_ring")
+    together = [replace(report(0, [1, 1, 1]), observed=not_ring) for _ in range(2)]
+    assert numbers.labels(ring, apart) == ["loopback"]
+    assert numbers.labels(ring, together) == ["oversubscribed", "loopback", "not_ring"]
 
 
 @given(st.integers(1, 600), st.integers(1, 64), st.booleans())

@@ -11,15 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import records
-from strategies.parameter_server.consistency import Clocks
+from strategies.parameter_server.consistency import Clocks, Staleness
 from tests.support.worlds import assert_equivalent, served_alone, served_in_one_process
 
 STEPS = 12
 
 
-def run_workers(num_workers: int, staleness: float, order: st.DataObject) -> tuple[Clocks, list[int]]:
-    """Let workers push in any order that the clocks allow, and return the clocks and the leads that were seen."""
-    clocks, done, leads = Clocks(num_workers, staleness), [0] * num_workers, []
+def run_workers(num_workers: int, staleness: float, order: st.DataObject) -> tuple[Staleness, list[int]]:
+    """Let workers push in any order that the clocks allow; return what the clocks saw, and all leads."""
+    found, done, leads = Staleness(), [0] * num_workers, []
+    clocks = Clocks(num_workers, staleness, found)
     waiting: set[int] = set()
     while min(done) < STEPS:
         free = [w for w in range(num_workers) if w not in waiting and done[w] < STEPS]
@@ -33,25 +34,25 @@ def run_workers(num_workers: int, staleness: float, order: st.DataObject) -> tup
             clocks.replied(each)
             leads.append(done[each] - min(done))
         waiting -= set(replied)
-    return clocks, leads
+    return found, leads
 
 
 @given(st.integers(1, 6), st.sampled_from([0, 1, 2, 5, math.inf]), st.data())
 def test_no_worker_is_replied_beyond_the_bound_and_none_is_stuck(
     num_workers: int, staleness: float, order: st.DataObject
 ) -> None:
-    clocks, leads = run_workers(num_workers, staleness, order)
-    assert clocks.largest_lead == max(leads) <= staleness
-    assert len(leads) == num_workers * STEPS == clocks.missed.total()
+    found, leads = run_workers(num_workers, staleness, order)
+    assert found.largest_lead == max(leads) <= staleness
+    assert len(leads) == num_workers * STEPS == found.missed_updates.total()
     if num_workers == 1:
-        assert set(clocks.missed) == {0}
+        assert set(found.missed_updates) == {0}
     if staleness < math.inf:  # what others can do between two replies to a worker
-        assert max(clocks.missed) <= (2 * staleness + 2) * (num_workers - 1)
+        assert max(found.missed_updates) <= (2 * staleness + 2) * (num_workers - 1)
 
 
 @given(st.integers(1, 6), st.data())
 def test_bsp_replies_to_all_together(num_workers: int, order: st.DataObject) -> None:
-    clocks = Clocks(num_workers, 0)
+    clocks = Clocks(num_workers, 0, Staleness())
     for _ in range(3):
         workers = order.draw(st.permutations(range(num_workers)))
         replies = [clocks.push(worker) for worker in workers]
@@ -63,7 +64,7 @@ def test_asp_with_one_worker_is_local(optimizer: str) -> None:
     config = served_alone(consistency="asp", optimizer=optimizer)
     weights, strategy = served_in_one_process(config)
     assert_equivalent(config, weights)
-    assert set(strategy.staleness().missed) == {0}
+    assert set(strategy.observe().missed_updates) == {0}
 
 
 @pytest.mark.launcher

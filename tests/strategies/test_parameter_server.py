@@ -75,7 +75,7 @@ def test_what_ranks_of_a_node_say_to_each_other_is_not_sent(placement: dict[str,
     for lonely in (config.world_size, 1, 0):
         ranks: list[Any] = run_world(config, lonely=lonely)
         rest.append(ranks[0]._comm.node.message_bytes / both_ways)
-        assert [rank.shares_memory for rank in ranks] == [number >= lonely for number in range(len(ranks))]
+        assert [rank.observe().shares_memory for rank in ranks] == [number >= lonely for number in range(len(ranks))]
     colocated = config.num_servers == 0
     # Colocated, a worker's own quarter never travels; the lonely one's shard is a quarter of what three others want.
     assert rest == pytest.approx([3, 1.5, 0] if colocated else [4, 1, 0])
@@ -95,7 +95,7 @@ def test_equal_runs_end_bitwise_equal_whoever_is_late() -> None:
 def test_ssp_never_exceeds_its_bound_whoever_is_late(staleness: int) -> None:
     config = served(num_workers=3, num_servers=2, steps=12, consistency="ssp", staleness=staleness)
     strategies = run_world(config, lambda worker, step: time.sleep(0.2 * (worker == 1)))
-    leads = [strategy.staleness().largest_lead for strategy in strategies[config.num_workers :]]
+    leads = [strategy.observe().largest_lead for strategy in strategies[config.num_workers :]]
     assert leads == [staleness] * 2  # reached, and never passed
 
 

@@ -13,7 +13,8 @@ from bench.config import RunConfig
 from bench.rank.data import load
 from bench.rank.equivalence import Weights, snapshot
 from bench.rank.train import build_model, build_optimizer, train
-from strategies.base import SingleGroup, Strategy
+from strategies.base import Strategy
+from strategies.group import SingleGroup
 from strategies.parameter_server.local_steps import LocalStepsWorker
 from strategies.parameter_server.memory import NodeMemory
 from strategies.parameter_server.plan import Roles

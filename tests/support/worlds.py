@@ -10,9 +10,11 @@ from bench.rank import equivalence
 from bench.rank.data import load
 from bench.rank.equivalence import Weights, snapshot
 from bench.rank.train import build_model, build_optimizer, train
-from strategies.base import SingleGroup, Strategy
+from strategies.base import Strategy
+from strategies.group import SingleGroup
 from strategies.parameter_server.plan import Roles
 from strategies.parameter_server.worker import ParameterServerWorker
+from strategies.volume import mean_volume
 
 CPU = torch.device("cpu")
 WORLDS: dict[str, dict[str, object]] = {
@@ -67,5 +69,6 @@ def assert_equivalent(config: RunConfig, weights: Weights) -> None:
 
 def counted_per_step(config: RunConfig, strategies: list[Strategy]) -> list[float]:
     """What the mean worker counted, in the order of Volume's fields."""
-    workers = [vars(strategy.counters).values() for strategy in strategies[: config.num_workers]]
-    return [sum(column) / config.num_workers / config.total_steps for column in zip(*workers, strict=True)]
+    counted = mean_volume([strategy.observe().moved for strategy in strategies[: config.num_workers]])
+    assert counted is not None
+    return list(vars(counted / config.total_steps).values())

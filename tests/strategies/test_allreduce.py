@@ -1,4 +1,4 @@
-"""Laws shared by all strategies: bytes of a ring, the order of its sums, loss scaling, clipping."""
+"""Laws of an allreduce: the bytes of a ring, and the order of its sums."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from strategies.base import LossScaler, gradient_factor, identify_allreduce, ring_bytes
+from strategies.allreduce import identify_allreduce, ring_volume
 
 
 @given(st.integers(0, 10_000), st.sampled_from([2, 4]), st.integers(1, 17))
 def test_a_ring_conserves_bytes(num_elements: int, element_bytes: int, size: int) -> None:
-    ranks = [ring_bytes(num_elements, element_bytes, rank, size) for rank in range(size)]
-    assert sum(sent for sent, _ in ranks) == sum(received for _, received in ranks)
-    assert sum(sent for sent, _ in ranks) == 2 * (size - 1) * num_elements * element_bytes
-    for sent, _ in ranks:
-        assert abs(sent - 2 * (size - 1) / size * num_elements * element_bytes) <= 2 * element_bytes
+    ranks = [ring_volume(num_elements, element_bytes, rank, size) for rank in range(size)]
+    sent = [volume.bytes_sent or 0 for volume in ranks]
+    assert sum(sent) == sum(volume.bytes_received or 0 for volume in ranks)
+    assert sum(sent) == 2 * (size - 1) * num_elements * element_bytes
+    for each in sent:
+        assert abs(each - 2 * (size - 1) / size * num_elements * element_bytes) <= 2 * element_bytes
 
 
 @given(st.integers(0, 1000), st.integers(1, 9))
@@ -28,7 +29,7 @@ def test_a_ring_counts_what_its_schedule_sends(num_elements: int, size: int) -> 
     for rank in range(size):
         reduce_scatter = [blocks[(rank - hop) % size] for hop in range(size - 1)]
         allgather = [blocks[(rank + 1 - hop) % size] for hop in range(size - 1)]
-        assert ring_bytes(num_elements, 1, rank, size)[0] == sum(reduce_scatter) + sum(allgather)
+        assert ring_volume(num_elements, 1, rank, size).bytes_sent == sum(reduce_scatter) + sum(allgather)
 
 
 def simulate(size: int, algorithm: str, rank: int = 0) -> str:
@@ -94,27 +95,3 @@ def test_the_order_of_a_sum_tells_a_ring_from_all_else(algorithm: str, size: int
 
 def test_two_ranks_have_only_one_order() -> None:
     assert simulate(2, "linear") == "any"
-
-
-@given(st.lists(st.booleans(), max_size=30), st.integers(1, 4))
-def test_loss_scaling_moves_as_torch_grad_scaler_does(finite: list[bool], interval: int) -> None:
-    ours = LossScaler(enabled=True, growth_interval=interval)
-    scale, tracker = torch.full((1,), ours.scale), torch.zeros(1, dtype=torch.int32)
-    for ok in finite:
-        ours.update(ok)
-        torch._amp_update_scale_(scale, tracker, torch.tensor([0.0 if ok else 1.0]), 2.0, 0.5, interval)
-        assert ours.scale == float(scale)
-
-
-def test_without_fp16_the_scale_stays_one() -> None:
-    scaler = LossScaler(enabled=False)
-    scaler.update(False)
-    assert scaler.scale == 1
-
-
-@given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
-def test_clipping_bounds_the_norm_and_leaves_short_gradients_alone(norm: float, clip_norm: float) -> None:
-    factor = gradient_factor(norm, clip_norm)
-    assert factor * norm <= clip_norm * (1 + 1e-12)
-    assert factor == pytest.approx(min(1, clip_norm / norm), rel=2e-3)
-    assert gradient_factor(norm, None) == 1
