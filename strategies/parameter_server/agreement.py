@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from strategies.base import Group
 from strategies.buffers import FlatLayout
+from strategies.group import Group
 from strategies.options import Options
 from strategies.parameter_server.settings import GroupSettings
 from strategies.parameter_server.update import refusal

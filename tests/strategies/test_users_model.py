@@ -11,7 +11,7 @@ from mpi4py import MPI
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from strategies.base import SingleGroup
+from strategies.group import SingleGroup
 from strategies.options import Options
 from strategies.parameter_server.plan import Roles
 from strategies.parameter_server.worker import ParameterServerWorker
