@@ -1,7 +1,7 @@
 """The GPT, whole, in one file: pre-LN blocks, GELU, learned positions, tied embeddings (GPT-2's).
 
 Radford et al., "Language Models are Unsupervised Multitask Learners" (2019). Shapes in comments:
-B sequences, T tokens, C = n_embd channels, H heads. Presets are in config.py: their sizes are needed where
+B sequences, T tokens, C = n_embd channels, H heads. Presets are in bench/shape.py: their sizes are needed where
 torch is not.
 """
 
