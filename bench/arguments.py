@@ -46,6 +46,9 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
     ranks = commands.add_parser("ranks")  # no help: `psring sweep` starts it, on every rank of a launch
     ranks.add_argument("plan", type=Path)
     ranks.add_argument("--out", type=Path, required=True)
+    template = commands.add_parser("template")  # no help: whoever launches ranks starts it
+    template.add_argument("listener", type=int)
+    template.add_argument("room", nargs="*")
     flags = {
         name: [flag for action in command._actions for flag in action.option_strings]
         for name, command in commands.choices.items()

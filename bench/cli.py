@@ -147,6 +147,12 @@ def _ranks(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _template(arguments: argparse.Namespace) -> int:
+    from bench.sweep import template
+
+    return main(template.serve(arguments.listener))
+
+
 def _sweep(arguments: argparse.Namespace) -> int:
     where = str(arguments.file)
     keys = ("precision_target", "budget")
@@ -290,6 +296,7 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
     "doctor": _doctor,
     "cluster": _cluster,
     "ranks": _ranks,
+    "template": _template,
 }
 
 if __name__ == "__main__":

@@ -143,6 +143,7 @@ class Summary(BaseModel):
     link_bursts_per_step: float | None = None
     link_overlimits: int | None = None
     napping: bool | None = None
+    rank_start: Literal["template", "exec"] | None = None
 
 
 class RunRecord(BaseModel):

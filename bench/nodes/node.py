@@ -13,7 +13,7 @@ from bench.config import CLUSTER_VARIABLE, BadInput
 from bench.mpi import mpi_environment
 from bench.nodes import nap
 from bench.nodes.layout import NAMESPACES, Cluster, etc_hosts_file, find
-from bench.processes import PSRING
+from bench.processes import FORKED_PSRING
 
 _BIN = Path(__file__).with_name("bin")
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWNET = 0x00020000, 0x04000000, 0x40000000
@@ -40,14 +40,14 @@ def execute_here(command: Sequence[str], environ: Mapping[str, str]) -> NoReturn
 def environment(cluster: Cluster, environ: Mapping[str, str]) -> dict[str, str]:
     """Return a node process's environment: the cluster's name, psring's ssh in PATH, MPI's settings, the nap shim."""
     path = os.pathsep.join([str(_BIN), environ.get("PATH", os.defpath)])
-    own = {CLUSTER_VARIABLE: cluster.name, "PSRING_COMMAND": shlex.join(PSRING), "PATH": path}
+    own = {CLUSTER_VARIABLE: cluster.name, "PSRING_COMMAND": shlex.join(FORKED_PSRING), "PATH": path}
     return {**environ, **mpi_environment(environ), **own, **nap.environment(environ)}
 
 
 def enter(cluster: Cluster, node: str) -> None:
     """Move this process to a node's network namespace, and to mount and host name namespaces of its own."""
     with (NAMESPACES / cluster.namespace(node)).open() as network:
-        _check(_libc.setns(network.fileno(), _CLONE_NEWNET), "setns")
+        join(network.fileno(), _CLONE_NEWNET)
     unshare(_CLONE_NEWUTS | _CLONE_NEWNS)
     _check(_libc.sethostname(node.encode(), len(node)), "sethostname")
     make_mounts_private()
@@ -72,6 +72,11 @@ def remote_shell(arguments: Sequence[str]) -> NoReturn:
         raise BadInput("cluster agent: expected [options] HOST COMMAND")
     cluster = find(os.environ.get(CLUSTER_VARIABLE, "psring"))
     execute(cluster, host, ["/bin/sh", "-c", " ".join(words)])
+
+
+def join(namespace: int, kind: int) -> None:
+    """Enter a namespace, given as an open file and its CLONE_NEW* flag (setns(2)); OSError if the kernel refuses."""
+    _check(_libc.setns(namespace, kind), "setns")
 
 
 def unshare(namespaces: int) -> None:

@@ -40,6 +40,8 @@ def join(strategies: Sequence[str], rank_info: RankInfo, options: Options) -> Gr
         return SingleGroup()
     from mpi4py import MPI
 
+    if not MPI.Is_initialized():  # in a process that a template has forked (preload.py)
+        MPI.Init_thread()
     return MPIGroup(MPI.COMM_WORLD)
 
 

@@ -28,6 +28,7 @@ class RankReport:
     is_server: bool
     steps: list[StepRecord] = field(default_factory=list)
     observed: Observed = field(default_factory=Observed)
+    rank_start: str = "exec"  # or "template"
     cpu_s: float = 0.0
     peak_memory_bytes: int = 0
     checksum: int | None = None  # of the final weights

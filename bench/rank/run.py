@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import nn
 
-from bench import environment, records
+from bench import environment, processes, records
 from bench.config import BadInput, RunConfig
 from bench.durations import durations
 from bench.ledger import header_shares, make_ledger, wire_ratios
@@ -21,7 +21,6 @@ from bench.mpi import RankInfo, mpi_environment, tcp_settings
 from bench.nodes import guard
 from bench.nodes.guard import Evidence, Monitor
 from bench.nodes.link import on_node
-from bench.processes import die_with_parent
 from bench.rank import data, equivalence, group, numbers, trace
 from bench.rank.asleep import EmulatedGPT, EmulatedOptimizer, NoData
 from bench.rank.clock import PhaseTimer
@@ -56,7 +55,7 @@ def run_all(
     exception ends the whole launch.
     """
     if rank_info.launcher != "none":
-        die_with_parent()
+        processes.die_with_parent()
     os.environ.update(mpi_environment(os.environ) | tcp_settings(planned[0].config))
     if keep_trace is not None:
         os.environ.update(trace.TIMELINE)
@@ -180,6 +179,7 @@ def _report(
         is_server=strategy.is_server,
         steps=steps,
         cpu_s=cpu_s,
+        rank_start=processes.rank_start,
         peak_memory_bytes=numbers.peak_memory_bytes(),
         checksum=checksum,
         evidence=evidence,
@@ -195,6 +195,7 @@ def _numbers(config: RunConfig, reports: list[RankReport], device: torch.device)
         **numbers.resources(reports),
         **numbers.serving(reports),
         "num_nodes": len({report.host for report in reports}),
+        "rank_start": "template" if {report.rank_start for report in reports} == {"template"} else "exec",
         "num_parameters": config.gpt.num_parameters,
         "mfu": _mfu(config, timing["tokens_per_s"], device),
         "allreduce_algorithm": reports[0].observed.allreduce_algorithm,

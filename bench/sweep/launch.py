@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,10 @@ import psutil
 
 from bench.config import RunConfig
 from bench.mpi import find_launcher, mpi_environment
+from bench.nodes import nap
 from bench.nodes.layout import INTERFACE, Cluster, hostfile
-from bench.processes import PSRING, terminate_with_parent
+from bench.processes import FORKED_PSRING, PSRING, terminate_with_parent
+from bench.sweep import template
 
 GRACE_S = 5.0
 POLL_S = 0.1
@@ -41,14 +43,26 @@ def command(config: RunConfig, arguments: Sequence[str], nodes: Cluster | None =
 
     To the launcher an emulated cluster is a host file and an interface, as a real one is.
     """
+    psring = FORKED_PSRING if _on_this_machine(config, nodes) else PSRING
     prefix: list[str] = []
     if nodes is not None:
-        prefix = [*PSRING, "cluster", "exec", "--name", nodes.name, nodes.nodes[0], "--"]
+        prefix = [*psring, "cluster", "exec", "--name", nodes.name, nodes.nodes[0], "--"]
         hosts = {"link": None, "hostfile": str(hostfile(nodes.name)), "network_interface": INTERFACE}
         config = config.model_copy(update=hosts)
     if config.world_size > 1:
         prefix += launcher_prefix(config)
-    return [*prefix, *PSRING, *arguments]
+    return [*prefix, *psring, *arguments]
+
+
+def environment(config: RunConfig, nodes: Cluster | None = None) -> dict[str, str]:
+    """Return what a launcher and its ranks have in their environment; ranks on this machine find a template there."""
+    own = {**os.environ, **mpi_environment(os.environ), "PYTHONUNBUFFERED": "1"}
+    own |= nap.environment(own) if nodes else {}
+    return own | (template.environment(own) if _on_this_machine(config, nodes) else {})
+
+
+def _on_this_machine(config: RunConfig, nodes: Cluster | None) -> bool:
+    return nodes is not None or (config.hostfile is None and config.launcher != "srun")
 
 
 def launcher_prefix(config: RunConfig) -> list[str]:
@@ -102,7 +116,7 @@ class Outcome:
     oom_kills: int = 0  # by this machine's kernel, while it ran
 
 
-def run(argv: Sequence[str], log: Path, deadline: Callable[[], float]) -> Outcome:
+def run(argv: Sequence[str], environ: Mapping[str, str], log: Path, deadline: Callable[[], float]) -> Outcome:
     """Run a process tree to its end or its deadline; nothing of it is left when this returns or raises.
 
     `deadline` is asked several times a second for the time.monotonic() at which patience ends.
@@ -111,8 +125,7 @@ def run(argv: Sequence[str], log: Path, deadline: Callable[[], float]) -> Outcom
     with log.open("wb") as output:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            env={**os.environ, **mpi_environment(os.environ), "PYTHONUNBUFFERED": "1"},
-            start_new_session=True, preexec_fn=terminate_with_parent,
+            env=environ, start_new_session=True, preexec_fn=terminate_with_parent,
         )  # fmt: skip
         try:
             while process.poll() is None and time.monotonic() < deadline():

@@ -249,7 +249,8 @@ def _launch(
     try:
         with cluster.running(nodes) if nodes else contextlib.nullcontext():
             argv = launch.command(planned[0].config, arguments, nodes)
-            outcome = launch.run(argv, scratch / "log", poll)
+            environ = launch.environment(planned[0].config, nodes)
+            outcome = launch.run(argv, environ, scratch / "log", poll)
     except BadInput as error:
         return "failed", str(error)
     poll()
