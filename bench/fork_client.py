@@ -29,6 +29,7 @@ LENGTH_BYTES = 8
 # LD_LIBRARY_PATH is not among them: launchers extend it, and a template has loaded MPI already.
 _AT_START = ("LD_PRELOAD", "PYTHON", "LC_", "LANG", "OMP_", "GOMP_", "KMP_", "MKL_", "TORCH", "MALLOC_", "GLIBC_")
 _NOT_AT_START = ("PYTHONUNBUFFERED",)
+_RIGHTS = ("Uid", "Gid", "Groups", "Cap", "NoNewPrivs", "Seccomp")  # lines of /proc/self/status
 _LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _PR_SET_PDEATHSIG = 1
@@ -36,18 +37,13 @@ _PR_SET_PDEATHSIG = 1
 
 def kind(environ: Mapping[str, str]) -> str:
     """Return a name that is equal for two processes if one may be forked in place of the other: 8 hex digits."""
-    with open("/proc/self/cgroup") as file:
-        group = file.read()
-    own = [
-        str(os.getresuid()),
-        str(os.getresgid()),
-        os.readlink("/proc/self/ns/user"),
-        os.readlink("/proc/self/ns/pid"),
-    ]
+    with open("/proc/self/cgroup") as cgroup, open("/proc/self/status") as status:
+        rights = [line for line in status if line.startswith(_RIGHTS)]
+        own = [cgroup.read(), rights, *(os.readlink(f"/proc/self/ns/{name}") for name in ("user", "pid"))]
     settings = sorted(
         f"{name}={value}" for name, value in environ.items() if name.startswith(_AT_START) and name not in _NOT_AT_START
     )
-    return f"{zlib.crc32(repr([group, own, settings]).encode()):08x}"
+    return f"{zlib.crc32(repr([own, settings]).encode()):08x}"
 
 
 def main() -> NoReturn:

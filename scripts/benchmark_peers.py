@@ -189,7 +189,7 @@ def median_step(lines: list[str]) -> float:
 def end(argv: list[str], log: Path) -> list[str]:
     """Run a command to its end, return what it printed."""
     deadline = time.monotonic() + DEADLINE_S
-    outcome = launch.run(argv, log, lambda: deadline)
+    outcome = launch.run(argv, launch.environment(RunConfig()), log, lambda: deadline)
     if outcome.returncode != 0:
         raise SystemExit(f"{' '.join(argv[:6])} failed:\n{outcome.output}")
     return log.read_text(errors="replace").splitlines()

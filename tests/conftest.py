@@ -9,9 +9,9 @@ import pytest
 from hypothesis import settings
 
 from bench.mpi import find_launcher, mpi_environment
-from tests.support.processes import PSRING, Launched, run_command
+from tests.support.processes import PSRING, REPOSITORY, Launched, run_command
 
-os.environ.update(mpi_environment(os.environ))
+os.environ.update(mpi_environment(os.environ), PYTHONPATH=str(REPOSITORY))
 
 # A test never asserts a time, and CI's examples are the same every day.
 settings.register_profile("psring", deadline=None, derandomize=True, max_examples=60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import re
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -98,10 +99,9 @@ def test_a_rank_that_is_gone_ends_the_run_and_is_named(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     (tmp_path / "program.py").write_text(PROGRAM.format(act=act))
     config = RunConfig(strategy="parameter_server", num_workers=2, num_servers=1)
-    argv = launch.command(config, [])
-    argv = [*argv[: argv.index("-m")], str(tmp_path / "program.py")]
+    argv = [*launch.launcher_prefix(config), sys.executable, str(tmp_path / "program.py")]
     patience = time.monotonic() + 50
-    outcome = launch.run(argv, tmp_path / "log", lambda: patience)
+    outcome = launch.run(argv, os.environ, tmp_path / "log", lambda: patience)
     assert not outcome.timed_out
     status, reason = ends.diagnose(outcome, config)
     assert status == "failed"

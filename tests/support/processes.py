@@ -9,9 +9,14 @@ from pathlib import Path
 
 import psutil
 
-from bench.processes import PSRING as PSRING
+from bench.processes import FORKED_PSRING
+from bench.processes import PSRING as EXECUTED
+from bench.sweep import template
 
 DEADLINE_S = 300
+REPOSITORY = Path(__file__).parents[2]
+AT_FIRST = {**os.environ, "PYTHONPATH": str(REPOSITORY)}  # no test's marker is in a template's environment
+PSRING = FORKED_PSRING
 Launched = subprocess.CompletedProcess[str]
 
 
@@ -19,8 +24,18 @@ def run_command(argv: list[str], timeout_s: float = DEADLINE_S, **environ: str) 
     """Run a command to its end."""
     return subprocess.run(
         argv, capture_output=True, text=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environ},
+        env=make_environ(**environ),
     )  # fmt: skip
+
+
+def make_environ(**own: str) -> dict[str, str]:
+    """What a command of a test has in its environment: the way to this session's template, too."""
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), **template.environment(AT_FIRST), **own}
+
+
+def is_rank(process: psutil.Process) -> bool:
+    """Whether a process is a rank itself, and neither its launcher nor the client that a launcher started for it."""
+    return "OMPI_COMM_WORLD_RANK" in environ_of(process) and process.cmdline()[1 : len(EXECUTED)] == EXECUTED[1:]
 
 
 def environ_of(process: psutil.Process) -> set[str]:

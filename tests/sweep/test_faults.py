@@ -13,13 +13,12 @@ import subprocess
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from bench import records
 from bench.sweep.status import describe
 from tests.support.plans import SHORT, TINY
-from tests.support.processes import PSRING, alive, gone, run_command
+from tests.support.processes import PSRING, alive, environ_of, gone, is_rank, make_environ, run_command
 
 SERVER = {"strategy": "parameter_server", "num_servers": 1}
 STEPS = 150
@@ -35,7 +34,11 @@ class Running:
         self.argv = [*PSRING, "sweep", str(file), "--out", str(self.out)]
         self.marker = f"PSRING_FAULT_{os.getpid()}"
         self.process = subprocess.Popen(
-            self.argv, env={**os.environ, self.marker: "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            self.argv,
+            env=make_environ(**{self.marker: "1"}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         self.wait_for(1)
 
@@ -116,17 +119,15 @@ def test_a_rank_that_dies_or_hangs_costs_its_cell_alone(
     tmp_path: Path, sign: signal.Signals, status: str, said: str
 ) -> None:
     sweep = Running(tmp_path, **SERVER)
-    os.kill(next(p.pid for p in alive(f"{sweep.marker}=1") if is_rank(p, "1")), sign)
+    os.kill(
+        next(p.pid for p in alive(f"{sweep.marker}=1") if is_rank(p) and "OMPI_COMM_WORLD_RANK=1" in environ_of(p)),
+        sign,
+    )
     assert sweep.end() == 1
     (bad,) = (record for record in records.read(sweep.out) if record.status != "ok")
     assert bad.status == status
     assert re.search(said, bad.reason), bad.reason
     assert (sweep.out / bad.log).stat().st_size > 0
-
-
-def is_rank(process: psutil.Process, rank: str) -> bool:
-    """Whether a process is that rank of a launch."""
-    return process.environ().get("OMPI_COMM_WORLD_RANK") == rank and "ranks" in process.cmdline()
 
 
 def test_a_full_disk_ends_a_sweep_in_one_line_and_it_resumes(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ import pytest
 
 from bench.config import RunConfig
 from bench.mpi import RankInfo, mpi_environment
-from bench.processes import PSRING
+from bench.processes import FORKED_PSRING
 from bench.sweep.launch import command, launcher_prefix, run
-from tests.support.processes import alive, environ_of, gone
+from tests.support.processes import alive, gone, is_rank
 
 NAP = "import time; time.sleep(60)"
 SLEEPER = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {NAP!r}]); {NAP}"
@@ -96,37 +96,42 @@ def test_srun_gets_the_transport_that_mpirun_gets(slurm: Path) -> None:
 
 
 def test_one_rank_needs_no_launcher() -> None:
-    assert command(RunConfig(), ["run"]) == [*PSRING, "run"]
+    assert command(RunConfig(), ["run"]) == [*FORKED_PSRING, "run"]
 
 
 def test_nothing_outlives_a_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marker = f"PSRING_DEADLINE_{os.getpid()}"
     monkeypatch.setenv(marker, "1")
-    outcome = run([sys.executable, "-c", SLEEPER], tmp_path / "log", in_seconds(1))
+    outcome = run([sys.executable, "-c", SLEEPER], os.environ, tmp_path / "log", in_seconds(1))
     assert outcome.timed_out
     assert outcome.returncode != 0
     assert gone(f"{marker}=1")
 
 
 def test_a_run_ends_with_what_it_printed(tmp_path: Path) -> None:
-    outcome = run([sys.executable, "-c", "print('last words'); raise SystemExit(3)"], tmp_path / "log", in_seconds(60))
+    argv = [sys.executable, "-c", "print('last words'); raise SystemExit(3)"]
+    outcome = run(argv, os.environ, tmp_path / "log", in_seconds(60))
     assert (outcome.returncode, outcome.timed_out, outcome.output) == (3, False, "last words\n")
 
 
 @pytest.mark.launcher
-@pytest.mark.parametrize("victim", ["parent", "mpirun", "rank"])
+@pytest.mark.parametrize("victim", ["parent", "mpirun", "rank", "client", "template"])
 def test_no_rank_outlives_its_parent(victim: str) -> None:
     marker = f"PSRING_ORPHAN_{victim}_{os.getpid()}"
     config = "RunConfig(strategy='parameter_server', num_workers=2, num_servers=1, steps=1000000, launcher='mpirun')"
     program = (
-        "from bench.config import RunConfig; from bench import launch; from pathlib import Path; import tempfile;"
+        "from bench.config import RunConfig; from bench.sweep import launch; from pathlib import Path; import tempfile;"
         f"config = {config}; argv = launch.command(config, ['run', *launch.run_flags(config)]);"
-        "launch.run(argv, Path(tempfile.mkdtemp(), 'log'), lambda: float('inf'))"
+        "launch.run(argv, launch.environment(config), Path(tempfile.mkdtemp(), 'log'), lambda: float('inf'))"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, marker: "1"})
     ranks = wait_for_ranks(marker, count=3)
     launcher = next(p for p in psutil.Process(parent.pid).children() if "mpirun" in p.cmdline()[0])
-    target = {"parent": parent.pid, "mpirun": launcher.pid, "rank": ranks[1].pid}[victim]
+    client = next(p for p in alive(f"{marker}=1") if "run" in p.cmdline() and "fork_client.py" in str(p.cmdline()))
+    target = {
+        "parent": parent.pid, "mpirun": launcher.pid, "rank": ranks[1].pid, "client": client.pid,
+        "template": ranks[0].ppid(),
+    }[victim]  # fmt: skip
     os.kill(target, signal.SIGKILL)
     parent.wait(30)
     assert gone(f"{marker}=1")
@@ -136,8 +141,8 @@ def wait_for_ranks(marker: str, count: int) -> list[psutil.Process]:
     """Return the ranks once all are training."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        ranks = [p for p in alive(f"{marker}=1") if "OMPI_COMM_WORLD_RANK" in {e.split("=")[0] for e in environ_of(p)}]
-        if len(ranks) >= count and all(p.cpu_times().user > 2 or p.num_threads() > 3 for p in ranks):
+        ranks = [p for p in alive(f"{marker}=1") if is_rank(p)]
+        if len(ranks) >= count and all(p.num_threads() > 3 for p in ranks):
             return ranks
         time.sleep(0.2)
     raise AssertionError(f"only {len(ranks)} ranks came up")
