@@ -214,9 +214,11 @@ def _status(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     gc.disable()  # nearly all objects live to the end: collecting garbage took a sixth of the time
     os.environ["MPLBACKEND"] = "agg"  # importing matplotlib fails if the user's is unknown
+    from bench.report.verdicts import share_of
     from bench.report.write import write_report
 
-    written = write_report(arguments.folder, allow_mixed=arguments.allow_mixed)
+    margin = share_of(arguments.margin, "--margin")
+    written = write_report(arguments.folder, allow_mixed=arguments.allow_mixed, margin=margin)
     if arguments.tensorboard:
         from bench.report.events import write_events
 
@@ -228,8 +230,10 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from bench.report import compare
+    from bench.report.verdicts import share_of
 
-    share = None if arguments.fail_if_slower is None else compare.share_of(arguments.fail_if_slower)
+    given = arguments.fail_if_slower
+    share = None if given is None else share_of(given, "--fail-if-slower")
     found = compare.compare(arguments.a, arguments.b, arguments.within)
     print(compare.as_text(found, arguments.a, arguments.b))
     slower = found.iloc[:0] if share is None else compare.slower_than(found, share)

@@ -1,15 +1,14 @@
-"""How sure a number is: intervals of medians and of their ratios over a handful of launches.
+"""Intervals of a median and of the ratio of two medians over a few launches.
 
-The percentile bootstrap of one median covers 87 % with 7 launches and 97 % with 9: few order statistics leave it no
-choice in between. So a median gets the exact interval of the sign test, interpolated between order statistics
-(Hettmansperger and Sheather, 1986), which covers 95 % from 6 launches on, whatever the distribution. With fewer it is
-the whole range, which covers 1 − 2^(1−n): `confidence` says so. Ratios of two arms are bootstrapped.
-scripts/interval_coverage.py measures how often each interval covers the truth.
+The interval of a median is that of the sign test, interpolated between order statistics (Hettmansperger and Sheather,
+1986): it covers 95 % from 6 launches on for any distribution. With n < 6 launches it is their range, which covers
+1 − 2^(1−n); `confidence` returns that. The percentile bootstrap would cover 87 % with 7 launches and 97 % with 9. The
+ratio of two unpaired medians is bootstrapped. scripts/interval_coverage.py measures the coverage of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import lru_cache
 from math import comb
 from typing import NamedTuple
@@ -37,12 +36,12 @@ BLANK = Estimate(np.nan, np.nan, np.nan)
 
 
 def confidence(n: int) -> float:
-    """Share of medians that the interval of n launches covers: 0.95, less below 6 launches, NaN below 2."""
+    """Coverage of `median_interval` of n launches: 0.95, less below 6 launches, NaN below 2."""
     return min(CONFIDENCE, _coverage(n, 1)) if n > 1 else np.nan
 
 
 def median_interval(values: Iterable[float]) -> Estimate:
-    """The median of launches and its exact interval, blank for fewer than two launches."""
+    """The median and its interval; the interval is NaN for a single value, everything for none."""
     samples = _sorted(values)
     n = samples.size
     if n == 0:
@@ -53,14 +52,14 @@ def median_interval(values: Iterable[float]) -> Estimate:
     depth, weight = _order_statistics(n)
     low = samples[depth - 1] + weight * (samples[depth] - samples[depth - 1])
     high = samples[n - depth] + weight * (samples[n - depth - 1] - samples[n - depth])
-    # Rounding in the interpolation must not put the median outside of its interval.
+    # Interpolation may round past the median.
     return Estimate(median, min(float(low), median), max(float(high), median))
 
 
 def ratio_interval(numerator: Iterable[float], denominator: Iterable[float]) -> Estimate:
-    """The ratio of two medians and its 95 % percentile bootstrap; each arm is resampled on its own.
+    """The ratio of two medians with its 95 % percentile bootstrap interval; the arms are resampled independently.
 
-    Blank with an empty arm, without an interval when an arm has a single launch.
+    NaN if an arm is empty; the interval is NaN if an arm has a single value.
     """
     top, bottom = _sorted(numerator), _sorted(denominator)
     if top.size == 0 or bottom.size == 0 or np.median(bottom) == 0:
@@ -73,31 +72,19 @@ def ratio_interval(numerator: Iterable[float], denominator: Iterable[float]) -> 
     return Estimate(value, float(low), float(high))
 
 
-def paired_interval(numerator: Mapping[int, float], denominator: Mapping[int, float]) -> tuple[Estimate, int]:
-    """The median ratio of launches of the same repeat, its exact interval, and the number of pairs.
-
-    Drift between repeats hits both launches of a pair alike and cancels. Logarithms make both arms equal: turning
-    the ratio round turns the interval round.
-    """
-    common = sorted(numerator.keys() & denominator.keys())
-    ratios = [numerator[repeat] / denominator[repeat] for repeat in common]
-    logs = median_interval(np.log(ratios))
-    return Estimate(*(float(np.exp(bound)) for bound in logs)), len(common)
-
-
 def _sorted(values: Iterable[float]) -> Samples:
-    """Sort, so that the order in which launches were written cannot move an interval."""
+    """The values as a sorted array: their order must not change the bootstrap."""
     return np.sort(np.asarray(list(values), dtype=np.float64))
 
 
 def _coverage(n: int, depth: int) -> float:
-    """Chance that the median lies between the depth-th smallest and the depth-th largest of n launches."""
+    """Probability that the median lies between the depth-th smallest and the depth-th largest of n values."""
     return float(1 - 2 * sum(comb(n, k) for k in range(depth)) / 2**n)
 
 
 @lru_cache
 def _order_statistics(n: int) -> tuple[int, float]:
-    """Depth of the order statistics that bound the median of n launches, and how far to go to the next ones."""
+    """Depth of the order statistics whose interval covers 95 %, and the share of the way to the next inner ones."""
     depth = 1
     while depth < n // 2 and _coverage(n, depth + 1) >= CONFIDENCE:
         depth += 1
@@ -109,14 +96,14 @@ def _order_statistics(n: int) -> tuple[int, float]:
 
 
 def _resampled_medians(samples: Samples, arm: int) -> Samples:
-    """Medians of RESAMPLES draws with replacement from sorted samples."""
+    """Medians of RESAMPLES resamples, drawn with replacement from sorted samples."""
     lower, upper = _middle_draws(samples.size, arm)
     return np.asarray((samples[lower] + samples[upper]) / 2, dtype=np.float64)
 
 
 @lru_cache(maxsize=32)
 def _middle_draws(n: int, arm: int) -> tuple[Indices, Indices]:
-    """Which of n sorted samples are in the middle of each resample; two arms never share their draws."""
+    """Indices of the two middle values of each resample of n sorted samples; each arm has draws of its own."""
     draws = np.random.default_rng([SEED, arm]).integers(n, size=(RESAMPLES, n))
     draws.sort(axis=1)
     return draws[:, (n - 1) // 2], draws[:, n // 2]

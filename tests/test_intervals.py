@@ -8,12 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from bench.intervals import _coverage, confidence, median_interval, paired_interval, ratio_interval
-from scripts.interval_coverage import NOISES, cover_median, cover_paired, cover_ratio
+from bench.intervals import _coverage, confidence, median_interval, ratio_interval
+from scripts.interval_coverage import NOISES, cover_median, cover_ratio
 
 rates = st.floats(min_value=1.0, max_value=1e6)
 launches = st.lists(rates, min_size=2, max_size=12)
-by_repeat = st.dictionaries(st.integers(0, 9), rates, min_size=2)
 
 
 @given(launches)
@@ -72,7 +71,6 @@ def test_the_bootstrap_of_a_ratio_is_that_of_scipy() -> None:
 def test_constant_launches_have_a_point_as_interval(rate: float, n: int) -> None:
     assert median_interval([rate] * n) == (rate, rate, rate)
     assert ratio_interval([rate] * n, [rate] * n) == (1, 1, 1)
-    assert paired_interval(dict.fromkeys(range(n), rate), dict.fromkeys(range(n), rate)) == ((1, 1, 1), n)
 
 
 @given(st.lists(rates, min_size=2, max_size=8).flatmap(lambda xs: st.tuples(st.just(xs), st.permutations(xs))))
@@ -87,20 +85,6 @@ def test_a_ratio_is_less_certain_than_its_numerator() -> None:
     assert both.high - both.low > one.high - one.low
 
 
-@given(by_repeat, by_repeat)
-def test_turning_a_pair_round_turns_its_interval_round(a: dict[int, float], b: dict[int, float]) -> None:
-    (ratio, low, high), n = paired_interval(a, b)
-    back, same = paired_interval(b, a)
-    assert n == same == len(a.keys() & b.keys())
-    assert (ratio, low, high) == pytest.approx((1 / back.value, 1 / back.high, 1 / back.low), nan_ok=True)
-
-
-@given(st.dictionaries(st.integers(0, 9), st.floats(0.01, 100), min_size=2), st.floats(0.1, 10))
-def test_drift_that_hits_both_launches_of_a_pair_cancels(drift: dict[int, float], ratio: float) -> None:
-    found, _ = paired_interval({r: ratio * 7 * d for r, d in drift.items()}, {r: 7 * d for r, d in drift.items()})
-    assert found == pytest.approx((ratio, ratio, ratio))
-
-
 def test_one_launch_has_no_spread() -> None:
     assert np.isnan([*median_interval([3.0])[1:], *ratio_interval([3.0], [2.0, 2.0])[1:], confidence(1)]).all()
 
@@ -109,7 +93,6 @@ def test_one_launch_has_no_spread() -> None:
 @pytest.mark.parametrize("n", [5, 6, 7, 9, 10, 20])
 def test_95_percent_intervals_cover_the_median_93_to_97_times_in_100(noise: str, n: int) -> None:
     assert 0.93 <= cover_median(noise, n) <= 0.97
-    assert 0.93 <= cover_paired(noise, n) <= 0.97
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])

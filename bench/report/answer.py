@@ -1,33 +1,35 @@
-"""The answer in words: which topology was faster, from which size on, by how much, and what weakens the claim.
+"""The answer in sentences: which topology was faster on equal work, at which sizes, by how much, and the caveats.
 
-Every number comes from the tables of `stats` and `duels`; nothing here is known beforehand.
+Every number comes from the tables of `cells` and `duels`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
 
-from bench import intervals
 from bench.config import LEAST_CONVERGENCE
 from bench.records import LABELS
 from bench.report import cells
-from bench.report.duels import EQUAL, WORK, crossovers
+from bench.report.duels import WORK
 from bench.report.sections import label_counts
 from bench.report.tables import Row, Table, interval, number
+from bench.report.verdicts import EQUIVALENT, LEAST_PAIRS, NO_VERDICT, UNDECIDED
 
-WHO = {"ring": "the ring", "server": "the parameter server"}
-WITNESSES = ("scaling_efficiency", "scaling_efficiency_per_rank", "held_out_loss")
+BESIDE = ("scaling_efficiency", "scaling_efficiency_per_rank", "held_out_loss")
 HEAD = [
-    "setting", "equal", "size", "ring", "server", "pairs", "ring ÷ server", "faster",
+    "setting", "equal", "size", "ring", "servers", "pairs", "ring ÷ servers", "verdict", "p",
     "efficiency per worker", "per rank", "held-out loss",
 ]  # fmt: skip
-MAX_LINES = 6  # settings told one by one; the table has all
+MAX_LINES = 6  # settings described in sentences; the table has all
+MAX_HEADLINE = 2  # sentences
+TIMES_FROM = 1.5  # ratios below are written in percent
 
 
 class Answer(NamedTuple):
-    """The headline; per setting what happened; every comparison as a table; what weakens it."""
+    """The headline; per setting its name and sentences; every comparison as a table; the caveats."""
 
     headline: str
     lines: list[tuple[str, str]]
@@ -35,27 +37,28 @@ class Answer(NamedTuple):
     caveats: list[str]
 
 
-def answer(duels: pd.DataFrame, summary: pd.DataFrame) -> Answer:
-    """Ring against parameter server wherever both finished the same work (`duels.duels`)."""
-    table = Table("Ring ÷ parameter server, tokens per second", HEAD, [])
+def answer(duels: pd.DataFrame, summary: pd.DataFrame, margin: float) -> Answer:
+    """Describe the comparisons of `duels.duels`, which were judged with this margin."""
+    table = Table("Tokens per second of a ring ÷ those of parameter servers", HEAD, [])
     if duels.empty:
-        headline = "No answer: there is no size at which both topologies finished the same work."
+        headline = "No answer: there is no size at which a ring and a parameter server finished the same work."
         return Answer(headline, [], table, [*without_numbers(summary), *caveats(summary, duels)])
     row_of = {str(row["cell"]): row for row in summary.to_dict("records")}
-    settings = settings_of(duels)
-    for setting, duel in zip(settings, duels.to_dict("records"), strict=True):
-        table.rows.append(duel_row(setting, duel, row_of[duel["ring"]], row_of[duel["server"]]))
-    told = list(duels.groupby(settings, sort=False))
-    lines = [(str(setting), " ".join(sentences(found))) for setting, found in told[:MAX_LINES]]
+    duels = duels.assign(setting=settings_of(duels))
+    for duel in duels.to_dict("records"):
+        table.rows.append(duel_row(duel, row_of[duel["ring"]], row_of[duel["server"]]))
+    told = list(duels.groupby("setting", sort=False))
+    lines = [(str(setting), " ".join(sentences(found, margin))) for setting, found in told[:MAX_LINES]]
     if len(told) > MAX_LINES:
         rest = len(told) - MAX_LINES
         lines.append((f"And {plural(rest, 'more setting')}", "See the table of all comparisons."))
     compared = summary[summary["cell"].isin({*duels["ring"], *duels["server"]})]
-    return Answer(headline_of(duels), lines, table, [*without_numbers(summary), *caveats(compared, duels)])
+    notes = [*without_numbers(summary), *caveats(compared, duels)]
+    return Answer(headline_of(duels, margin), lines, table, notes)
 
 
 def settings_of(duels: pd.DataFrame) -> pd.Series:
-    """What each comparison holds equal, in words: place if they differ, precision, batch, and whatever else varies."""
+    """What each comparison holds equal: the place if places differ, precision, batch size, and what else varies."""
     named = {"precision", "batch_size", *cells.HARNESS}
     within = {field for _, here in duels.groupby("place") for field in cells.varying(here[list(WORK)])}
     apart = [field for field in WORK if field in within - named]
@@ -65,104 +68,103 @@ def settings_of(duels: pd.DataFrame) -> pd.Series:
     return duels["place"] + ", " + words if duels["place"].nunique() > 1 else words
 
 
-def headline_of(duels: pd.DataFrame) -> str:
-    """Who wins at the place that says most: from which size on in a single setting, else how often at the largest."""
+def headline_of(duels: pd.DataFrame, margin: float) -> str:
+    """The first sentences about the most realistic place; with several settings there, the counts of verdicts."""
     place = min(duels["place"], key=cells.PLACES.index)
     here = duels[duels["place"] == place]
-    where = "" if place == cells.PLACES[2] else f"On {place}: " if place == cells.PLACES[1] else "On a network: "
-    parts = []
-    for equal in EQUAL:
-        found = here[here["equal"] == equal]
-        if len(found) and settings_of(found).nunique() == 1:
-            parts.append(crossover_words(found))
-        elif len(found):
-            parts.append(f"At equal {equal}, {verdict_counts(crossovers(found))}.")
-    return where + " ".join(parts)
+    where = {cells.PLACES[0]: "On a network: ", cells.PLACES[1]: "On emulated nodes: "}.get(place, "")
+    if here["setting"].nunique() == 1:
+        return where + " ".join(sentences(here, margin)[:MAX_HEADLINE])
+    groups = list(here.groupby(["server_name", "ring_name", "equal"], sort=False))
+    return where + " ".join(counted(found) for _, found in groups[:MAX_HEADLINE])
 
 
-def verdict_counts(last: pd.DataFrame) -> str:
-    """'the ring is faster in 3 of 4 settings (1.60 to 1.78 times), it is a tie in 1 of 4 settings'."""
-    parts = []
+def counted(duels: pd.DataFrame) -> str:
+    """'Colocated servers against Horovod's ring at equal nodes, …: slower in 3 of 4 settings (2 % to 1.6×), …'"""
+    last = duels.loc[duels.groupby("setting", sort=False)["size"].idxmax()]
     total = plural(len(last), "setting")
-    for verdict in ("ring", "server", "tie", "unknown"):
-        for sure in (True, False):
-            found = last[(last["verdict"] == verdict) & ((last["n"] >= cells.FEW_LAUNCHES) == sure)]
-            if len(found):
-                parts.append(f"{claim(verdict, sure)} in {len(found)} of {total}{span(found, verdict)}")
-    return ", ".join(parts)
+    words = {"ring": "slower", "server": "faster"}
+    parts = []
+    for verdict in ("ring", "server", EQUIVALENT, UNDECIDED, NO_VERDICT):
+        found = last[last["verdict"] == verdict].sort_values("ratio", ascending=verdict == "ring").to_dict("records")
+        ends = " to ".join(dict.fromkeys([amount(found[0]), amount(found[-1])])) if found else ""
+        if found:
+            span = f" ({ends})" if verdict in words else ""
+            parts.append(f"{words.get(verdict, verdict)} in {len(found)} of {total}{span}")
+    first = last.iloc[0]
+    names = f"{capital(first['server_name'])} against {first['ring_name']}"
+    return f"{names} at equal {first['equal']}, each setting at its largest size: {', '.join(parts)}."
 
 
-def claim(verdict: str, sure: bool) -> str:
-    """Who did what: faster with enough launches, ahead with fewer."""
-    if verdict in WHO:
-        return f"{WHO[verdict]} is {'faster' if sure else 'ahead'}"
-    return "it is a tie" if verdict == "tie" else "a single launch gives no verdict"
+def sentences(duels: pd.DataFrame, margin: float) -> list[str]:
+    """A sentence per verdict about each kind of servers in one setting; decided ones and equal nodes first."""
+    groups = [found for _, found in duels.groupby(["server_name", "ring_name", "equal"], sort=False)]
+    groups.sort(key=lambda found: (found["equal"].iloc[0] == "workers", -len(found)))
+    said: dict[bool, list[str]] = {True: [], False: []}
+    for group in groups:
+        for verdict, found in group.sort_values("size").groupby("verdict", sort=False):
+            decided = verdict not in (UNDECIDED, NO_VERDICT)
+            said[decided].append(sentence(str(verdict), found.to_dict("records"), margin))
+    return said[True] + said[False]
 
 
-def span(found: pd.DataFrame, verdict: str) -> str:
-    """' (1.60 to 1.78 times)', from the winner's side; nothing for a tie."""
-    if verdict not in WHO:
-        return ""
-    ratios = sorted(found["ratio"] if verdict == "ring" else 1 / found["ratio"])
-    ends = dict.fromkeys([number(ratios[0]), number(ratios[-1])])
-    return f" ({' to '.join(ends)} times)"
+def sentence(verdict: str, duels: Sequence[Row], margin: float) -> str:
+    """One verdict about one kind of servers at one or several sizes."""
+    servers, ring = str(duels[0]["server_name"]), str(duels[0]["ring_name"])
+    subject, verb = capital(servers), "is" if servers.startswith("one ") else "are"
+    if verdict == EQUIVALENT:
+        return f"{subject} and {ring} are equivalent (within {100 * margin:g} %) at {sizes(duels)}."
+    if verdict in ("ring", "server"):
+        word = "slower" if verdict == "ring" else "faster"
+        if len(duels) == 1:
+            return f"{subject} {verb} {amount(duels[0])} {word} than {ring} at {sizes(duels)}."
+        each = listed([f"{amount(duel)} at {sizes([duel])}" for duel in duels])
+        return f"{subject} {verb} {word} than {ring}: {each}."
+    why = f" (fewer than {LEAST_PAIRS} pairs of launches)" if verdict == NO_VERDICT else ""
+    ratios = listed([interval(duel, "ratio") for duel in duels])
+    return f"{subject} against {ring} at {sizes(duels)}: {verdict}{why}, ring ÷ servers {ratios}."
 
 
-def sentences(duels: pd.DataFrame) -> list[str]:
-    """What happened in one setting, at equal workers and at equal ranks."""
-    return [crossover_words(duels[duels["equal"] == equal]) for equal in EQUAL if (duels["equal"] == equal).any()]
+def sizes(duels: Sequence[Row]) -> str:
+    """'2, 4 and 8 nodes'; at equal workers '2 workers (4 nodes instead of 2) and 4 workers (8 nodes instead of 4)'."""
+    if duels[0]["equal"] != "workers":
+        return f"{listed([str(duel['size']) for duel in duels])} {duels[0]['equal']}"
+    return listed([
+        f"{plural(duel['size'], 'worker')} ({duel['world_size']} {duel['unit']} instead of {duel['size']})"
+        for duel in duels
+    ])  # fmt: skip
 
 
-def crossover_words(duels: pd.DataFrame) -> str:
-    """'At equal workers, from 4 on, the ring is faster: 1.80× (1.60–2.00) at 4, …; before, at 2 it is a tie, …'"""
-    last = crossovers(duels).to_dict("records")[0]
-    by_size = duels.sort_values("size")
-    equal, start, end = last["equal"], last["from_size"], last["largest_size"]
-    if by_size["size"].nunique() == 1:
-        when = f"at {end}"
-    else:
-        when = "at every size" if start == by_size["size"].min() else f"from {start} on" if start < end else f"at {end}"
-    ratios = [advantage(by_size[by_size["size"] == start].to_dict("records")[-1])]
-    if start < end:
-        ratios = [f"{ratios[0]} at {start}", f"{advantage(by_size.to_dict('records')[-1])} at {end}"]
-    words = f"At equal {equal}, {when}, {claim_of(last)}: {', '.join(ratios)}"
-    earlier = by_size[by_size["size"] < start]
-    said = [f"at {row['size']} {claim_of(row)}, {advantage(row)}" for row in earlier.to_dict("records")]
-    return f"{words}; before, {'; '.join(said)}." if said else f"{words}."
+def amount(duel: Row) -> str:
+    """How much faster the faster one is: '3.56×', below TIMES_FROM '3.1 %'."""
+    ratio = max(duel["ratio"], 1 / duel["ratio"])
+    return f"{number(ratio)}×" if ratio >= TIMES_FROM else f"{100 * (ratio - 1):.1f} %"
 
 
-def claim_of(duel: Row) -> str:
-    """What one comparison shows."""
-    return claim(duel["verdict"], duel["n"] >= cells.FEW_LAUNCHES)
+def listed(words: Sequence[str]) -> str:
+    """'2, 4 and 8'."""
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
-def advantage(duel: Row) -> str:
-    """The ratio of tokens per second, read from the winner's side: 1.80× (1.60–2.00)."""
-    if duel["verdict"] == "server":
-        ends = {"ratio": "ratio", "ratio_low": "ratio_high", "ratio_high": "ratio_low"}
-        duel = {name: 1 / duel[other] for name, other in ends.items()}
-        return times(duel)
-    return times(duel) if duel["verdict"] == "ring" else f"ring ÷ server {times(duel)}"
+def capital(text: str) -> str:
+    """The text with its first letter as a capital."""
+    return text[:1].upper() + text[1:]
 
 
-def times(duel: Row) -> str:
-    """1.80× (1.60–2.00)."""
-    value, *bracket = interval(duel, "ratio").split(" ", 1)
-    return " ".join([f"{value}×", *bracket])
-
-
-def duel_row(setting: str, duel: Row, ring: Row, server: Row) -> list[str]:
-    """One comparison as a table row, with scaling efficiency and the loss as witness."""
+def duel_row(duel: Row, ring: Row, server: Row) -> list[str]:
+    """One comparison as a table row, with efficiency and held-out loss of both cells."""
     arm = plural(server["num_workers"], "worker")
-    arm += f" + {plural(server['num_servers'], 'server')}" if server["num_servers"] else ", serving too"
+    arm += f" + {plural(server['num_servers'], 'server')}" if server["num_servers"] else ", colocated servers"
+    verdict = {"ring": "ring faster", "server": "servers faster"}.get(str(duel["verdict"]), str(duel["verdict"]))
     return [
-        setting, str(duel["equal"]), str(duel["size"]), plural(ring["num_workers"], "worker"), arm, str(duel["n"]),
-        interval(duel, "ratio"), str(duel["verdict"]), *(versus(ring, server, field) for field in WITNESSES),
+        str(duel["setting"]), str(duel["equal"]), str(duel["size"]),
+        f"{plural(ring['num_workers'], 'worker')}, {duel['ring_name']}", arm, str(duel["n"]),
+        interval(duel, "ratio"), verdict, number(duel["p_value"]), *(versus(ring, server, field) for field in BESIDE),
     ]  # fmt: skip
 
 
 def versus(ring: Row, server: Row, field: str) -> str:
-    """Both arms' number, the ring's first."""
+    """A number of both cells, the ring's first."""
     return f"{number(ring[field])} : {number(server[field])}"
 
 
@@ -172,14 +174,13 @@ def plural(count: int, word: str, ending: str = "s") -> str:
 
 
 def caveats(compared: pd.DataFrame, duels: pd.DataFrame) -> list[str]:
-    """What a reader must know before believing the answer, about the cells it rests on."""
+    """What weakens the answer: missing verdicts, labels, failed checks of the compared cells."""
     notes = []
-    if len(duels) and duels["n"].min() < cells.FEW_LAUNCHES:
-        n = int(duels["n"].min())
-        covers = f"; the interval of {n} covers {100 * intervals.confidence(n):.3g} %, not 95 %" if n > 1 else ""
+    without = int((duels["verdict"] == NO_VERDICT).sum()) if len(duels) else 0
+    if without:
         notes.append(
-            f"Weak evidence: as few as {plural(n, 'launch', 'es')} of a cell{covers}. Ahead means that all "
-            f"of an interval speaks for one side; with {cells.FEW_LAUNCHES} launches or more it is called faster."
+            f"{without} of {plural(len(duels), 'comparison')} have fewer than {LEAST_PAIRS} pairs of launches and no "
+            "verdict; their brackets are the range of the pairs."
         )
     for label, count in label_counts(compared).items():
         if count and label != "few_launches":
@@ -188,7 +189,7 @@ def caveats(compared: pd.DataFrame, duels: pd.DataFrame) -> list[str]:
     other_model = compared["equivalence_error"] > compared["equivalence_bound"]
     leaked = int((other_model | (compared["convergence"] < LEAST_CONVERGENCE)).sum())
     if leaked:
-        notes.append(f"Equivalence gate failed in {leaked} of these cells: they computed something else.")
+        notes.append(f"Equivalence gate failed in {leaked} of these cells: they trained another model.")
     disagree = int(compared["ledger_agrees"].eq(False).sum())
     if disagree:
         notes.append(f"Counted bytes differ from predicted in {disagree} of these cells.")
@@ -198,52 +199,21 @@ def caveats(compared: pd.DataFrame, duels: pd.DataFrame) -> list[str]:
 
 
 def without_numbers(summary: pd.DataFrame) -> list[str]:
-    """Which cells came to nothing: 'Without numbers: 3 of 8 cells on emulated nodes (3 invalid). Validity says why.'"""
+    """'Without numbers: 3 of 8 cells on emulated nodes (3 invalid). See Validity for reasons.', or nothing."""
     lost = []
-    for place in (*cells.PLACES, ""):  # it is not known where a cell would have run that never did
+    for place in (*cells.PLACES, ""):  # "" is the place of a cell that never ran
         there = summary[summary["place"] == place]
         counts = there.loc[there["status"] != "ok", "status"].value_counts().sort_index()
         if len(counts):
             ends = ", ".join(f"{count} {str(status).replace('_', ' ')}" for status, count in counts.items())
             all_of = f"{counts.sum()} of {plural(len(there), 'cell')} on {place}"
             lost.append(f"{all_of if place else plural(len(there), 'other cell')} ({ends})")
-    return [f"Without numbers: {'; '.join(lost)}. Validity says why."] if lost else []
+    return [f"Without numbers: {'; '.join(lost)}. See Validity for reasons."] if lost else []
 
 
 def facts(runs: pd.DataFrame, summary: pd.DataFrame) -> str:
-    """How much was run, and when."""
+    """Models, numbers of runs and cells, and when they ran."""
     ok = int((summary["status"] == "ok").sum())
     models = ", ".join(sorted(summary["model"].unique()))
     when = f"started between {min(runs['started_at'])} and {max(runs['started_at'])}"
     return f"{models}: {plural(len(runs), 'run')} of {plural(len(summary), 'cell')}, {ok} of them ok; {when}."
-
-
-def method() -> list[str]:
-    """How the numbers came about."""
-    return [
-        "Every launch is a fresh set of processes. Warm-up steps are stored, flagged and never counted.",
-        "A step lasts as long as on its slowest worker; the rate is the work of all workers over their "
-        "common time. Each phase is read from a monotonic clock after waiting for the device.",
-        "The launch is the sample, for steps of one launch depend on each other. Numbers are medians over launches, "
-        "brackets the exact interval of the sign test, interpolated between order statistics (Hettmansperger and "
-        "Sheather, 1986): it covers 95 % from 6 launches on, whatever the distribution. With fewer it is the whole "
-        f"range, which covers {coverages()}; no interval without an assumption can do better. One launch has none.",
-        "Why no bootstrap there: the percentile bootstrap of a median covers 87 % with 7 launches and 97 % with 9.",
-        "Speedup and efficiency are ratios of medians to a baseline that their table names; their interval is the "
-        f"percentile bootstrap of the ratio ({intervals.RESAMPLES:,} resamples of each arm on its own, fixed seed), "
-        "which covers about 96 % from 5 launches on, 93 % with 4, 90 % with 3, 67 % with 2. Ratios are never averaged.",
-        "Ring against server, and one precision against another, are compared in pairs of launches of the same repeat: "
-        "drift hits both alike and cancels. The ratio is the median of the pairs', with the exact interval of "
-        "as many launches as there are pairs. A verdict needs an interval that leaves out 1; otherwise it is a tie.",
-        "Where several cells of a topology have the compared size (numbers of servers, launchers, ring libraries), the "
-        "fastest stands for it, which favours the topology with more cells; servers that wait for all workers "
-        "only (bsp), for the others learn less from a token. With many comparisons some "
-        "intervals leave out 1 by chance.",
-        "Cells on a network, on emulated nodes and on one machine are never joined by a line or a ratio.",
-        "The equivalence error is the worst of the launches, not their median.",
-    ]
-
-
-def coverages() -> str:
-    """'50.0 % with 2 launches, 75.0 % with 3, …': what the range of few launches covers."""
-    return ", ".join(f"{100 * intervals.confidence(n):.4g} % with {n}" for n in range(2, 6))

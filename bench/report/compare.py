@@ -10,18 +10,17 @@ import pandas as pd
 
 from bench import records
 from bench.config import BadInput, StrategyName, nearest
-from bench.intervals import Estimate, paired_interval, ratio_interval
+from bench.intervals import Estimate, ratio_interval
 from bench.report.cells import CONFIG_FIELDS, SORTED_BY, judged, order_of, throughputs
-from bench.report.duels import WORK, finished, judgement, same
+from bench.report.duels import WORK, finished, same
 from bench.report.tables import Columns, cell_names, interval, number, table
+from bench.report.verdicts import paired
 
-VERDICTS = {"tie": "indistinguishable", "unknown": "a single launch, no verdict"}
 COLUMNS: Columns = {
     "n": lambda row: str(row["n"]),
     "tokens/s A": lambda row: number(row["tokens_per_s_a"]),
     "tokens/s B": lambda row: number(row["tokens_per_s_b"]),
     "B ÷ A": lambda row: interval(row, "ratio"),
-    "confidence": lambda row: f"{row['confidence']:.1%}" if pd.notna(row["confidence"]) else "",
     "B is": lambda row: str(row["verdict"]),
 }
 
@@ -29,7 +28,7 @@ COLUMNS: Columns = {
 def compare(a: str, b: str, within: Path | None) -> pd.DataFrame:
     """One row per cell of two folders or, within one, per pair of cells of two strategies; `ratio` is B ÷ A.
 
-    BadInput where there is nothing to compare.
+    BadInput if a strategy is unknown or no cell has numbers on both sides.
     """
     if within is None:
         frames = [records.frame(records.read(Path(folder))) for folder in (a, b)]
@@ -46,14 +45,15 @@ def compare(a: str, b: str, within: Path | None) -> pd.DataFrame:
 
 
 def match_folders(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    """The same cells of two folders side by side, a row per cell of either. No pairs: both arms are resampled."""
+    """A row per cell of either folder. Launches of two folders are not paired: the interval is bootstrapped."""
     sides = [judged(runs) for runs in (a, b)]
-    cells = [{_identity(row): row for row in runs.to_dict("records")} for runs in sides]
+    rows_of = [{_identity(row): row for row in runs.to_dict("records")} for runs in sides]
     samples = [throughputs(runs) for runs in sides]
     rows = []
-    for key in dict.fromkeys([*cells[0], *cells[1]]):
-        found = [side[key] for side in cells if key in side]
-        rates = [of.get(side[key]["cell"], {}) if key in side else {} for of, side in zip(samples, cells, strict=True)]
+    for key in dict.fromkeys([*rows_of[0], *rows_of[1]]):
+        found = [side[key] for side in rows_of if key in side]
+        both = zip(samples, rows_of, strict=True)
+        rates = [of.get(side[key]["cell"], {}) if key in side else {} for of, side in both]
         ratio = ratio_interval(rates[1].values(), rates[0].values())
         hosts = list(dict.fromkeys(str(config["environment"]) for config in found))
         apart = {"environments": " and ".join(hosts) if len(hosts) > 1 else ""}
@@ -63,15 +63,15 @@ def match_folders(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
 
 
 def match_strategies(runs: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
-    """Two strategies on equal work at equal workers, every cell of one with every cell of the other, paired."""
+    """A row per pair of cells of two strategies with equal work and workers; launches are paired by repeat."""
     runs = judged(runs)
-    samples, cells = throughputs(runs), finished(runs)
+    samples = throughputs(runs)
     rows = []
-    for _, arms in same(cells, [*WORK, "place", "num_workers"]):
+    for _, arms in same(finished(runs), [*WORK, "place", "num_workers"]):
         for one in arms.index[arms["strategy"] == a]:
             for other in arms.index[arms["strategy"] == b]:
-                ratio, pairs = paired_interval(samples[str(other)], samples[str(one)])
-                found = _side_by_side(samples[str(one)], samples[str(other)], ratio, pairs)
+                ratio = paired(samples[str(other)], samples[str(one)])
+                found = _side_by_side(samples[str(one)], samples[str(other)], ratio.interval, ratio.n)
                 named = max(one, other, key=arms["num_servers"].to_dict().__getitem__)
                 rows.append({**arms.loc[named].to_dict(), "environments": "", **found})
     return _ordered(rows)
@@ -84,10 +84,18 @@ def _identity(config: dict[Any, Any]) -> tuple[Any, ...]:
 def _side_by_side(a: dict[int, float], b: dict[int, float], ratio: Estimate, n: int) -> dict[str, object]:
     medians = [float(np.median(list(rates.values()))) if rates else np.nan for rates in (a, b)]
     missing = [side for side, rates in (("A", a), ("B", b)) if not rates]
-    row = judgement(ratio, n, "faster", "slower")
-    verdict = str(row["verdict"])
-    row["verdict"] = f"no numbers in {' and '.join(missing)}" if missing else VERDICTS.get(verdict, verdict)
-    return {"tokens_per_s_a": medians[0], "tokens_per_s_b": medians[1], **row}
+    verdict = f"no numbers in {' and '.join(missing)}" if missing else _verdict(ratio)
+    return {
+        "tokens_per_s_a": medians[0], "tokens_per_s_b": medians[1], "n": n, "verdict": verdict,
+        "ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high,
+    }  # fmt: skip
+
+
+def _verdict(ratio: Estimate) -> str:
+    """Faster or slower only if the interval excludes 1."""
+    if np.isnan(ratio.low):
+        return "a single launch, no verdict"
+    return "faster" if ratio.low > 1 else "slower" if ratio.high < 1 else "indistinguishable"
 
 
 def _ordered(rows: list[dict[Any, Any]]) -> pd.DataFrame:
@@ -96,7 +104,7 @@ def _ordered(rows: list[dict[Any, Any]]) -> pd.DataFrame:
 
 
 def as_text(found: pd.DataFrame, a: str, b: str) -> str:
-    """The comparison for people, aligned."""
+    """The comparison as an aligned table, followed by the environments if they differ."""
     shown = table(
         found.to_dict("records"), f"A: {a}   B: {b}   (tokens/s, intervals in brackets)", COLUMNS, cell_names(found)
     )
@@ -107,20 +115,6 @@ def as_text(found: pd.DataFrame, a: str, b: str) -> str:
 
 
 def slower_than(found: pd.DataFrame, share: float) -> pd.DataFrame:
-    """Rows where B is surely slower by more than a share of A, or has lost the numbers that A has.
-
-    Surely: the whole interval lies below 1 − share. A ratio of single launches has no interval and proves nothing.
-    """
+    """Rows where the whole interval of B ÷ A lies below 1 − share, or where A has numbers and B has none."""
     lost = found["tokens_per_s_a"].notna() & found["tokens_per_s_b"].isna()
     return found[lost | (found["ratio_high"] < 1 - share)]
-
-
-def share_of(text: str) -> float:
-    """'5%' or '0.05' as 0.05; BadInput for anything that is no share below 1."""
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share < 1:
-        raise BadInput(f"--fail-if-slower {text}: not a share; write 5% or 0.05")
-    return share

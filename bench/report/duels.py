@@ -1,7 +1,6 @@
-"""Ring against parameter server: who was faster on equal work, by how much, and from which size on.
+"""Ring-allreduce against every arrangement of parameter servers on equal work, and each precision against fp32.
 
-Pure functions of the frame that `records.frame` gives. Launches are compared in pairs of the same repeat, so that
-drift between repeats cancels. A winner needs an interval that leaves out 1; otherwise it is a tie.
+Pure functions of the table that `records.frame` returns; `verdicts` says what a verdict is.
 """
 
 from __future__ import annotations
@@ -9,112 +8,125 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from bench.intervals import Estimate, confidence, paired_interval
 from bench.report.cells import CONFIG_FIELDS, HARNESS, PLACES, TOPOLOGY, judged, order_of, place_of, throughputs
+from bench.report.verdicts import MARGIN, Ratio, Verdict, judge, paired
 
-RINGS = ("ring_allreduce", "mpi_ring")
+RINGS = {"ring_allreduce": "Horovod's ring", "mpi_ring": "the mpi4py ring"}
 SERVERS = ("parameter_server",)
-EQUAL = {"workers": "num_workers", "ranks": "world_size"}
 WORK = tuple(field for field in CONFIG_FIELDS if field not in HARNESS | TOPOLOGY)
+# Knobs of the servers that a name states in words or that an axis shows.
+NAMED = {"strategy", "num_workers", "num_servers", "placement", "consistency"}
 
 Samples = dict[str, dict[int, float]]
 Row = Mapping[Any, Any]
 
 
 def finished(runs: pd.DataFrame) -> pd.DataFrame:
-    """The config of every cell that has an ok launch, its place, world size and median rate; indexed by cell."""
+    """Config, place, num_nodes, world_size and median rate of every cell that has an ok launch; indexed by cell."""
     ok = runs[runs["status"] == "ok"]
-    cells = ok.assign(place=place_of(ok)).drop_duplicates("cell").set_index("cell").sort_index()
-    cells = cells[[*CONFIG_FIELDS, "place"]].copy()
-    cells["world_size"] = cells["num_workers"] + cells["num_servers"]
-    cells["tokens_per_s"] = ok.groupby("cell")["tokens_per_s"].median()
-    return cells
+    first = ok.assign(place=place_of(ok)).drop_duplicates("cell").set_index("cell").sort_index()
+    first["world_size"] = first["num_workers"] + first["num_servers"]
+    first["tokens_per_s"] = ok.groupby("cell")["tokens_per_s"].median()
+    return first[[*CONFIG_FIELDS, "place", "num_nodes", "world_size", "tokens_per_s"]]
 
 
-def same(cells: pd.DataFrame, fields: list[str], sort: bool = True) -> Iterable[tuple[Any, pd.DataFrame]]:
-    """Group cells that agree in some fields; only those that vary at all are looked at, for there are many."""
-    apart = [field for field in fields if cells[field].nunique(dropna=False) > 1]
-    return cells.groupby(apart, dropna=False, sort=sort) if apart else [((), cells)]
+def same(table: pd.DataFrame, fields: list[str], sort: bool = True) -> Iterable[tuple[Any, pd.DataFrame]]:
+    """Groups of rows that agree in the given columns."""
+    apart = [field for field in fields if table[field].nunique(dropna=False) > 1]  # grouping by few columns is faster
+    return table.groupby(apart, dropna=False, sort=sort) if apart else [((), table)]
 
 
-def duels(runs: pd.DataFrame) -> pd.DataFrame:
-    """Ring against parameter server on equal work, at equal workers and at equal ranks.
+def duels(runs: pd.DataFrame, margin: float = MARGIN) -> pd.DataFrame:
+    """One row per comparison of a server cell with a ring cell on equal work, at equal nodes and at equal workers.
 
-    One row per work (precision, batch_size, wire_dtype, …), place, kind of equality and size that both ran; of several
-    cells of one topology the fastest. `ratio` is ring ÷ server in tokens_per_s.
+    Columns: those of WORK, `place`, `unit` (nodes, or ranks if a node has several), `equal` (the unit, or workers),
+    `size` (how many), `ring` and `server` (cells), `ring_name`, `server_name`, `world_size` (of the server cell) and
+    those of `judgement`; `ratio` is ring ÷ server in tokens_per_s, and a verdict names the faster one, "ring" or
+    "server". A pair that is equal in nodes and in workers has one row, at equal nodes.
     """
     runs = judged(runs)
     samples = throughputs(runs)
-    rows = [
-        {"equal": equal, "size": size, **_duel(ring, server, samples)}
-        for equal, size, ring, server in _pairs(finished(runs))
-    ]
-    table = pd.DataFrame([row for row in rows if row["n"]])  # a pair that shares no repeat says nothing
+    rows = []
+    for equal, ring, server in _pairs(finished(runs)):
+        ratio = paired(samples[ring["cell"]], samples[server["cell"]])
+        if ratio.n:
+            rows.append({**_described(equal, ring, server), "judged": ratio})
+    table = _with_verdicts(rows, margin, above="ring", below="server")
     if table.empty:
         return table
-    places = table["place"].map(PLACES.index)
+    table = table.sort_values(["num_servers", "server_name", "equal", "size"], kind="stable")
     table = table.sort_values(["precision", "batch_size"], key=order_of, kind="stable")
-    return table.loc[places.loc[table.index].sort_values(kind="stable").index].reset_index(drop=True)
+    places = table["place"].map(PLACES.index).sort_values(kind="stable")
+    return table.loc[places.index].reset_index(drop=True)
 
 
-def _pairs(cells: pd.DataFrame) -> Iterator[tuple[str, int, Row, Row]]:
-    """Kind of equality, size, and the fastest cell of either topology, wherever both ran the same work.
+def _pairs(cells: pd.DataFrame) -> Iterator[tuple[str, Row, Row]]:
+    """What is equal (world_size or num_workers), ring cell and server cell, wherever both ran the same work.
 
-    Servers that do not wait (asp, ssp) learn less from a token: their speed alone proves nothing, so they stay out.
+    Asynchronous servers (asp, ssp) are left out: they learn less from a token. The ring is that of the first library
+    in RINGS that has a cell of the size, with the fastest of its settings.
     """
     cells = cells[cells["consistency"] == "bsp"].sort_values("tokens_per_s").reset_index()
+    cells["server_name"] = server_names(cells)
     for _, arms in same(cells, [*WORK, "place"]):
         rows = arms.to_dict("records")
-        ring, server = ([row for row in rows if row["strategy"] in names] for names in (RINGS, SERVERS))
-        for equal, column in EQUAL.items():
-            # Slow cells come first, so that the fastest of a size is the one that stays.
-            rings, servers = ({int(row[column]): row for row in arm} for arm in (ring, server))
-            for size in sorted(rings.keys() & servers.keys()):
-                yield equal, size, rings[size], servers[size]
+        servers = [row for row in rows if row["strategy"] in SERVERS]
+        rings = [row for name in reversed(RINGS) for row in rows if row["strategy"] == name]
+        by_size = {int(row["num_workers"]): row for row in rings}  # the last one of a size stays
+        for server in servers:
+            for equal in ("world_size", "num_workers") if server["num_servers"] else ("world_size",):
+                if int(server[equal]) in by_size:
+                    yield equal, by_size[int(server[equal])], server
 
 
-def _duel(ring: Row, server: Row, samples: Samples) -> dict[str, object]:
-    ratio, pairs = paired_interval(samples[ring["cell"]], samples[server["cell"]])
+def server_names(cells: pd.DataFrame) -> pd.Series:
+    """What each server cell ran, blank for others: 'one dedicated server', 'colocated servers, chunk_bytes 4096'."""
+    served = cells["strategy"].isin(SERVERS)
+    apart = [field for field in CONFIG_FIELDS if field in TOPOLOGY - NAMED and cells.loc[served, field].nunique() > 1]
+    names = [_server_name(row, apart) for row in cells[served].to_dict("records")]
+    return pd.Series(names, index=cells.index[served], dtype="object").reindex(cells.index, fill_value="")
+
+
+def _server_name(cell: Row, apart: list[str]) -> str:
+    count = "one dedicated server" if cell["num_servers"] == 1 else f"{cell['num_servers']} dedicated servers"
+    names = {"dedicated": count, "colocated": "colocated servers", "mixed": f"colocated servers and {count}"}
+    knobs = [f"{field} {cell[field]}" for field in apart if pd.notna(cell[field])]
+    return ", ".join([names[cell["placement"]], *knobs])
+
+
+def _described(equal: str, ring: Row, server: Row) -> dict[str, object]:
+    unit = "nodes" if all(row["num_nodes"] == row["world_size"] for row in (ring, server)) else "ranks"
     return {
+        "equal": "workers" if equal == "num_workers" else unit, "unit": unit, "size": int(server[equal]),
         **{field: server[field] for field in (*WORK, "place", "num_servers")},
-        "ring": ring["cell"], "server": server["cell"], **judgement(ratio, pairs, "ring", "server"),
+        "ring": ring["cell"], "server": server["cell"], "world_size": int(server["world_size"]),
+        "ring_name": RINGS[ring["strategy"]], "server_name": server["server_name"],
     }  # fmt: skip
 
 
-def judgement(ratio: Estimate, n: int, above: str, below: str) -> dict[str, object]:
-    """The columns of a ratio: a winner only where the interval leaves 1 out."""
-    verdict = "unknown" if np.isnan(ratio.low) else "tie"
-    if ratio.low > 1:
-        verdict = above
-    elif ratio.high < 1:
-        verdict = below
+def _with_verdicts(rows: list[dict[str, Any]], margin: float, above: str, below: str) -> pd.DataFrame:
+    """A table of the rows, their `judged` ratio replaced by the columns of `judgement`."""
+    ratios: list[Ratio] = [row.pop("judged") for row in rows]
+    found = judge(ratios, margin)
+    return pd.DataFrame([
+        {**row, **judgement(ratio, verdict, above, below)}
+        for row, ratio, verdict in zip(rows, ratios, found, strict=True)
+    ])  # fmt: skip
+
+
+def judgement(ratio: Ratio, verdict: Verdict, above: str, below: str) -> dict[str, object]:
+    """The columns of a judged ratio: ratio with its interval, n pairs, p_value and verdict."""
+    value, low, high = ratio.interval
+    word = {"above": above, "below": below}.get(verdict.word, verdict.word)
     return {
-        "ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high,
-        "n": n, "confidence": confidence(n), "verdict": verdict,
+        "ratio": value, "ratio_low": low, "ratio_high": high, "n": ratio.n, "p_value": verdict.p, "verdict": word,
     }  # fmt: skip
 
 
-def crossovers(table: pd.DataFrame) -> pd.DataFrame:
-    """From which size on the winner at the largest size wins without a break; one row per work, place and equality.
-
-    `from_size` is the smallest size of that unbroken row of equal verdicts, and the ratio is the one measured there.
-    """
-    if table.empty:
-        return table
-    rows = []
-    for _, found in same(table, [*WORK, "place", "equal"], sort=False):
-        by_size = found.sort_values("size")
-        others = by_size[by_size["verdict"] != by_size["verdict"].iloc[-1]]
-        start = by_size[by_size["size"] > (others["size"].max() if len(others) else -np.inf)].iloc[0]
-        rows.append({**start.to_dict(), "from_size": start["size"], "largest_size": by_size["size"].iloc[-1]})
-    return pd.DataFrame(rows).drop(columns="size")
-
-
-def precision_effects(runs: pd.DataFrame) -> pd.DataFrame:
-    """Every cell in another precision than fp32 against its twin in fp32, paired; `ratio` is of tokens_per_s."""
+def precision_effects(runs: pd.DataFrame, margin: float = MARGIN) -> pd.DataFrame:
+    """Every cell in another precision than fp32 against the otherwise equal cell in fp32; ratio of tokens_per_s."""
     runs = judged(runs)
     samples, cells = throughputs(runs), finished(runs)
     config = cells.to_dict("index")
@@ -122,8 +134,7 @@ def precision_effects(runs: pd.DataFrame) -> pd.DataFrame:
     for _, twins in same(cells, [field for field in CONFIG_FIELDS if field != "precision"]):
         for one in twins.index[twins["precision"] == "fp32"]:
             for other in twins.index[twins["precision"] != "fp32"]:
-                ratio, pairs = paired_interval(samples[str(other)], samples[str(one)])
-                rows.append({**config[other], **judgement(ratio, pairs, "faster", "slower")})
-    table = pd.DataFrame(rows)
+                rows.append({**config[other], "judged": paired(samples[str(other)], samples[str(one)])})
+    table = _with_verdicts(rows, margin, above="faster", below="slower")
     order = ["precision", "batch_size", "strategy", "num_servers", "num_workers"]
     return table.sort_values(order, key=order_of, kind="stable", ignore_index=True) if rows else table

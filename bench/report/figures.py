@@ -22,16 +22,17 @@ from matplotlib.ticker import FuncFormatter
 
 from bench.config import COMMUNICATING
 from bench.report.cells import PLACES
-from bench.report.looks import COLOURS, INK, PANEL, PAPER, PHASES, curves, with_looks
-from bench.report.panels import HEIGHT, WIDTH, Draw, decorate, grid, legend, shown_labels, size_axis, title_of
+from bench.report.looks import INK, PANEL, PHASES, curves, with_looks
+from bench.report.overview import overview
+from bench.report.panels import Draw, draw_throughput, grid, points, size_axis
+from bench.report.verdicts import MARGIN
 
-IDEAL = "ideal: workers × baseline"
 KINDS = ("svg", "png", "pdf")
 MAX_BARS = 20  # per panel of the step-time figure
 BAR_LABEL_WIDTH, BAR_NOTE_WIDTH = 32, 44  # letters of a tick label, and of a note beside such labels
 DESCRIPTIONS = {
     "overview": "Left: tokens per second against size; dotted: workers × baseline. Right: tokens per second of the "
-    "ring ÷ those of the parameter server, per size; above 1 the ring is faster. Bars: interval over launches.",
+    "ring ÷ those of parameter servers; above the grey band the ring is faster. Bars: intervals over launches.",
     "throughput": "Tokens per second against workers; dotted: workers × baseline. Bars: interval over launches.",
     "scaling_efficiency": "Weak-scaling efficiency against workers; hollow: per rank, dedicated servers included.",
     "strong_scaling": "Speedup against workers with the global batch fixed; dotted: ideal.",
@@ -77,16 +78,18 @@ def write_figures(figures: dict[str, Figure], folder: Path) -> list[str]:
     return list(figures)
 
 
-def make_figures(summary: pd.DataFrame, duels: pd.DataFrame, losses: pd.DataFrame) -> dict[str, Figure]:
+def make_figures(
+    summary: pd.DataFrame, duels: pd.DataFrame, losses: pd.DataFrame, margin: float = MARGIN
+) -> dict[str, Figure]:
     """The figures by name, in the order of DESCRIPTIONS, without those that no row has numbers for.
 
-    `duels` is ring against server per size (`duels.duels`), `losses` the loss of every step (`loss.read`).
+    `duels` is ring against servers (`duels.duels`, judged with `margin`), `losses` the loss per step (`loss.read`).
     """
     ok = summary[summary["status"] == "ok"]
     ok = with_looks(ok.loc[ok["place"].map(PLACES.index).sort_values(kind="stable").index])  # a network first
     several = ok[ok["num_workers"] > 1]
     makers: dict[str, tuple[Callable[[], Figure], pd.Series]] = {
-        "overview": (lambda: overview(ok, duels), ok["tokens_per_s"]),
+        "overview": (lambda: overview(ok, duels, margin), ok["tokens_per_s"]),
         "throughput": (lambda: throughput(ok), ok["tokens_per_s"]),
         "scaling_efficiency": (lambda: scaling_efficiency(ok), ok["scaling_efficiency"]),
         "strong_scaling": (lambda: strong_scaling(ok), several["strong_speedup"]),
@@ -106,73 +109,13 @@ def _if_varied(ok: pd.DataFrame) -> pd.Series:
     return ok.loc[ok["strategy"].isin(COMMUNICATING) & varied, "tokens_per_s"]
 
 
-def overview(ok: pd.DataFrame, duels: pd.DataFrame) -> Figure:
-    """Throughput in the main setting, and the ratio of ring to server per size."""
-    setting = main_setting(ok, duels)
-    rows = _only(ok, setting)
-    by_nodes = rows["num_nodes"].nunique() > 1
-    x = "num_nodes" if by_nodes else "num_workers"
-    here = _only(duels, setting) if len(duels) else duels
-    columns = 2 if len(here) else 1
-    figure = Figure(figsize=(WIDTH * columns + 0.4, HEIGHT + 1.2), layout="constrained", facecolor=PAPER)
-    axes = figure.add_subplot(1, columns, 1)
-    _draw_throughput(axes, rows, x)
-    decorate(axes, title_of(ok, setting), shown_labels(rows))
-    size_axis(axes, sorted(int(n) for n in rows[x].unique()))
-    axes.set_xlabel("emulated nodes" if by_nodes and setting["place"] == PLACES[1] else x.removeprefix("num_"))
-    axes.set_ylabel("tokens per second")
-    if len(here):
-        _draw_ratio(figure.add_subplot(1, columns, 2), here)
-    legend(figure)
-    return figure
-
-
-def main_setting(ok: pd.DataFrame, duels: pd.DataFrame) -> dict[str, Any]:
-    """Place, precision and batch size of the overview: of the first place, those with the most comparisons."""
-    table = duels if len(duels) else ok
-    table = table[table["place"] == min(table["place"], key=PLACES.index)]
-    return dict(zip(PANEL, table.groupby(PANEL, sort=False).size().idxmax(), strict=True))
-
-
-def _only(table: pd.DataFrame, setting: dict[str, Any]) -> pd.DataFrame:
-    return table[(table[list(setting)] == list(setting.values())).all(axis=1)]
-
-
-def _draw_ratio(axes: Axes, duels: pd.DataFrame) -> None:
-    """Ring ÷ server against size, a line per kind of equality and per wire dtype."""
-    axes.axhline(1, color=INK, linestyle=":", linewidth=1)
-    looks: Any = {"workers": {"marker": "o", "linestyle": "-"}, "ranks": {"marker": "s", "linestyle": "--"}}
-    wires = list(duels["wire_dtype"].unique())
-    for (equal, wire), found in duels.groupby(["equal", "wire_dtype"], sort=False):
-        name = f"at equal {equal}" + (f", {wire} wire" if len(wires) > 1 else "")
-        fill = COLOURS["ring_allreduce"] if wires.index(wire) == 0 else PAPER
-        style = {"color": COLOURS["ring_allreduce"], "markerfacecolor": fill, **looks[str(equal)]}
-        _points(axes, found.drop_duplicates("size"), "ratio", "size", label=name, **style)
-    decorate(axes, "ring ÷ parameter server")
-    size_axis(axes, sorted({int(n) for n in duels["size"]}))
-    axes.set_ylim(top=max(1.2, axes.get_ylim()[1]))
-    axes.set_xlabel("workers, or ranks")
-    axes.set_ylabel("tokens per second, ring ÷ server")
-
-
 def throughput(ok: pd.DataFrame) -> Figure:
     """Tokens per second against workers, with the ideal."""
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
-        _draw_throughput(axes, rows, "num_workers")
+        draw_throughput(axes, rows, "num_workers")
 
     return grid(ok, {"tokens per second": draw}, "workers")
-
-
-def _draw_throughput(axes: Axes, rows: pd.DataFrame, x: str) -> None:
-    """A curve per strategy and variant, and an ideal line (workers × baseline) per distinct baseline."""
-    workers = rows.groupby(x)["num_workers"].max()
-    rates = sorted({float(rate) for rate in (rows["tokens_per_s"] / rows["speedup"]).dropna().round(6)})
-    for rate in rates:
-        axes.plot(workers.index, rate * workers, color=INK, linestyle=":", linewidth=1, label=IDEAL, zorder=5)
-    for label, look, curve in curves(rows):
-        _points(axes, curve, "tokens_per_s", x, label=label, **look)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
 
 
 def scaling_efficiency(ok: pd.DataFrame) -> Figure:
@@ -181,10 +124,10 @@ def scaling_efficiency(ok: pd.DataFrame) -> Figure:
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
         axes.axhline(1, color=INK, linestyle=":", linewidth=1, label="ideal")
         for label, look, curve in curves(rows):
-            _points(axes, curve, "scaling_efficiency", label=label, **look)
+            points(axes, curve, "scaling_efficiency", label=label, **look)
             if (curve["num_servers"] > 0).any():
                 hollow = {**look, "markerfacecolor": "none", "linewidth": 0.8, "alpha": 0.75}
-                _points(axes, curve, "scaling_efficiency_per_rank", label=f"{label}, per rank", **hollow)
+                points(axes, curve, "scaling_efficiency_per_rank", label=f"{label}, per rank", **hollow)
 
     return grid(ok, {"scaling efficiency (1 = ideal)": draw}, "workers")
 
@@ -200,7 +143,7 @@ def strong_scaling(ok: pd.DataFrame) -> Figure:
         workers = np.sort(rows["num_workers"].unique())
         axes.plot(workers, workers, color=INK, linestyle=":", linewidth=1, label="ideal")
         for label, look, curve in curves(rows):
-            _points(axes, curve, "strong_speedup", label=label, **look)
+            points(axes, curve, "strong_speedup", label=label, **look)
 
     return grid(known[scaled], {"speedup, global batch fixed": draw}, "workers", panel=panel)
 
@@ -285,7 +228,7 @@ def batch_size(ok: pd.DataFrame) -> Figure:
         for label, look, curve in curves(rows):
             for precision, line in curve.groupby("precision", sort=False):
                 style = {**look, "linestyle": PRECISION_LINES[str(precision)]}
-                _points(axes, line, "tokens_per_s", "batch_size", label=f"{label}, {precision}", **style)
+                points(axes, line, "tokens_per_s", "batch_size", label=f"{label}, {precision}", **style)
         size_axis(axes, sorted(int(n) for n in ok["batch_size"].unique()))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
 
@@ -328,15 +271,3 @@ def front(ok: pd.DataFrame) -> Figure:
 
     panel = ["place", "target_loss"]
     return grid(known, {"seconds to the target loss": draw}, "MB sent by all ranks to the target loss", panel=panel)
-
-
-def _points(axes: Axes, curve: pd.DataFrame, column: str, x: str = "num_workers", **look: Any) -> None:
-    """Medians joined by lines, with their intervals as error bars where there is one."""
-    curve = curve.sort_values(x)
-    middle, low, high = (curve[f"{column}{end}"].astype("float64") for end in ("", "_low", "_high"))
-    if middle.notna().any():
-        places = curve[x].astype("float64")
-        axes.plot(places, middle, markersize=5, **look)
-        known = low.notna()
-        faint = {"color": look["color"], "linewidth": 1, "alpha": look.get("alpha", 1)}
-        axes.vlines(places[known], low[known], high[known], **faint)

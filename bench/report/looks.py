@@ -16,6 +16,7 @@ from bench.config import COMMUNICATING
 from bench.report.cells import COMMUNICATION, HARNESS, varying
 from bench.shape import GPTShape
 
+GREY = "#8c8c8c"
 INK, PAPER = "#1b1b1f", "#ffffff"  # write.inline_svg replaces both by the page's colours
 NAMES = {
     "local": "local",

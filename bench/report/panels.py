@@ -1,4 +1,4 @@
-"""Layout of a figure: panels in two columns with titles, notes and one legend. pyplot is not used."""
+"""Parts of a figure: panels in two columns with titles, notes and one legend, and curves. pyplot is not used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from bench.config import COMMUNICATING
-from bench.report.looks import INK, NAMES, PANEL, PAPER
+from bench.report.looks import INK, NAMES, PANEL, PAPER, curves
 
 NOTE_WIDTH = 58  # letters of a note that fit above a panel
 TITLE_SHARE = 0.78  # a title is larger: of the letters of a note, this share fits
@@ -21,6 +21,8 @@ SHOWN = 2
 WIDTH, HEIGHT = 4.8, 3.0  # of a panel, inches
 LEGEND_HANDLE, LEGEND_LETTER, LEGEND_LINE = 0.6, 0.053, 0.17  # inches: a column's handle, a letter, a line
 LEGEND_LINES = 3  # that fit without making the figure higher
+
+IDEAL = "ideal: workers × baseline"
 
 Draw = Callable[[Axes, pd.DataFrame], None]
 
@@ -124,3 +126,26 @@ def legend(figure: Figure) -> None:
             list(entries.values()), list(entries), loc="outside lower center",
             ncols=columns, frameon=False, labelcolor=INK, fontsize=8,
         )  # fmt: skip
+
+
+def draw_throughput(axes: Axes, rows: pd.DataFrame, x: str) -> None:
+    """A curve per strategy and variant, and an ideal line (workers × baseline) per distinct baseline."""
+    workers = rows.groupby(x)["num_workers"].max()
+    rates = sorted({float(rate) for rate in (rows["tokens_per_s"] / rows["speedup"]).dropna().round(6)})
+    for rate in rates:
+        axes.plot(workers.index, rate * workers, color=INK, linestyle=":", linewidth=1, label=IDEAL, zorder=5)
+    for label, look, curve in curves(rows):
+        points(axes, curve, "tokens_per_s", x, label=label, **look)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+
+
+def points(axes: Axes, curve: pd.DataFrame, column: str, x: str = "num_workers", **look: Any) -> None:
+    """Medians joined by lines, with their intervals as error bars where there is one."""
+    curve = curve.sort_values(x)
+    middle, low, high = (curve[f"{column}{end}"].astype("float64") for end in ("", "_low", "_high"))
+    if middle.notna().any():
+        places = curve[x].astype("float64")
+        axes.plot(places, middle, markersize=5, **look)
+        known = low.notna()
+        faint = {"color": look["color"], "linewidth": 1, "alpha": look.get("alpha", 1)}
+        axes.vlines(places[known], low[known], high[known], **faint)

@@ -162,7 +162,7 @@ SCALING = (
 THROUGHPUT_COLUMNS: Columns = {
     "n": lambda row: str(row["n"]),
     "tokens/s": lambda row: interval(row, "tokens_per_s"),
-    **plain(held_out_loss="held_out_loss"),
+    "held-out loss": partial(number_of, "held_out_loss"),
     "per worker": lambda row: number(row["tokens_per_s"] / row["num_workers"]),
     "per rank": lambda row: number(row["tokens_per_s"] / row["world_size"]),
     "status": lambda row: str(row["status"]),
@@ -247,10 +247,10 @@ TO_LOSS_COLUMNS: Columns = {
     "Pareto front": lambda row: "yes" if row["on_front"] else "no",
 }
 LOSS_COLUMNS: Columns = {
+    "held-out loss": partial(number_of, "held_out_loss"),
     **plain(
-        first_loss="first_loss", final_loss="final_loss", held_out_loss="held_out_loss",
-        equivalence_error="equivalence_error", bound="equivalence_bound",
-        convergence="convergence",
+        first_loss="first_loss", final_loss="final_loss", equivalence_error="equivalence_error",
+        bound="equivalence_bound", convergence="convergence",
     ),
     "gate": _gate,
 }  # fmt: skip

@@ -14,33 +14,35 @@ import pandas as pd
 
 from bench import records
 from bench.config import BadInput
-from bench.report import answer, cells, commands, duels, figures, loss, sections, tables
+from bench.report import answer, cells, commands, duels, figures, loss, method, sections, tables
 from bench.report.looks import INK, PAPER
+from bench.report.verdicts import MARGIN
 
 TEMPLATES = Path(__file__).with_name("templates")
 MOST_ROWS = 60  # of a table in report.md
 
 
-def write_report(folder: Path, *, allow_mixed: bool = False) -> list[Path]:
+def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MARGIN) -> list[Path]:
     """Write the tables, figures/, report.html and report.md into a results folder; return their paths.
 
-    BadInput if the folder has no runs, or runs of different environments without allow_mixed.
+    Speeds that differ by less than `margin` (a share) are equivalent. BadInput if the folder has no runs, or runs of
+    different environments without allow_mixed.
     """
     kept = records.read(folder)
     runs = records.frame(kept)
     losses = loss.read(folder, runs) if len(runs) else runs
     summary = cells.summarize(runs, allow_mixed=allow_mixed)
     summary = loss.add_costs(summary, runs, losses)
-    compared = duels.duels(runs)
-    drawn = figures.write_figures(figures.make_figures(summary, compared, losses), folder)
+    compared = duels.duels(runs, margin)
+    drawn = figures.write_figures(figures.make_figures(summary, compared, losses, margin), folder)
     by_cell = commands.commands(summary, {record.cell: record.config for record in kept})
     context = {
         "name": folder.resolve().name,
-        "answer": answer.answer(compared, summary),
+        "answer": answer.answer(compared, summary, margin),
         "facts": answer.facts(runs, summary),
-        "sections": sections.sections(summary, duels.precision_effects(runs), drawn),
+        "sections": sections.sections(summary, duels.precision_effects(runs, margin), drawn),
         "drawn": drawn,
-        "method": answer.method(),
+        "method": method.method(margin),
         "descriptions": figures.DESCRIPTIONS,
         "environment": read_environment(folder / "environment.json"),
         "sweep": read_text(folder / "sweep.yaml"),

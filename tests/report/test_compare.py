@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from bench import cli, records
-from bench.config import BadInput
 from bench.report import compare
 from tests.support.synthetic import make_failure, make_record
 
@@ -105,9 +104,3 @@ def test_bad_input_is_one_line(
     error = capsys.readouterr().err
     assert complaint in error
     assert error.count("\n") == 1
-
-
-def test_a_share_is_percent_or_fraction() -> None:
-    assert compare.share_of("5%") == compare.share_of("0.05") == 0.05
-    with pytest.raises(BadInput):
-        compare.share_of("-1%")

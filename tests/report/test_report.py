@@ -8,13 +8,15 @@ import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import records
+from bench import cli, records
 from bench.config import BadInput
 from bench.records import LABELS, RunRecord
 from bench.report import answer, cells, duels, loss, sections, tables
@@ -209,71 +211,107 @@ def test_mixed_environments_are_refused_then_named(tmp_path: Path) -> None:
     assert "Mixed environments" in (tmp_path / "report.html").read_text()
 
 
-def answer_to(ring: list[float], server: list[float], sizes: tuple[int, ...] = (2,)) -> answer.Answer:
-    arms = {"ring_allreduce": ring, "parameter_server": server}
-    runs = records.frame([
-        make_record(strategy=strategy, num_workers=workers, repeat=repeat, tokens_per_s=speed)
-        for strategy, speeds in arms.items()
-        for workers in sizes
+def answer_to(ring: list[float], server: list[float], **served: Any) -> answer.Answer:
+    """The answer of a study with two arms of two workers each, by default with one dedicated server."""
+    arms: dict[str, Any] = {"ring_allreduce": (ring, {}), "parameter_server": (server, served)}
+    return answer_of([
+        make_record(strategy=strategy, num_workers=2, repeat=repeat, tokens_per_s=speed, **more)
+        for strategy, (speeds, more) in arms.items()
         for repeat, speed in enumerate(speeds)
     ])  # fmt: skip
-    return answer.answer(duels.duels(runs), cells.summarize(runs))
 
 
-def test_the_answer_names_the_winner_and_how_sure_it_is() -> None:
-    ring = answer_to([200.0] * 5, [100.0] * 5)
-    assert ring.headline == "At equal workers, at 2, the ring is faster: 2.00× (2.00–2.00)."
-    assert not any(note.startswith("Weak evidence") for note in ring.caveats)
-    server = answer_to([100.0, 100.0], [200.0, 200.0])
-    assert "the parameter server is ahead: 2.00× (2.00–2.00)" in server.headline
-    assert any(note.startswith("Weak evidence: as few as 2 launches") for note in server.caveats)
-    assert any("covers 50 %, not 95 %" in note for note in server.caveats)
-    spread = answer_to([100.0, 110.0, 120.0], [220.0, 220.0, 220.0]).headline
-    assert "the parameter server is ahead: 2.00× (1.83–2.20)" in spread
-    assert "it is a tie" in answer_to([90.0, 110.0], [100.0, 100.0]).headline
-    assert "no verdict" in answer_to([200.0], [100.0]).headline
+def answer_of(runs: list[RunRecord]) -> answer.Answer:
+    table = records.frame(runs)
+    return answer.answer(duels.duels(table, 0.02), cells.summarize(table), 0.02)
+
+
+COLOCATED: dict[str, Any] = {"placement": "colocated", "num_servers": 0}
+
+
+@pytest.mark.parametrize(
+    ("ring", "server", "served", "sentence"),
+    [
+        ([200.0] * 3, [100.0] * 3, {},
+         "One dedicated server is 2.00× slower than Horovod's ring at 2 workers (3 ranks instead of 2)."),
+        ([100.0] * 3, [103.0] * 3, {"num_servers": 2},
+         "2 dedicated servers are 3.0 % faster than Horovod's ring at 2 workers (4 ranks instead of 2)."),
+        ([100.0, 100.2, 100.0], [100.0, 100.0, 100.1], COLOCATED,
+         "Colocated servers and Horovod's ring are equivalent (within 2 %) at 2 ranks."),
+        ([90.0, 110.0, 100.0], [100.0] * 3, COLOCATED,
+         "Colocated servers against Horovod's ring at 2 ranks: undecided, ring ÷ servers 0.997 (0.777–1.28)."),
+        ([200.0, 210.0], [100.0, 100.0], COLOCATED,
+         "Colocated servers against Horovod's ring at 2 ranks: no verdict (fewer than 3 pairs of launches), "
+         "ring ÷ servers 2.05 (2.00–2.10)."),
+    ],
+)  # fmt: skip
+def test_the_answer_is_the_right_sentence(
+    ring: list[float], server: list[float], served: dict[str, Any], sentence: str
+) -> None:
+    found = answer_to(ring, server, **served)
+    assert found.headline == sentence
+    assert any("no verdict" in note for note in found.caveats) == ("no verdict" in sentence)
+
+
+def test_sizes_with_the_same_verdict_share_a_sentence() -> None:
+    speeds = {2: (100.0, 100.0), 4: (220.0, 100.0), 8: (400.0, 100.0), 16: (400.0, 400.0)}
+    runs = [
+        make_record(strategy=strategy, num_workers=size, repeat=repeat, tokens_per_s=speed, **more)
+        for size, (ring, server) in speeds.items()
+        for strategy, speed, more in (("ring_allreduce", ring, {}), ("parameter_server", server, COLOCATED))
+        for repeat in range(3)
+    ]
+    assert [said for _, said in answer_of(runs).lines] == [
+        "Colocated servers and Horovod's ring are equivalent (within 2 %) at 2 and 16 ranks. "
+        "Colocated servers are slower than Horovod's ring: 2.20× at 4 ranks and 4.00× at 8 ranks."
+    ]
+
+
+@given(st.floats(0.981, 1.019), st.integers(1, 6), st.floats(0, 0.3))
+@settings(max_examples=25)
+def test_nobody_is_faster_within_the_margin(ratio: float, n: int, spread: float) -> None:
+    ring = [100 * ratio * (1 + spread * (-1) ** repeat) for repeat in range(n)]
+    text = " ".join(said for _, said in answer_to(ring, [100.0] * n).lines)
+    if abs(np.mean(np.log(ring)) - np.log(100)) <= np.log(1.02):
+        assert "slower" not in text
+        assert "faster" not in text
 
 
 def test_the_answer_says_first_which_cells_have_no_numbers() -> None:
     assert not any(note.startswith("Without") for note in answer_to([1.0], [1.0]).caveats)
-    runs = records.frame([
+    runs = [
         make_record(strategy="ring_allreduce", num_workers=2),
         make_failure("failed", "a worker died", strategy="ring_allreduce", num_workers=4),
         make_failure("timeout", "after 600 s", strategy="ring_allreduce", num_workers=2, link="200mbit"),
-    ])  # fmt: skip
-    assert answer.answer(duels.duels(runs), cells.summarize(runs)).caveats[0] == (
-        "Without numbers: 1 of 1 cell on emulated nodes (1 timeout); 1 other cell (1 failed). Validity says why."
+    ]
+    assert answer_of(runs).caveats[0] == (
+        "Without numbers: 1 of 1 cell on emulated nodes (1 timeout); 1 other cell (1 failed). See Validity for reasons."
     )
 
 
-def test_the_answer_says_from_which_size_on() -> None:
-    speeds = {1: (100.0, 100.0), 2: (100.0, 110.0), 4: (180.0, 100.0), 8: (210.0, 100.0)}
-    runs = records.frame([
-        make_record(strategy=strategy, num_workers=size, repeat=r, tokens_per_s=speed * (1 + wiggle * (r - 2)))
-        for size, (ring, server) in speeds.items()
-        for strategy, speed, wiggle in (("ring_allreduce", ring, 0.01), ("parameter_server", server, 0.0))
-        for r in range(5)
-    ])  # fmt: skip
-    found = duels.duels(runs)
-    words = answer.crossover_words(found[found["equal"] == "workers"])
-    assert words == (
-        "At equal workers, from 4 on, the ring is faster: 1.80× (1.76–1.84) at 4, 2.10× (2.06–2.14) at 8; before, "
-        "at 1 it is a tie, ring ÷ server 1.00× (0.980–1.02); "
-        "at 2 the parameter server is faster, 1.10× (1.08–1.12)."
-    )
-
-
-def test_many_settings_are_counted_and_the_winner_comes_first() -> None:
-    runs = records.frame([
-        make_record(strategy=strategy, num_workers=2, batch_size=batch, repeat=repeat, tokens_per_s=speed)
+def test_many_settings_are_counted() -> None:
+    runs = [
+        make_record(strategy=strategy, num_workers=2, batch_size=batch, repeat=repeat, tokens_per_s=speed, **more)
         for batch, ring in ((4, 100.0), (8, 150.0), (16, 300.0))
-        for strategy, speed in (("ring_allreduce", ring), ("parameter_server", 100.0))
-        for repeat in range(5)
-    ])  # fmt: skip
-    headline = answer.answer(duels.duels(runs), cells.summarize(runs)).headline
-    assert headline == (
-        "At equal workers, the ring is faster in 2 of 3 settings (1.50 to 3.00 times), it is a tie in 1 of 3 settings."
+        for strategy, speed, more in (("ring_allreduce", ring, {}), ("parameter_server", 100.0, COLOCATED))
+        for repeat in range(3)
+    ]
+    assert answer_of(runs).headline == (
+        "Colocated servers against Horovod's ring at equal ranks, each setting at its largest size: "
+        "slower in 2 of 3 settings (1.50× to 3.00×), equivalent in 1 of 3 settings."
     )
+
+
+def test_another_margin_gives_another_verdict(tmp_path: Path) -> None:
+    write_runs(tmp_path, [
+        make_record(strategy=strategy, num_workers=2, repeat=repeat, tokens_per_s=speed, **more)
+        for strategy, speed, more in (("ring_allreduce", 104.0, {}), ("parameter_server", 100.0, COLOCATED))
+        for repeat in range(3)
+    ])  # fmt: skip
+    for margin, words in (("2%", "4.0 % slower"), ("0.05", "equivalent (within 5 %)")):
+        assert cli.main(["report", str(tmp_path), "--margin", margin]) == 0
+        assert words in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert cli.main(["report", str(tmp_path), "--margin", "much"]) == 2
 
 
 def test_without_both_topologies_there_is_no_answer() -> None:

@@ -1,0 +1,40 @@
+"""The method section of a report: how its numbers and verdicts are made."""
+
+from __future__ import annotations
+
+from bench import intervals
+from bench.report.verdicts import LEAST_PAIRS
+
+
+def method(margin: float) -> list[str]:
+    """The paragraphs; `margin` is the margin of practical equivalence of the verdicts."""
+    return [
+        "Every launch is a fresh set of processes. Warm-up steps are stored, flagged and not counted.",
+        "A step lasts as long as on its slowest worker; the rate is the work of all workers over their common time. "
+        "Each phase is read from a monotonic clock after waiting for the device.",
+        "The launch is the sample, because steps of one launch are correlated. Numbers are medians over launches; "
+        "brackets are the exact interval of the sign test, interpolated between order statistics (Hettmansperger and "
+        "Sheather, 1986), which covers 95 % from 6 launches on for any distribution. With fewer launches it is the "
+        f"range, which covers {coverages()}; a single launch has no interval.",
+        "Speedup and efficiency are ratios of medians to a baseline that their table names. Their interval is the "
+        f"percentile bootstrap of the ratio ({intervals.RESAMPLES:,} resamples of each arm, fixed seed), which covers "
+        "about 96 % from 5 launches on, 93 % with 4, 90 % with 3, 67 % with 2. Ratios are not averaged.",
+        "Two cells are compared in pairs of launches of the same repeat, so that drift between repeats cancels. The "
+        f"ratio is the geometric mean over pairs; from {LEAST_PAIRS} pairs on, brackets are the 95 % t interval of the "
+        "mean log ratio. With 2 pairs they are the range.",
+        f"The margin of practical equivalence is {100 * margin:g} %. One cell is faster if the whole interval lies "
+        "beyond the margin, two are equivalent if the whole interval lies within it, anything else is undecided. p is "
+        "the two-sided p-value of that verdict after Holm's correction for all comparisons of the table; a verdict "
+        f"needs p ≤ 0.05, so the chance of any false verdict in a table is at most 5 %. Fewer than {LEAST_PAIRS} pairs "
+        "give no verdict.",
+        "A ring is compared with every arrangement of servers, at equal nodes (ranks, if a node has several) and, with "
+        "dedicated servers, at equal workers. The ring is Horovod's if it ran, else that on mpi4py; of several of its "
+        "settings the fastest. Asynchronous servers (asp, ssp) are left out: they learn less from a token.",
+        "Cells on a network, on emulated nodes and on one machine are never joined by a line or a ratio.",
+        "The equivalence error of a cell is the maximum over its launches.",
+    ]
+
+
+def coverages() -> str:
+    """'50 % with 2 launches, 75 % with 3, …': the coverage of the range of few launches."""
+    return ", ".join(f"{100 * intervals.confidence(n):.4g} % with {n}" for n in range(2, 6))

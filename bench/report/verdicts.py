@@ -1,0 +1,103 @@
+"""Whether one of two cells is faster: paired launches, a margin of practical equivalence, several comparisons at once.
+
+Launches of the same repeat are paired, so that drift between repeats cancels. From 3 pairs on, the interval is the t
+interval of the mean log ratio, which covers 95 % for log-normal noise; scripts/interval_coverage.py shows it for other
+noise. A ratio is above (or below) if its interval lies beyond the margin, equivalent if it lies within the margin
+(two one-sided tests: Schuirmann, 1987). Holm's step-down correction (1979) limits the chance of any false verdict among
+all comparisons of a table to 5 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+from bench.config import BadInput
+from bench.intervals import BLANK, CONFIDENCE, Estimate
+
+LEAST_PAIRS = 3
+MARGIN = 0.02
+FAMILY_ERROR = 1 - CONFIDENCE
+ABOVE, BELOW, EQUIVALENT, UNDECIDED, NO_VERDICT = "above", "below", "equivalent", "undecided", "no verdict"
+
+
+class Ratio(NamedTuple):
+    """The ratio of two cells' tokens_per_s, as the mean and the standard error of its logarithm over n pairs."""
+
+    mean: float
+    error: float
+    n: int
+
+    @property
+    def interval(self) -> Estimate:
+        """The geometric mean with its 95 % t interval; with 2 pairs their range, with 1 no interval."""
+        if self.n == 0:
+            return BLANK
+        width = self.error * (stdtrit(self.n - 1, (1 + CONFIDENCE) / 2) if self.n >= LEAST_PAIRS else 1)
+        return Estimate(*(float(np.exp(self.mean + side)) for side in (0, -width, width)))
+
+    def claim(self, margin: float) -> tuple[str, float]:
+        """ABOVE, BELOW or EQUIVALENT, whichever the data support most, and its p-value (two-sided)."""
+        edge = np.log1p(margin)
+        p = {
+            ABOVE: self._p(self.mean - edge),
+            BELOW: self._p(-self.mean - edge),
+            EQUIVALENT: max(self._p(self.mean + edge), self._p(edge - self.mean)),
+        }
+        best = min(p, key=p.__getitem__)
+        return best, min(1.0, 2 * p[best])
+
+    def _p(self, distance: float) -> float:
+        """One-sided p-value of the hypothesis that the true value of an estimated distance is 0 or less."""
+        if self.error == 0:
+            return 0.0 if distance > 0 else 1.0
+        return float(stdtr(self.n - 1, -distance / self.error))
+
+
+class Verdict(NamedTuple):
+    """ABOVE, BELOW, EQUIVALENT, UNDECIDED or NO_VERDICT, and Holm's adjusted p-value (NaN for NO_VERDICT)."""
+
+    word: str
+    p: float
+
+
+def paired(numerator: Mapping[int, float], denominator: Mapping[int, float]) -> Ratio:
+    """The ratio over the repeats that both have; both map a repeat to tokens_per_s."""
+    common = sorted(numerator.keys() & denominator.keys())
+    logs = np.log([numerator[repeat] / denominator[repeat] for repeat in common])
+    n = len(common)
+    error = float(np.std(logs, ddof=1) / np.sqrt(n)) if n > 1 else np.nan
+    return Ratio(float(np.mean(logs)) if n else np.nan, error, n)
+
+
+def judge(ratios: Sequence[Ratio], margin: float) -> list[Verdict]:
+    """A verdict per ratio, corrected for their number; ratios of fewer than LEAST_PAIRS pairs get NO_VERDICT."""
+    claims = [ratio.claim(margin) if ratio.n >= LEAST_PAIRS else (NO_VERDICT, np.nan) for ratio in ratios]
+    adjusted = holm([p for _, p in claims])
+    words = [claim if claim == NO_VERDICT or p <= FAMILY_ERROR else UNDECIDED
+             for (claim, _), p in zip(claims, adjusted, strict=True)]  # fmt: skip
+    return [Verdict(word, p) for word, p in zip(words, adjusted, strict=True)]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values; NaN stays NaN and is not counted."""
+    order = [place for place in np.argsort(p_values) if not np.isnan(p_values[place])]
+    adjusted, largest = [np.nan] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
+def share_of(text: str, flag: str) -> float:
+    """'5%' or '0.05' as 0.05; BadInput naming the flag for anything that is not a share from 0 to below 1."""
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise BadInput(f"{flag} {text}: not a share; write 5% or 0.05")
+    return share
