@@ -14,7 +14,8 @@ from rich.table import Table
 
 from bench import environment
 from bench.config import BadInput
-from bench.mpi import find_launcher, mpi_environment
+from bench.mpi import find_launcher
+from strategies.environment import mpi_environment
 
 PROBE_TIMEOUT_S = 90
 

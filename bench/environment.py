@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 
 from bench.config import BadInput
-from bench.mpi import find_launcher, mpi_environment
+from bench.mpi import find_launcher
+from strategies.environment import mpi_environment
 
 PACKAGES = ("psring", "torch", "mpi4py", "horovod", "numpy", "pandas", "matplotlib", "scipy", "pydantic")
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from bench.mpi import mpi_environment
+from strategies.environment import mpi_environment
 
 os.environ.update(mpi_environment(os.environ))
 

@@ -21,9 +21,10 @@ from pathlib import Path
 import psutil
 
 from bench import records
-from bench.mpi import find_launcher, mpi_environment
+from bench.mpi import find_launcher
 from bench.nodes import cluster, layout
 from bench.processes import PSRING
+from strategies.environment import mpi_environment
 
 MARK = "PSRING_FAULT"
 NAME = f"fault{os.getpid()}"

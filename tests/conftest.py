@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 from hypothesis import settings
 
-from bench.mpi import find_launcher, mpi_environment
+from bench.mpi import find_launcher
+from strategies.environment import mpi_environment
 from tests.support.processes import PSRING, REPOSITORY, Launched, run_command
 
 os.environ.update(mpi_environment(os.environ), PYTHONPATH=str(REPOSITORY))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.config.errors import AgreedBadInput, BadInput, DiskFull
 from bench.config.measuring import GATE_STEPS, LEAST_CONVERGENCE
-from bench.config.network import CLUSTER_VARIABLE, DEFAULT_SOCKET_BYTES
+from bench.config.network import CLUSTER_VARIABLE
 from bench.config.reading import first_problem, make_config, nearest, read_tuned
 from bench.config.run import GROUPS, RunConfig
 from bench.config.topology import COMMUNICATING, StrategyName
@@ -12,7 +12,6 @@ from bench.config.topology import COMMUNICATING, StrategyName
 __all__ = [
     "CLUSTER_VARIABLE",
     "COMMUNICATING",
-    "DEFAULT_SOCKET_BYTES",
     "GATE_STEPS",
     "GROUPS",
     "LEAST_CONVERGENCE",

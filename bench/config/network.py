@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
+from strategies.environment import DEFAULT_SOCKET_BYTES
 from strategies.options import Knobs
 
 if TYPE_CHECKING:
     from bench.config.run import RunConfig
 
-# More than a link of 10 Gbit/s holds in 0.2 ms, less than the queue of a slow one.
-DEFAULT_SOCKET_BYTES = 256 << 10
 # Names the emulated cluster on whose nodes a process and its children run.
 CLUSTER_VARIABLE = "PSRING_CLUSTER"
 

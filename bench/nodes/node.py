@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from bench.config import CLUSTER_VARIABLE, BadInput
-from bench.mpi import mpi_environment
 from bench.nodes import nap
 from bench.nodes.layout import NAMESPACES, Cluster, etc_hosts_file, find
 from bench.processes import FORKED_PSRING
+from strategies.environment import mpi_environment
 
 _BIN = Path(__file__).with_name("bin")
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWNET = 0x00020000, 0x04000000, 0x40000000

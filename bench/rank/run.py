@@ -17,7 +17,7 @@ from bench import environment, processes, records
 from bench.config import BadInput, RunConfig
 from bench.durations import durations
 from bench.ledger import header_shares, make_ledger, wire_ratios
-from bench.mpi import RankInfo, mpi_environment, tcp_settings
+from bench.mpi import RankInfo, tcp_settings
 from bench.nodes import guard
 from bench.nodes.guard import Evidence, Monitor
 from bench.nodes.link import on_node
@@ -32,6 +32,7 @@ from bench.records import Ledger, PlannedRun, RunRecord, StepRecord, Summary
 from bench.scale_model import scales
 from strategies import create
 from strategies.base import Strategy
+from strategies.environment import mpi_environment
 from strategies.group import Group
 from strategies.timeline import KeepsTimeline
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import psutil
 
 from bench.config import RunConfig
-from bench.mpi import find_launcher, mpi_environment
+from bench.mpi import find_launcher
 from bench.nodes import nap
 from bench.nodes.layout import INTERFACE, Cluster, hostfile
 from bench.processes import FORKED_PSRING, PSRING, terminate_with_parent
 from bench.sweep import template
+from strategies.environment import mpi_environment
 
 GRACE_S = 5.0
 POLL_S = 0.1

@@ -14,9 +14,10 @@ import psutil
 import pytest
 
 from bench.config import RunConfig
-from bench.mpi import RankInfo, mpi_environment
+from bench.mpi import RankInfo
 from bench.processes import FORKED_PSRING
 from bench.sweep.launch import command, launcher_prefix, run
+from strategies.environment import mpi_environment
 from tests.support.processes import alive, gone, is_rank
 
 NAP = "import time; time.sleep(60)"
