@@ -107,7 +107,7 @@ def test_a_sweep_keeps_each_cell_once_and_leaves_out_the_excluded() -> None:
     ("values", "said"),
     [
         ({"batchsize": 4}, "did you mean 'batch_size'"),
-        ({"strategy": "ring_alreduce"}, "strategy: input should be"),
+        ({"strategy": "ring_alreduce"}, "no strategy is called 'ring_alreduce'; did you mean 'ring_allreduce'?"),
         ({"strategy": "parameter_server"}, "at least 1 server"),
         ({"strategy": "ring_allreduce", "num_servers": 1}, "has no servers"),
         ({"strategy": "local", "num_workers": 2}, "local is one worker"),

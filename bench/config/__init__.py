@@ -7,11 +7,9 @@ from bench.config.measuring import GATE_STEPS, LEAST_CONVERGENCE
 from bench.config.network import CLUSTER_VARIABLE
 from bench.config.reading import first_problem, make_config, nearest, read_tuned
 from bench.config.run import GROUPS, RunConfig
-from bench.config.topology import COMMUNICATING, StrategyName
 
 __all__ = [
     "CLUSTER_VARIABLE",
-    "COMMUNICATING",
     "GATE_STEPS",
     "GROUPS",
     "LEAST_CONVERGENCE",
@@ -19,7 +17,6 @@ __all__ = [
     "BadInput",
     "DiskFull",
     "RunConfig",
-    "StrategyName",
     "first_problem",
     "make_config",
     "nearest",

@@ -57,7 +57,7 @@ def check(config: RunConfig) -> Iterator[str]:
         yield "delay and congestion_control belong to emulated nodes; give a link (link: 200mbit)"
     if config.link and (config.hostfile or config.network_interface):
         yield "link: emulated nodes have their own hosts; leave hostfile and network_interface out"
-    if config.launcher == "horovodrun" and config.strategy in ("parameter_server", "mpi_ring", "ddp"):
-        yield f"launcher: horovodrun cannot start {config.strategy}; use launcher: mpirun"
+    if config.world_size > 1 and config.launcher not in config.kind.launchers:
+        yield f"launcher: {config.launcher} cannot start {config.strategy}; use launcher: {config.kind.launchers[0]}"
     if config.launcher == "srun" and (config.hostfile or config.link):
         yield "launcher: srun starts ranks on the job's own nodes; leave hostfile and link out"

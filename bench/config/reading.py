@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from bench.config.errors import BadInput
 from bench.config.run import RunConfig
-from bench.config.topology import COMMUNICATING
+from strategies import catalogue
 
 
 def make_config(values: Mapping[str, object], where: str) -> RunConfig:
@@ -20,16 +20,20 @@ def make_config(values: Mapping[str, object], where: str) -> RunConfig:
     if values.get("tuned"):
         values = {**_tuned_knobs(values, where), **values}
     try:
-        return RunConfig.model_validate(dict(values))
+        config = RunConfig.model_validate(dict(values))
+        catalogue.check(config.strategy)
     except ValidationError as error:
         raise BadInput(f"{where}: {first_problem(error, RunConfig.model_fields)}") from None
+    except ValueError as error:
+        raise BadInput(f"{where}: strategy: {error}") from None
+    return config
 
 
 def _tuned_knobs(values: Mapping[str, object], where: str) -> Mapping[str, object]:
     """The knobs that a file of `psring tune` has for a strategy; strategies that send nothing need none."""
-    path, strategy = str(values["tuned"]), str(values.get("strategy", ""))
+    path, strategy = str(values["tuned"]), str(values.get("strategy", catalogue.LOCAL.name))
     found = read_tuned(path)
-    if strategy in COMMUNICATING and strategy not in found:
+    if catalogue.find(strategy).tunes and strategy not in found:
         raise BadInput(f"{where}: {path} has no {strategy}; psring tune --strategy {strategy} --out {path}")
     knobs: Mapping[str, object] = found[strategy]["knobs"] if strategy in found else {}
     return knobs

@@ -18,15 +18,8 @@ from bench.config.model import Model
 from bench.config.network import Network
 from bench.config.topology import Workers
 from bench.config.training import Data, Optimizer
-from strategies.options import (
-    NUMBER_FORMATS,
-    NUMBERS_PER_SCALE,
-    GradientOptions,
-    Knobs,
-    Options,
-    TopologyOptions,
-    WireOptions,
-)
+from strategies.closed_forms import payload_bytes
+from strategies.options import GradientOptions, Knobs, Options, TopologyOptions, WireOptions
 
 CHECKS = (topology.check, wire.check, training.check, model.check, network.check, measuring.check, emulation.check)
 # As help lists them, the everyday ones first.
@@ -80,10 +73,7 @@ class RunConfig(Measuring, Network, Emulation, Compute, Optimizer, Data, Model, 
     @property
     def wire_bytes(self) -> int:
         """Bytes of one copy of all gradients (or parameters) on the wire: M in the cost models."""
-        itemsize = NUMBER_FORMATS[self.wire_dtype].nbytes
-        per_number = {"none": itemsize, "topk": self.topk_ratio * (4 + itemsize), "int8": 1, "onebit": 1 / 8}
-        scales = 4 / NUMBERS_PER_SCALE if self.compression in ("int8", "onebit") else 0
-        return round(self.gpt.num_parameters * (per_number[self.compression] + scales))
+        return payload_bytes(self, self.gpt.num_parameters)
 
     @property
     def speeds(self) -> list[float]:
@@ -93,7 +83,12 @@ class RunConfig(Measuring, Network, Emulation, Compute, Optimizer, Data, Model, 
     @property
     def exact(self) -> bool:
         """Whether it promises the model that one process would train, but for rounding."""
-        return self.synchronous and self.compression == "none" and self.sync_every == 1
+        return self.kind.exact and self.synchronous and self.compression == "none" and self.sync_every == 1
+
+    @property
+    def workers_agree(self) -> bool:
+        """Whether it promises that all workers hold the same weights after the last step."""
+        return self.kind.exact and self.synchronous
 
     def digest(self) -> str:
         """Twelve hex digits that name this config, whatever its place in a sweep."""
@@ -102,6 +97,5 @@ class RunConfig(Measuring, Network, Emulation, Compute, Optimizer, Data, Model, 
 
     def unsupported(self) -> str | None:
         """Why no library can run this valid config, or None."""
-        if self.strategy == "ring_allreduce" and self.wire_dtype == "bf16":
-            return "Horovod 0.28 has no bf16 reduction in its PyTorch binding; use wire_dtype fp32 or fp16"
-        return None
+        reasons = self.kind.unsupported.items()
+        return next((why for (knob, value), why in reasons if getattr(self, knob) == value), None)

@@ -3,41 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from strategies import catalogue
 from strategies.options import Knobs, Unit
 
 if TYPE_CHECKING:
     from bench.config.run import RunConfig
 
-StrategyName = Literal["local", "independent", "parameter_server", "ring_allreduce", "mpi_ring", "ddp"]
-COMMUNICATING: tuple[str, ...] = ("parameter_server", "ring_allreduce", "mpi_ring", "ddp")
-
 
 class Workers(Knobs):
     """The strategy and the ranks that train."""
 
-    strategy: StrategyName = "local"
+    strategy: str = catalogue.LOCAL.name
     """How gradients become one update: local (one worker), independent (workers that never communicate: the upper
     bound), parameter_server, ring_allreduce (Horovod), mpi_ring (the same ring on mpi4py), ddp (PyTorch
-    DistributedDataParallel)."""
+    DistributedDataParallel), or your own class as package.module:Class."""
     num_workers: Annotated[int, Unit("ranks")] = Field(1, ge=1)
     """Ranks that train. Under a launcher: its world size less num_servers."""
+
+    @field_validator("strategy")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return catalogue.full_name(value)
+
+    @property
+    def kind(self) -> catalogue.Entry:
+        """What is known of the strategy."""
+        return catalogue.find(self.strategy)
 
 
 def check(config: RunConfig) -> Iterator[str]:
     """Yield what is wrong with the numbers of workers and servers, and with who waits for whom."""
     yield from _servers(config)
     yield from _consistency(config)
-    if config.strategy == "local" and config.num_workers != 1:
-        yield "num_workers: local is one worker; for several use independent"
+    if config.kind.single_process and config.num_workers != 1:
+        yield f"num_workers: {config.strategy} is one worker; for several use {catalogue.INDEPENDENT.name}"
 
 
 def _servers(config: RunConfig) -> Iterator[str]:
     name, workers, servers = config.strategy, config.num_workers, config.num_servers
-    served = name == "parameter_server"
+    served = config.kind.has_servers
     if served and not servers and config.placement != "colocated":
         yield f"num_servers: {name} needs at least 1 server; give num_servers: 1"
     if not served and servers:
@@ -53,7 +61,7 @@ def _servers(config: RunConfig) -> Iterator[str]:
 
 def _consistency(config: RunConfig) -> Iterator[str]:
     consistency = config.consistency
-    if consistency != "bsp" and config.strategy != "parameter_server":
+    if consistency != "bsp" and not config.kind.has_servers:
         yield f"consistency: {consistency} needs a parameter_server; use bsp with {config.strategy}"
     if config.staleness and consistency != "ssp":
         yield f"staleness: only ssp has a bound; leave it out with consistency: {consistency}"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def check(config: RunConfig) -> Iterator[str]:
     """Yield what does not fit together among the knobs that reduce bytes."""
     asked = [name for name in ("compression", "sync_every") if getattr(config, name) not in ("none", 1)]
-    if asked and (config.strategy != "parameter_server" or not config.synchronous):
+    if asked and (not config.kind.has_servers or not config.synchronous):
         yield f"{asked[0]}: needs a parameter_server and consistency: bsp; or leave it out"
     yield from _compression(config)
     yield from _local_steps(config)

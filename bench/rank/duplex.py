@@ -22,12 +22,12 @@ def duplex_factor(config: RunConfig) -> float | None:
     duplex, 2 is half. It decides where the two topologies cross: a dedicated server beats the ring if and only if
     W/S < 2(1−1/W)/(φλ), λ its imbalance. Known on rank 0 only; None where MPI does not carry the gradients.
     """
-    if config.strategy not in ("parameter_server", "mpi_ring") or config.world_size == 1:
+    if not config.kind.message_knob or config.world_size == 1:
         return None
     from mpi4py import MPI
 
     comm = MPI.COMM_WORLD
-    message_bytes = config.chunk_bytes if config.strategy == "parameter_server" else config.segment_bytes
+    message_bytes: int = getattr(config, config.kind.message_knob)
 
     def exchange(nbytes: int, back: bool) -> float:
         """Send so many bytes from the first rank to the last, and as many back at the same time; return seconds."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from bench.config import GATE_STEPS, LEAST_CONVERGENCE, RunConfig
 from bench.rank.data import Corpus
 from bench.rank.train import build_model, build_optimizer, held_out_loss, train
+from strategies import catalogue
 from strategies.group import SingleGroup
 from strategies.local import Local
 
@@ -74,7 +75,7 @@ def reference_config(config: RunConfig, steps: int) -> RunConfig:
     passes = config.num_workers * config.gradient_accumulation if config.precision == "fp16" else 1
     return config.model_copy(
         update={
-            "strategy": "local",
+            "strategy": catalogue.LOCAL.name,
             "num_workers": 1,
             "num_servers": 0,
             "placement": "dedicated",
@@ -172,7 +173,7 @@ def bound(config: RunConfig, update: float) -> float:
     if u == UNIT_ROUNDOFF["fp32"]:
         return min(FP32_BOUND, update / 100 + u * gate_steps(config))
     of_update = 2 * math.sqrt(4 * u) if config.optimizer == "adamw" else 16 * u
-    returned = config.strategy == "parameter_server" and config.server_role == "update"
+    returned = config.kind.has_servers and config.server_role == "update"
     served = returned and config.wire_dtype != "fp32"
     return of_update * update + (UNIT_ROUNDOFF[config.wire_dtype] if served else 0.0)
 

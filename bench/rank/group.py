@@ -12,12 +12,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from bench.config import AgreedBadInput, BadInput, RunConfig
 from bench.mpi import RankInfo
 from bench.rank.liveness import Heartbeat
 from bench.records import PlannedRun
+from strategies import catalogue
 from strategies.group import Group, MPIGroup, SingleGroup
 from strategies.options import Options
 
@@ -28,14 +29,15 @@ Value = TypeVar("Value")
 
 def join(strategies: Sequence[str], rank_info: RankInfo, options: Options) -> Group:
     """Join the ranks that the launcher started. Collective."""
+    kinds = [catalogue.find(name) for name in strategies]
+    for kind in kinds:
+        _import(kind)
     if rank_info.launcher == "horovodrun":
-        others = [name for name in strategies if name != "ring_allreduce"]
-        if others:
-            raise BadInput(f"strategy: horovodrun starts ring_allreduce only, not {others[0]}; use mpirun")
-        group: Group = _import_horovod().HorovodGroup(options)
+        for kind in kinds:
+            if not kind.group:
+                raise BadInput(f"strategy: horovodrun cannot start {kind.name}; use mpirun")
+        group: Group = catalogue.load(kinds[0].group)(options)
         return group
-    if "ring_allreduce" in strategies:
-        _import_horovod()
     if not rank_info.starts_mpi:
         return SingleGroup()
     from mpi4py import MPI
@@ -45,12 +47,12 @@ def join(strategies: Sequence[str], rank_info: RankInfo, options: Options) -> Gr
     return MPIGroup(MPI.COMM_WORLD)
 
 
-def _import_horovod() -> Any:
+def _import(kind: catalogue.Entry) -> None:
+    """Import a strategy's library before ranks wait for each other; BadInput without it."""
     try:
-        from strategies import ring_allreduce
+        catalogue.load(kind.path)
     except ImportError as error:
-        raise BadInput(f"strategy: ring_allreduce needs Horovod ({error}); install it: scripts/setup.sh") from None
-    return ring_allreduce
+        raise BadInput(f"strategy: {kind.name} cannot be imported ({error}); install it: scripts/setup.sh") from None
 
 
 def agree(group: Group, planned: Sequence[PlannedRun]) -> None:

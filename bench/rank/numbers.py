@@ -160,7 +160,7 @@ def labels(config: RunConfig, reports: Sequence[RankReport]) -> list[str]:
     machines = [reports] if emulated else [[r for r in reports if r.host == host] for host in hosts]
     found = {
         "oversubscribed": any(_crowded(config, ranks) for ranks in machines),
-        "loopback": config.world_size > 1 and len(hosts) == 1 and config.strategy != "independent",
+        "loopback": config.world_size > 1 and len(hosts) == 1 and config.kind.communicates,
         "shared_memory": any(report.observed.shares_memory for report in reports),
         "emulated": emulated,
         "emulated_compute": config.compute != "real",

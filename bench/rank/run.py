@@ -59,7 +59,7 @@ def run_all(
         processes.die_with_parent()
     os.environ.update(mpi_environment(os.environ) | tcp_settings(planned[0].config))
     if keep_trace is not None:
-        os.environ.update(trace.TIMELINE)
+        os.environ.update(planned[0].config.kind.timeline_environment)
     group.set_deadline(planned[0].config.timeout_s)
     now = planned[0]
     try:
@@ -98,7 +98,7 @@ def _run(
     ranks.barrier()
     monitor = Monitor(ranks, config.patience_s) if on_node() else None
     cpu_before = numbers.cpu_s()
-    gated = config.check_equivalence and planned.repeat == 0 and config.strategy != "independent"
+    gated = config.check_equivalence and planned.repeat == 0 and config.kind.trains_one_model
     steps: list[StepRecord] = []
     at_gate: equivalence.Weights = {}
     clock = PhaseTimer(device)
@@ -147,7 +147,7 @@ def build(config: RunConfig, strategy: Strategy, device: torch.device) -> tuple[
         return model, build_optimizer(config, model)
     asleep = EmulatedGPT(config, durations(config), strategy.worker)
     # Where servers update at every step, workers never do; a server on a worker's rank takes the settings.
-    if config.strategy == "parameter_server" and config.server_role == "update" and config.sync_every == 1:
+    if config.kind.has_servers and config.server_role == "update" and config.sync_every == 1:
         return asleep, build_optimizer(config, asleep)
     return asleep, EmulatedOptimizer(asleep.parameters(), asleep.pace)
 
@@ -243,7 +243,7 @@ def _pass_gate(
     checksums = {report.checksum for report in reports if not report.is_server}
     if checksums == {None}:
         return ""
-    different = len(checksums) if config.synchronous else 1  # workers that never wait never hold the same weights
+    different = len(checksums) if config.workers_agree else 1  # workers that never wait never hold the same weights
     if not config.exact:
         columns["convergence"] = equivalence.convergence(config, columns["held_out_loss"], corpus, device)
         return equivalence.slow_complaint(columns["convergence"], different)

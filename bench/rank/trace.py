@@ -19,8 +19,6 @@ from bench.rank.clock import PhaseTimer
 from strategies.base import Strategy
 from strategies.timeline import KeepsTimeline, Span
 
-# Horovod then records on demand; its writer thread busy-waits on rank 0 from the start.
-TIMELINE = {"HOROVOD_TIMELINE": "DYNAMIC"}
 STEPS = 2  # for which a library keeps its timeline: the first absorbs what the start of it costs
 
 

@@ -18,6 +18,7 @@ from bench.config import BadInput, RunConfig
 from bench.intervals import Estimate, confidence, median_interval, ratio_interval
 from bench.records import Ledger, Summary
 from bench.shape import GPTShape
+from strategies import catalogue
 
 Key = tuple[Any, ...]
 Config = dict[Any, Any]
@@ -119,8 +120,15 @@ def judged(runs: pd.DataFrame) -> pd.DataFrame:
     return runs
 
 
+def is_kind(rows: pd.DataFrame, fact: str) -> pd.Series[bool]:
+    """Whether what the catalogue knows of a strategy (`communicates`, `has_servers`) holds in each row."""
+    return rows["strategy"].map(lambda name: getattr(catalogue.find(name), fact)).astype(bool)
+
+
 def order_of(column: pd.Series) -> pd.Series:
     """Sort key of a column: choices in the order RunConfig lists them (fp32 before bf16), else the values."""
+    if column.name == "strategy":
+        return column.map(lambda name: (catalogue.order(name), name))
     field = RunConfig.model_fields.get(str(column.name))
     words = get_args(field.annotation) if field else ()
     return column.map({word: position for position, word in enumerate(words)}) if words else column
@@ -228,14 +236,14 @@ def _baselines(configs: dict[str, Config], finished: dict[str, Config], batch: s
     work, stack = ((*(field for field in same if field != "batch_size"), batch) for same in (WORK, STACK))
     local, alone = defaultdict[Key, list[str]](list), defaultdict[Key, list[str]](list)
     for cell, config in finished.items():
-        if config["strategy"] == "local":
+        if catalogue.find(str(config["strategy"])).single_process:
             local[_key(config, work)].append(cell)
         if config["num_workers"] == 1:
             alone[_key(config, stack)].append(cell)
     baselines = {}
     for cell, config in configs.items():
         name = f"1 worker of {config['strategy']}"
-        for found, called in ((local[_key(config, work)], "local"), (alone[_key(config, stack)], name)):
+        for found, called in ((local[_key(config, work)], catalogue.LOCAL.name), (alone[_key(config, stack)], name)):
             if found:
                 own = _key(config, CONFIG_FIELDS)
                 similarity = {other: _similarity(own, _key(finished[other], CONFIG_FIELDS)) for other in found}

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bench import records
-from bench.config import BadInput, StrategyName, nearest
+from bench.config import BadInput
 from bench.intervals import Estimate, ratio_interval
 from bench.report.cells import CONFIG_FIELDS, SORTED_BY, judged, order_of, throughputs
 from bench.report.duels import WORK, finished, same
 from bench.report.tables import Columns, cell_names, interval, number, table
 from bench.report.verdicts import paired
+from strategies import catalogue
 
 COLUMNS: Columns = {
     "n": lambda row: str(row["n"]),
@@ -34,11 +35,11 @@ def compare(a: str, b: str, within: Path | None) -> pd.DataFrame:
         frames = [records.frame(records.read(Path(folder))) for folder in (a, b)]
         found = match_folders(*frames) if all(len(frame) for frame in frames) else pd.DataFrame()
     else:
-        known = get_args(StrategyName)
-        for name in (a, b):
-            if name not in known:
-                raise BadInput(f"compare: unknown strategy {name!r}{nearest(name, known)}; known: {', '.join(known)}")
-        found = match_strategies(records.frame(records.read(within)), a, b)
+        try:
+            arms = [catalogue.full_name(name) for name in (a, b)]
+        except ValueError as error:
+            raise BadInput(f"compare: {error}") from None
+        found = match_strategies(records.frame(records.read(within)), *arms)
     if found.empty or not (found["verdict"].map(lambda verdict: not verdict.startswith("no numbers"))).any():
         raise BadInput(f"compare: {a} and {b} have no cell with numbers in common; sweep both with the same file")
     return found

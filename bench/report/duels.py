@@ -10,11 +10,20 @@ from typing import Any
 
 import pandas as pd
 
-from bench.report.cells import CONFIG_FIELDS, HARNESS, PLACES, TOPOLOGY, judged, order_of, place_of, throughputs
+from bench.report.cells import (
+    CONFIG_FIELDS,
+    HARNESS,
+    PLACES,
+    TOPOLOGY,
+    is_kind,
+    judged,
+    order_of,
+    place_of,
+    throughputs,
+)
 from bench.report.verdicts import MARGIN, Ratio, Verdict, judge, paired
+from strategies import catalogue
 
-RINGS = {"ring_allreduce": "Horovod's ring", "mpi_ring": "the mpi4py ring"}
-SERVERS = ("parameter_server",)
 WORK = tuple(field for field in CONFIG_FIELDS if field not in HARNESS | TOPOLOGY)
 # Knobs of the servers that a name states in words or that an axis shows.
 NAMED = {"strategy", "num_workers", "num_servers", "placement", "consistency"}
@@ -66,14 +75,15 @@ def _pairs(cells: pd.DataFrame) -> Iterator[tuple[str, Row, Row]]:
     """What is equal (world_size or num_workers), ring cell and server cell, wherever both ran the same work.
 
     Asynchronous servers (asp, ssp) are left out: they learn less from a token. The ring is that of the first library
-    in RINGS that has a cell of the size, with the fastest of its settings.
+    in the catalogue that has a cell of the size, with the fastest of its settings.
     """
     cells = cells[cells["consistency"] == "bsp"].sort_values("tokens_per_s").reset_index()
     cells["server_name"] = server_names(cells)
     for _, arms in same(cells, [*WORK, "place"]):
         rows = arms.to_dict("records")
-        servers = [row for row in rows if row["strategy"] in SERVERS]
-        rings = [row for name in reversed(RINGS) for row in rows if row["strategy"] == name]
+        servers = [row for row in rows if catalogue.find(row["strategy"]).has_servers]
+        rings = [row for row in rows if catalogue.find(row["strategy"]).family == catalogue.RING]
+        rings.sort(key=lambda row: catalogue.order(row["strategy"]), reverse=True)
         by_size = {int(row["num_workers"]): row for row in rings}  # the last one of a size stays
         for server in servers:
             for equal in ("world_size", "num_workers") if server["num_servers"] else ("world_size",):
@@ -83,7 +93,7 @@ def _pairs(cells: pd.DataFrame) -> Iterator[tuple[str, Row, Row]]:
 
 def server_names(cells: pd.DataFrame) -> pd.Series:
     """What each server cell ran, blank for others: 'one dedicated server', 'colocated servers, chunk_bytes 4096'."""
-    served = cells["strategy"].isin(SERVERS)
+    served = is_kind(cells, "has_servers")
     apart = [field for field in CONFIG_FIELDS if field in TOPOLOGY - NAMED and cells.loc[served, field].nunique() > 1]
     names = [_server_name(row, apart) for row in cells[served].to_dict("records")]
     return pd.Series(names, index=cells.index[served], dtype="object").reindex(cells.index, fill_value="")
@@ -102,7 +112,7 @@ def _described(equal: str, ring: Row, server: Row) -> dict[str, object]:
         "equal": "workers" if equal == "num_workers" else unit, "unit": unit, "size": int(server[equal]),
         **{field: server[field] for field in (*WORK, "place", "num_servers")},
         "ring": ring["cell"], "server": server["cell"], "world_size": int(server["world_size"]),
-        "ring_name": RINGS[ring["strategy"]], "server_name": server["server_name"],
+        "ring_name": catalogue.find(ring["strategy"]).phrase, "server_name": server["server_name"],
     }  # fmt: skip
 
 

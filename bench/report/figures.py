@@ -20,12 +20,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from bench.config import COMMUNICATING
 from bench.report.cells import PLACES
-from bench.report.looks import INK, PANEL, PHASES, curves, with_looks
+from bench.report.looks import INK, PANEL, PHASES, curves, that_communicate, with_looks
 from bench.report.overview import overview
 from bench.report.panels import Draw, draw_throughput, grid, points, size_axis
 from bench.report.verdicts import MARGIN
+from strategies import catalogue
 
 KINDS = ("svg", "png", "pdf")
 MAX_BARS = 20  # per panel of the step-time figure
@@ -106,7 +106,7 @@ def make_figures(
 def _if_varied(ok: pd.DataFrame) -> pd.Series:
     """tokens_per_s of the communicating cells if batch size or precision varies, else no row."""
     varied = len(ok.drop_duplicates(["precision", "batch_size"])) > 1
-    return ok.loc[ok["strategy"].isin(COMMUNICATING) & varied, "tokens_per_s"]
+    return that_communicate(ok if varied else ok.iloc[:0])["tokens_per_s"]
 
 
 def throughput(ok: pd.DataFrame) -> Figure:
@@ -153,10 +153,10 @@ def communication_volume(ok: pd.DataFrame) -> Figure:
 
     def draw(axes: Axes, rows: pd.DataFrame, role: str = "worker") -> None:
         column = f"bytes_sent_per_{role}_per_step"
-        communicating = rows[rows["strategy"].isin(COMMUNICATING)]
+        communicating = that_communicate(rows)
         for label, look, curve in curves(communicating):
             # Where two strategies send the same, the later, thinner line leaves the earlier one visible.
-            weight = len(COMMUNICATING) - COMMUNICATING.index(curve["strategy"].iloc[0])
+            weight = max(1, len(catalogue.CATALOGUE) - catalogue.order(curve["strategy"].iloc[0]))
             line = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 0.2 + 0.9 * weight}
             dot = {"color": look["color"], "marker": look["marker"], "markersize": 2 + 2 * weight}
             sizes = curve.filter(like=column).astype("float64") / 1e6
@@ -222,7 +222,7 @@ def _largest(rows: pd.DataFrame) -> pd.DataFrame:
 def batch_size(ok: pd.DataFrame) -> Figure:
     """Tokens per second against sequences per worker, a panel per strategy and a line style per precision."""
     most = ok[ok["num_workers"] == ok.groupby("place")["num_workers"].transform("max")]
-    most = most[most["strategy"].isin(COMMUNICATING)]
+    most = that_communicate(most)
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
         for label, look, curve in curves(rows):

@@ -12,24 +12,13 @@ from typing import Any
 
 import pandas as pd
 
-from bench.config import COMMUNICATING
-from bench.report.cells import COMMUNICATION, HARNESS, varying
+from bench.report.cells import COMMUNICATION, HARNESS, is_kind, varying
 from bench.shape import GPTShape
+from strategies import catalogue
 
-GREY = "#8c8c8c"
-INK, PAPER = "#1b1b1f", "#ffffff"  # write.inline_svg replaces both by the page's colours
-NAMES = {
-    "local": "local",
-    "independent": "independent workers",
-    "parameter_server": "parameter server",
-    "ring_allreduce": "ring-allreduce",
-    "mpi_ring": "ring on mpi4py",
-    "ddp": "PyTorch DDP",
-}
-COLOURS = {
-    "local": INK, "independent": "#8c8c8c", "parameter_server": "#d55e00", "ring_allreduce": "#0072b2",
-    "mpi_ring": "#56b4e9", "ddp": "#009e73",
-}  # fmt: skip
+GREY = catalogue.INDEPENDENT.colour
+INK, PAPER = catalogue.LOCAL.colour, "#ffffff"  # write.inline_svg replaces both by the page's colours
+COLOURS = tuple(entry.colour for entry in catalogue.CATALOGUE.values())
 COLOCATED = "#e69f00"
 PHASES = {
     "data_s": "#9a9a9a", "forward_s": "#56b4e9", "backward_s": "#e69f00",
@@ -47,7 +36,7 @@ def with_looks(ok: pd.DataFrame) -> pd.DataFrame:
     """The ok cells with two more columns: `curve`, its label, and `look`, the style of its line (plot keywords)."""
     within = {field for _, panel in ok.groupby("place") for field in told_apart(panel)}
     fields = ["strategy", "num_servers", "placement", *(field for field in told_apart(ok) if field in within)]
-    variants: dict[str, Iterator[int]] = {name: itertools.count() for name in NAMES}
+    variants: dict[str, Iterator[int]] = {name: itertools.count() for name in ok["strategy"].unique()}
     alone = ok["strategy"].nunique() == 1
     ok = ok.assign(curve="", look=None)
     for key, every in ok.groupby(fields, sort=False, dropna=False):
@@ -56,7 +45,7 @@ def with_looks(ok: pd.DataFrame) -> pd.DataFrame:
         look = {
             "color": colour_of_variant(strategy, variant) if alone else colour_of(every.iloc[0]),
             "linestyle": LINES[variant % len(LINES)],
-            "marker": MARKERS[(list(NAMES).index(strategy) + 5 * variant) % len(MARKERS)],
+            "marker": MARKERS[(catalogue.order(strategy) + 5 * variant) % len(MARKERS)],
         }  # fmt: skip
         ok.loc[every.index, "curve"] = curve_label(dict(zip(fields, key, strict=True)))
         ok.loc[every.index, "look"] = pd.Series([look] * len(every), index=every.index)
@@ -69,23 +58,28 @@ def curves(rows: pd.DataFrame) -> Iterator[Curve]:
         yield str(label), curve["look"].iloc[0], curve.sort_values("num_workers")
 
 
+def that_communicate(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose workers exchange anything."""
+    return rows[is_kind(rows, "communicates")]
+
+
 def colour_of(cell: pd.Series) -> str:
     """The colour of a cell's strategy; colocated and mixed servers have another one."""
-    served = cell["strategy"] == "parameter_server" and cell["placement"] != "dedicated"
-    return COLOCATED if served else COLOURS[cell["strategy"]]
+    kind = catalogue.find(cell["strategy"])
+    return COLOCATED if kind.has_servers and cell["placement"] != "dedicated" else kind.colour
 
 
 def colour_of_variant(strategy: str, variant: int) -> str:
     """The colour of the variant-th variant of the only strategy: first the strategy's, then the others."""
-    own = COLOURS[strategy]
-    palette = [own, *(colour for colour in (*COLOURS.values(), COLOCATED) if colour != own)]
+    own = catalogue.find(strategy).colour
+    palette = [own, *(colour for colour in (*COLOURS, COLOCATED) if colour != own)]
     return palette[variant % len(palette)]
 
 
 def told_apart(ok: pd.DataFrame) -> list[str]:
     """Knobs that vary and are shown neither by an axis nor by a panel or colour: a label must name them."""
     shown = {"strategy", "num_workers", "num_servers", "placement", *PANEL}
-    communicating = varying(ok[ok["strategy"].isin(COMMUNICATING)])
+    communicating = varying(that_communicate(ok))
     fields = [field for field in varying(ok) if field not in shown | (HARNESS - {"model"})]
     fields = [field for field in fields if field not in COMMUNICATION or field in communicating]
     shape = [name for name in GPTShape.model_fields if name in ok]
@@ -96,11 +90,11 @@ def told_apart(ok: pd.DataFrame) -> list[str]:
 
 def curve_label(values: dict[str, Any]) -> str:
     """'parameter server, 2 servers, fp16 wire': strategy and the knobs that distinguish it."""
-    words = [NAMES[values["strategy"]]]
+    words = [catalogue.find(values["strategy"]).title]
     if values["num_servers"]:
         words.append(f"{values['num_servers']} server" + "s" * (values["num_servers"] > 1))
     for field, value in values.items():
-        if field in COMMUNICATION and values["strategy"] not in COMMUNICATING:
+        if field in COMMUNICATION and not catalogue.find(values["strategy"]).communicates:
             continue  # this strategy does not read it
         if pd.isna(value) or value == OFF.get(field):
             continue

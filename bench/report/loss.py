@@ -14,7 +14,7 @@ import pandas as pd
 from pyarrow import csv
 
 from bench.intervals import median_interval
-from bench.report.cells import WORK, judged
+from bench.report.cells import WORK, is_kind, judged
 
 WINDOW = 5  # steps of the trailing mean: the loss of one batch is noisy
 # Knobs that change how fast a task is learned, not the task: cells that differ in them have the same target.
@@ -69,7 +69,7 @@ def add_costs(summary: pd.DataFrame, runs: pd.DataFrame, losses: pd.DataFrame) -
 
     `losses` is what `read` returns. `independent` is left out: each of its workers trains a model of its own.
     """
-    runs = runs[runs["strategy"] != "independent"].set_index("run_id")
+    runs = runs[is_kind(runs, "trains_one_model")].set_index("run_id")
     task = runs.groupby(TASK, dropna=False).ngroup()
     known = losses[losses["run_id"].isin(runs.index) & losses["loss"].notna()]
     best = known.groupby("run_id")["loss"].min()

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from bench.config import COMMUNICATING
-from bench.report.looks import INK, NAMES, PANEL, PAPER, curves
+from bench.report.looks import INK, PANEL, PAPER, curves, that_communicate
+from strategies import catalogue
 
 NOTE_WIDTH = 58  # letters of a note that fit above a panel
 TITLE_SHARE = 0.78  # a title is larger: of the letters of a note, this share fits
@@ -65,7 +65,9 @@ def title_of(ok: pd.DataFrame, setting: dict[str, Any]) -> str:
         "global_batch_size": "{} sequences in the global batch", "target_loss": "until loss {:.3g}",
     }  # fmt: skip
     shown = [field for field in setting if field != "place" or set(ok["place"]) != {"one machine"}]
-    named = {**setting, "strategy": NAMES.get(str(setting.get("strategy")))}
+    named = {**setting}
+    if "strategy" in setting:
+        named["strategy"] = catalogue.find(str(setting["strategy"])).title
     return ", ".join(words.get(field, "{}").format(named[field]) for field in shown)
 
 
@@ -87,7 +89,7 @@ def decorate(axes: Axes, title: str, labels: str = "") -> None:
 
 def shown_labels(rows: pd.DataFrame) -> str:
     """'loopback; oversubscribed at 4 workers': the labels of the communicating rows, and where unless on all."""
-    communicating = rows[rows["strategy"].isin(COMMUNICATING)]
+    communicating = that_communicate(rows)
     of_row = (communicating if len(communicating) else rows)["labels"].str.split()
     words = []
     for label in sorted(set(of_row.explode().dropna())):

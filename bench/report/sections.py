@@ -10,6 +10,7 @@ import pandas as pd
 
 from bench.config import GATE_STEPS, LEAST_CONVERGENCE
 from bench.records import LABELS
+from bench.report.cells import is_kind
 from bench.report.tables import (
     BLANK,
     BYTES,
@@ -116,7 +117,7 @@ def cross_table(rows: Sequence[Row], names: Columns) -> Table:
 
 def server_table(summary: pd.DataFrame, names: Columns) -> Table:
     """The numbers that describe servers, a row per parameter-server cell; no column that is blank in every row."""
-    served = summary[summary["strategy"] == "parameter_server"]
+    served = summary[is_kind(summary, "has_servers")]
     columns: Columns = {"servers": lambda row: str(row["num_servers"])}
     for head, (field, units) in SERVER_FIELDS.items():
         if served[field].notna().any():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bench.config import BadInput, RunConfig, first_problem, make_config, nearest
+from strategies import catalogue
+from strategies.catalogue import Entry
+from strategies.options import TopologyOptions, WireOptions
+
+STRATEGY_KNOBS = frozenset({*TopologyOptions.model_fields, *WireOptions.model_fields})
 
 
 class EmulatedCluster(BaseModel):
@@ -56,14 +61,16 @@ class Sweep(BaseModel):
         """Return the cells in file order, each once; BadInput names the block that is wrong and `where` it is."""
         cells: dict[str, RunConfig] = {}
         for number, block in enumerate(self.grid, start=1):
+            here = f"{where}: grid block {number}"
+            names = _strategies({**self.defaults, **block}, here)
             for values in cross_product(block):
-                merged = self._on_cluster({**self.defaults, **values})
+                merged = self._on_cluster(_read_knobs({**self.defaults, **values}, block, names, here))
                 if any(_matches(rule, merged) for rule in self.exclude):
                     continue
-                config = make_config(merged, f"{where}: grid block {number}")
+                config = make_config(merged, here)
                 if self.cluster and config.link and config.world_size > self.cluster.num_nodes:
                     raise BadInput(
-                        f"{where}: grid block {number}: {config.world_size} ranks need as many nodes; "
+                        f"{here}: {config.world_size} ranks need as many nodes; "
                         f"cluster has num_nodes: {self.cluster.num_nodes}"
                     )
                 cells.setdefault(config.digest(), config)
@@ -82,6 +89,30 @@ def cross_product(block: Mapping[str, Any]) -> list[dict[str, Any]]:
     """{a: [1, 2], b: 3} -> [{a: 1, b: 3}, {a: 2, b: 3}]; the last key varies fastest."""
     axes = [value if isinstance(value, list) else [value] for value in block.values()]
     return [dict(zip(block, values, strict=True)) for values in itertools.product(*axes)]
+
+
+def _strategies(block: Mapping[str, Any], where: str) -> list[Entry]:
+    """What is known of each strategy that a block names."""
+    named = block.get("strategy", catalogue.LOCAL.name)
+    try:
+        return [
+            catalogue.find(catalogue.full_name(str(name))) for name in (named if isinstance(named, list) else [named])
+        ]
+    except ValueError as error:
+        raise BadInput(f"{where}: strategy: {error}") from None
+
+
+def _read_knobs(
+    values: dict[str, Any], block: Mapping[str, Any], strategies: Sequence[Entry], where: str
+) -> dict[str, Any]:
+    """Leave out the knobs that only other strategies of the block read; BadInput for one that none of them reads."""
+    own = catalogue.find(catalogue.full_name(str(values.get("strategy", catalogue.LOCAL.name))))
+    unread = [name for name in values if name in STRATEGY_KNOBS and name not in own.knobs]
+    read_by_others = {name for name in unread if any(name in each.knobs for each in strategies)}
+    for name in unread:
+        if name in block and name not in read_by_others:
+            raise BadInput(f"{where}: {name}: {own.name} does not read it; leave it out")
+    return {name: value for name, value in values.items() if name not in read_by_others}
 
 
 def _matches(rule: Mapping[str, Any], values: Mapping[str, Any]) -> bool:

@@ -51,12 +51,13 @@ def _launch_key(config: RunConfig) -> tuple[object, ...]:
     """Return the values that must be equal for two cells to run on the same ranks.
 
     Horovod cannot be initialised twice in a process (a second hvd.init() crashes), and its thread communicates between
-    runs, too: its cells share ranks only with each other, and only if their knobs are equal.
+    runs, too: cells of a library that reads knobs once in a process share ranks only with each other, at equal knobs.
     """
-    ring = config.strategy == "ring_allreduce" and (config.fusion_threshold_bytes, config.cycle_time_s)
+    once = config.kind.process_knobs
+    library = once and (config.strategy, *(getattr(config, name) for name in once))
     launcher = config.launcher if config.world_size > 1 else "none"
     transport = (config.hostfile, config.network_interface, config.socket_bytes, config.eager_limit_bytes)
-    return (launcher, config.world_size, *transport, emulated_cluster(config), ring)
+    return (launcher, config.world_size, *transport, emulated_cluster(config), library)
 
 
 def emulated_cluster(config: RunConfig) -> Cluster | None:

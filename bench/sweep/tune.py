@@ -19,14 +19,8 @@ from bench.mpi import RankInfo
 from bench.records import PlannedRun, RunRecord
 from bench.sweep.file import Sweep
 from bench.sweep.run import run_sweep
+from strategies import catalogue
 
-# The knob that each strategy's speed hangs on, and the sizes to try beside its default, bytes.
-SIZES: dict[str, tuple[str, tuple[int, ...]]] = {
-    "parameter_server": ("chunk_bytes", (16 << 10, 60_000, 256 << 10, 1 << 20, 4 << 20)),
-    "mpi_ring": ("segment_bytes", (16 << 10, 64 << 10, 256 << 10, 1 << 20)),
-    "ring_allreduce": ("fusion_threshold_bytes", (1 << 20, 8 << 20, 128 << 20)),
-    "ddp": ("bucket_bytes", (1 << 20, 5 << 20, 25 << 20)),
-}
 BUDGET_S = 90.0  # no round begins that would end later; the first one is always run
 ROUNDS = 5
 STEPS = {"steps": 4, "warmup_steps": 2, "eval_batches": 0}
@@ -42,10 +36,10 @@ def tune(config: RunConfig, rank_info: RankInfo, out: Path, console: Console) ->
     """
     knob, candidates = make_candidates(config)
     here = rank_info.launcher != "none" or config.world_size == 1
-    if here and config.strategy == "ring_allreduce":
+    if here and knob in config.kind.process_knobs:
         raise BadInput(
-            "tune: Horovod reads its fusion threshold once per process; without mpirun, psring tune starts its own: "
-            f"psring tune --num-workers {config.num_workers} --strategy ring_allreduce ..."
+            f"tune: {config.strategy} reads {knob} once per process; without mpirun, psring tune starts its own: "
+            f"psring tune --num-workers {config.num_workers} --strategy {config.strategy} ..."
         )
     if rank_info.rank == 0:
         records.check_writable(out)
@@ -61,9 +55,10 @@ def tune(config: RunConfig, rank_info: RankInfo, out: Path, console: Console) ->
 
 def make_candidates(config: RunConfig) -> tuple[str, list[RunConfig]]:
     """Return the knob, and a config per size: all that cut the gradients, and the smallest that does not."""
-    if config.strategy not in SIZES:
-        raise BadInput(f"tune: {config.strategy} sends nothing; choose one of {', '.join(SIZES)}")
-    knob, sizes = SIZES[config.strategy]
+    knob, sizes = config.kind.tunes, config.kind.sizes
+    if not knob:
+        others = ", ".join(name for name, entry in catalogue.CATALOGUE.items() if entry.tunes)
+        raise BadInput(f"tune: {config.strategy} has no size to tune; choose one of {others}")
     default = RunConfig.model_fields[knob].default
     if getattr(config, knob) != default:
         raise BadInput(f"tune: {knob} is what it looks for; leave it out")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from mpi4py import MPI
 from torch import Tensor, nn
 
-from bench.config import RunConfig, StrategyName
+from bench.config import RunConfig
 from bench.durations import by_flops, durations, forward_flops, slowdown
 from bench.rank import asleep as room
 from bench.rank.asleep import EmulatedGPT, EmulatedOptimizer
@@ -19,6 +19,7 @@ from bench.rank.train import build_model, train
 from bench.records import StepRecord
 from strategies import create
 from strategies.base import Strategy
+from strategies.catalogue import CATALOGUE
 from strategies.gradients import on_gradient
 from strategies.group import SingleGroup
 from strategies.parameter_server.plan import Roles
@@ -102,7 +103,7 @@ KNOBS: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
-@pytest.mark.parametrize("strategy", get_args(StrategyName))
+@pytest.mark.parametrize("strategy", CATALOGUE)
 def test_everything_happens_in_the_order_of_real_training(strategy: str, knobs: dict[str, object]) -> None:
     """Modules, gradients, sends: the tied embedding's gradient comes last, after both its uses."""
     place = {"placement": "colocated"} if strategy == "parameter_server" else {}

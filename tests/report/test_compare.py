@@ -84,7 +84,7 @@ def test_two_strategies_of_a_folder_meet_on_equal_work_and_workers(tmp_path: Pat
     [
         (["a", "nowhere"], "no runs.jsonl"),
         (["a", "b"], "no cell with numbers in common"),
-        (["ring", "ddp", "--within", "a"], "unknown strategy 'ring'"),
+        (["ring", "ddp", "--within", "a"], "no strategy is called 'ring'"),
         (["ddp", "local", "--within", "a"], "no cell with numbers in common"),
         (["a", "a", "--fail-if-slower", "much"], "write 5% or 0.05"),
         (["a", "a", "--fail-if-slower", "200%"], "write 5% or 0.05"),

@@ -17,6 +17,7 @@ from matplotlib.text import Text
 from bench import records
 from bench.records import RunRecord
 from bench.report import cells, duels, figures, looks, loss, panels
+from strategies.catalogue import CATALOGUE
 from tests.support.synthetic import demo_records, make_failure, make_record, make_steps
 
 BY_SETTING = ("throughput", "scaling_efficiency", "communication_volume", "step_time", "loss_against_time")
@@ -84,13 +85,13 @@ def test_a_strategy_has_one_colour_everywhere(drawn: dict[str, Figure]) -> None:
     for name in ("overview", "throughput", "scaling_efficiency", "communication_volume", "batch_size", "front"):
         for axes in drawn[name].axes:
             for label, colour in colours(axes).items():
-                for strategy, text in looks.NAMES.items():
-                    if label.split(",")[0] == text:
-                        assert colour == looks.COLOURS[strategy]
+                for entry in CATALOGUE.values():
+                    if label.split(",")[0] == entry.title:
+                        assert colour == entry.colour
 
 
 def test_strategies_differ_in_colour_and_marker() -> None:
-    assert len(set(looks.COLOURS.values())) == len(looks.COLOURS) == len(looks.NAMES)
+    assert len({entry.colour for entry in CATALOGUE.values()}) == len(CATALOGUE) <= len(looks.MARKERS)
 
 
 def test_variants_of_the_only_strategy_have_the_colours_and_are_told_apart(tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_variants_of_the_only_strategy_have_the_colours_and_are_told_apart(tmp_p
         lines = {line.get_label(): line for line in axes.lines if "server" in str(line.get_label())}
         assert len({line.get_color() for line in lines.values()}) == len(lines) == len(ways), name
         assert len({line.get_marker() for line in lines.values()}) == len(ways), name
-        assert looks.COLOURS["parameter_server"] in {line.get_color() for line in lines.values()}
+        assert CATALOGUE["parameter_server"].colour in {line.get_color() for line in lines.values()}
         assert not any("none" in str(label) or "sync_every 1" in str(label) for label in lines)
 
 
@@ -194,7 +195,7 @@ def test_what_varies_tells_curves_apart() -> None:
     names = [label for label, _, _ in looks.curves(looks.with_looks(table))]
     assert len(set(names)) == len(names)
     assert "local" in names  # a strategy that sends nothing is not named by its wire
-    assert "ring-allreduce, horovodrun, fp16 wire" in names
+    assert "ring-allreduce, fp16 wire, horovodrun" in names
     assert "parameter server, 2 servers, mpirun, fp16 wire" in names
 
 

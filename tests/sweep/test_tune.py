@@ -13,6 +13,7 @@ from bench.config import BadInput, RunConfig, make_config, read_tuned
 from bench.intervals import Estimate
 from bench.sweep import tune
 from bench.sweep.file import Sweep
+from strategies.catalogue import CATALOGUE
 
 GIVEN = {"parameter_server": {"num_servers": 1}}
 
@@ -22,12 +23,12 @@ def config_of(strategy: str, **values: object) -> RunConfig:
 
 
 def write(path: Path, **sizes: int) -> str:
-    path.write_text(yaml.safe_dump({name: {"knobs": {tune.SIZES[name][0]: size}} for name, size in sizes.items()}))
+    path.write_text(yaml.safe_dump({name: {"knobs": {CATALOGUE[name].tunes: size}} for name, size in sizes.items()}))
     return str(path)
 
 
 @pytest.mark.parametrize("model", ["gpt-nano", "gpt-mini", "gpt2"])
-@pytest.mark.parametrize("strategy", tune.SIZES)
+@pytest.mark.parametrize("strategy", [name for name, entry in CATALOGUE.items() if entry.tunes])
 def test_one_size_at_most_does_not_cut_the_gradients(strategy: str, model: str) -> None:
     config = config_of(strategy, model=model)
     knob, candidates = tune.make_candidates(config)
@@ -39,7 +40,7 @@ def test_one_size_at_most_does_not_cut_the_gradients(strategy: str, model: str) 
 
 
 def test_what_cannot_be_tuned_is_refused() -> None:
-    with pytest.raises(BadInput, match="independent sends nothing"):
+    with pytest.raises(BadInput, match="independent has no size to tune"):
         tune.make_candidates(config_of("independent"))
     with pytest.raises(BadInput, match="chunk_bytes is what it looks for"):
         tune.make_candidates(config_of("parameter_server", chunk_bytes=5000))

@@ -1,0 +1,213 @@
+"""Every strategy, declared once: what it is called and what is known of it without running it. No torch.
+
+A strategy of somebody else's is named `package.module:Class`; what its class defines of an entry's fields (as class
+attributes of the same names) is its entry, the defaults hold for the rest.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from strategies import closed_forms
+from strategies.closed_forms import ClosedForm
+
+ENTRY_POINTS = "psring.strategies"
+NONE, RING, PARAMETER_SERVER_FAMILY, OTHER = "none", "ring", "parameter server", "other"
+SPARE_COLOURS = ("#882255", "#117733", "#332288", "#999933", "#aa4499")
+SERVER_KNOBS = (
+    "num_servers", "placement", "consistency", "staleness", "server_role", "sync_every", "outer_learning_rate",
+    "outer_momentum", "wire_dtype", "compression", "topk_ratio", "chunk_bytes", "schedule", "window_bytes",
+    "shared_memory", "poll_s",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a strategy before it runs."""
+
+    name: str
+    path: str  # "package.module:Class", or a function of (group, options) that returns this rank's strategy
+    title: str = ""  # in figures and tables
+    phrase: str = ""  # in sentences
+    summary: str = ""  # in help
+    family: str = OTHER  # what carries the gradients; reports compare "ring" with "parameter server"
+    colour: str = ""
+    launchers: tuple[str, ...] = ("mpirun", "srun")
+    single_process: bool = False  # runs on one rank only
+    exact: bool = False  # promises the model that one process would train; every worker then holds it
+    knobs: tuple[str, ...] = ()  # of topology and wire that it reads
+    tunes: str = ""  # the knob that its speed depends on most
+    sizes: tuple[int, ...] = ()  # that `psring tune` tries for it beside the default, bytes
+    message_knob: str = ""  # the size of its messages, if they are sent by MPI point to point
+    process_knobs: tuple[str, ...] = ()  # that its library reads once in a process
+    closed_form: ClosedForm | None = None  # none: nothing is predicted
+    unsupported: Mapping[tuple[str, str], str] = field(default_factory=dict)  # (knob, value): why not
+    group: str = ""  # path of the Group by which ranks talk where its launcher brings no MPI
+    timeline_environment: Mapping[str, str] = field(default_factory=dict)  # so that its library can keep a timeline
+
+    @property
+    def communicates(self) -> bool:
+        """Whether its workers exchange anything."""
+        return self.family != NONE
+
+    @property
+    def has_servers(self) -> bool:
+        """Whether some ranks serve parameters."""
+        return self.family == PARAMETER_SERVER_FAMILY
+
+    @property
+    def trains_one_model(self) -> bool:
+        """Whether all workers work on the same model."""
+        return self.exact or self.communicates
+
+
+LOCAL = Entry(
+    name="local",
+    path="strategies.local:Local",
+    title="local",
+    summary="one worker",
+    family=NONE,
+    colour="#1b1b1f",
+    single_process=True,
+    exact=True,
+    closed_form=closed_forms.nothing,
+)
+INDEPENDENT = Entry(
+    name="independent",
+    path="strategies.independent:Independent",
+    title="independent workers",
+    summary="workers that never communicate: the upper bound",
+    family=NONE,
+    colour="#8c8c8c",
+    closed_form=closed_forms.nothing,
+)
+PARAMETER_SERVER = Entry(
+    name="parameter_server",
+    path="strategies.parameter_server:create_parameter_server",
+    title="parameter server",
+    family=PARAMETER_SERVER_FAMILY,
+    colour="#d55e00",
+    exact=True,
+    knobs=SERVER_KNOBS,
+    tunes="chunk_bytes",
+    sizes=(16 << 10, 60_000, 256 << 10, 1 << 20, 4 << 20),
+    message_knob="chunk_bytes",
+    closed_form=closed_forms.push_pull,
+)
+RING_ALLREDUCE = Entry(
+    name="ring_allreduce",
+    path="strategies.ring_allreduce:RingAllreduce",
+    title="ring-allreduce",
+    phrase="Horovod's ring",
+    summary="Horovod",
+    family=RING,
+    colour="#0072b2",
+    launchers=("mpirun", "srun", "horovodrun"),
+    exact=True,
+    knobs=("wire_dtype", "fusion_threshold_bytes", "cycle_time_s"),
+    tunes="fusion_threshold_bytes",
+    sizes=(1 << 20, 8 << 20, 128 << 20),
+    process_knobs=("fusion_threshold_bytes", "cycle_time_s"),
+    closed_form=closed_forms.horovod_ring,
+    unsupported={
+        ("wire_dtype", "bf16"): "Horovod 0.28 has no bf16 reduction in its PyTorch binding; use wire_dtype fp32 or fp16"
+    },
+    group="strategies.ring_allreduce:HorovodGroup",
+    # Horovod then records on demand; its writer thread busy-waits on rank 0 from the start.
+    timeline_environment={"HOROVOD_TIMELINE": "DYNAMIC"},
+)
+MPI_RING = Entry(
+    name="mpi_ring",
+    path="strategies.mpi_ring:MPIRing",
+    title="ring on mpi4py",
+    phrase="the mpi4py ring",
+    summary="the same ring on mpi4py",
+    family=RING,
+    colour="#56b4e9",
+    exact=True,
+    knobs=("wire_dtype", "segment_bytes"),
+    tunes="segment_bytes",
+    sizes=(16 << 10, 64 << 10, 256 << 10, 1 << 20),
+    message_knob="segment_bytes",
+    closed_form=closed_forms.own_ring,
+)
+DDP = Entry(
+    name="ddp",
+    path="strategies.ddp:DDP",
+    title="PyTorch DDP",
+    summary="PyTorch DistributedDataParallel",
+    family="library allreduce",
+    colour="#009e73",
+    exact=True,
+    knobs=("wire_dtype", "bucket_bytes"),
+    tunes="bucket_bytes",
+    sizes=(1 << 20, 5 << 20, 25 << 20),
+    closed_form=closed_forms.ddp_ring,
+)
+CATALOGUE: dict[str, Entry] = {
+    entry.name: entry for entry in (LOCAL, INDEPENDENT, PARAMETER_SERVER, RING_ALLREDUCE, MPI_RING, DDP)
+}
+
+
+def full_name(name: str) -> str:
+    """Return a catalogue name as it is, an entry point's as `package.module:Class`; ValueError for another word."""
+    if name in CATALOGUE or ":" in name:
+        return name
+    installed = entry_points(group=ENTRY_POINTS)
+    if name in installed.names:
+        return str(installed[name].value)
+    close = difflib.get_close_matches(name, [*CATALOGUE, *installed.names], n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join([*CATALOGUE, *installed.names])}"
+    raise ValueError(f"no strategy is called {name!r}; {hint}")
+
+
+@lru_cache
+def find(name: str) -> Entry:
+    """Return a strategy's entry; one of somebody else's that cannot be imported here has the defaults."""
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    try:
+        found: object = load(name)
+    except (ImportError, AttributeError, TypeError):
+        found = None
+    given: dict[str, Any] = {f.name: getattr(found, f.name) for f in fields(Entry) if hasattr(found, f.name)}
+    given |= {"name": name, "path": name}
+    given["title"] = given.get("title") or name.partition(":")[2]
+    given["phrase"] = given.get("phrase") or given["title"]
+    given["colour"] = given.get("colour") or SPARE_COLOURS[zlib.crc32(name.encode()) % len(SPARE_COLOURS)]
+    return Entry(**given)
+
+
+def load(path: str) -> Any:
+    """Import what `package.module:Name` names; ImportError or AttributeError if there is no such thing."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def check(name: str) -> None:
+    """Import the class that `package.module:Class` names; ValueError says why it is no strategy."""
+    if name in CATALOGUE:
+        return
+    from strategies.base import Strategy
+
+    module = name.partition(":")[0]
+    try:
+        found = load(name)
+    except ImportError as error:
+        raise ValueError(f"{module!r} cannot be imported ({error}); install it, or set PYTHONPATH") from None
+    except AttributeError:
+        raise ValueError(f"{module} has no {name.partition(':')[2]!r}; write package.module:Class") from None
+    if not (isinstance(found, type) and issubclass(found, Strategy)):
+        raise ValueError(f"{name} is no subclass of strategies.base.Strategy; derive it from that class")
+
+
+def order(name: str) -> int:
+    """Return the place of a strategy in tables and figures: the catalogue's order, then all others."""
+    return list(CATALOGUE).index(name) if name in CATALOGUE else len(CATALOGUE)
