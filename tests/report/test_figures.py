@@ -196,7 +196,7 @@ def test_what_varies_tells_curves_apart() -> None:
     assert len(set(names)) == len(names)
     assert "local" in names  # a strategy that sends nothing is not named by its wire
     assert "ring-allreduce, fp16 wire, horovodrun" in names
-    assert "parameter server, 2 servers, mpirun, fp16 wire" in names
+    assert "parameter server, 2 servers, fp16 wire, mpirun" in names
 
 
 def test_wide_ranges_of_workers_double_by_equal_steps() -> None:
