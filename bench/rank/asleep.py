@@ -1,9 +1,9 @@
-"""The GPT asleep: the same parameters, gradients in the same order and at the same moment, no arithmetic.
+"""Emulated compute: a GPT whose layers sleep instead of calculating.
 
-Every layer of the real model has a stand-in with the same parameters in the same place of the module tree, so that
-whatever a strategy hooks into (gradients, modules) fires as in real training. All weights and all gradients are views
-of one vector of zeros as long as the largest of them: nothing is trained, and zero is where every sum, mean, norm and
-update of zeros stays. What a strategy copies, casts or sends is really copied, cast and sent.
+Every layer of the real model is replaced by one with the same parameters at the same place of the module tree, so that
+the hooks of a strategy fire in the same order and at the same time as in real training. All weights and gradients are
+views of one vector of zeros as long as the largest of them: sums, means, norms and updates of zeros are zero, so
+nothing is trained. Copies, casts and messages of a strategy are real.
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ from bench.durations import Durations, slowdown
 from bench.rank.data import Corpus
 from bench.rank.model import GPT
 
-WAITED_S = 1e-3  # a layer that comes later has waited for something; less is the emulation's own overhead
+MIN_WAIT_S = 1e-3  # a layer reached later than this has waited; less is the emulation's overhead
 
 
-class Pace:
-    """Sleeps through the layers of one worker, towards absolute deadlines.
+class SleepSchedule:
+    """Sleeps the durations of one worker's layers, towards absolute deadlines.
 
-    A layer begins where the one before it was to end, so that neither oversleeping nor Python's own time adds up. In
-    backward that holds whatever happens: hooks that copy or enqueue a gradient run beside the compute, as they do
-    beside a GPU, and delay it only where they last longer. In forward and between the phases a strategy may have to
-    wait for weights or for others, which no compute hides: what comes late by WAITED_S or more begins when it comes.
+    A layer begins at the deadline of the one before it, so that neither oversleeping nor Python's overhead accumulates.
+    In backward this always holds: hooks that copy or enqueue a gradient overlap with compute, as on a GPU, and delay it
+    only if they take longer. In forward and between phases a strategy may wait for weights or other ranks, which does
+    not overlap with compute: a layer that is reached MIN_WAIT_S or more after its start begins when it is reached.
 
-    Sleeping releases Python's lock, so a thread of the strategy runs meanwhile; MPI progresses no more than in real
-    compute.
+    Sleeping releases the GIL, so a thread of the strategy can run; MPI progresses no more than during real compute.
     """
 
     def __init__(self, config: RunConfig, durations: Durations, worker: int) -> None:
@@ -44,32 +43,33 @@ class Pace:
         self._passes = 0
         self._deadline = 0.0
         self._in_backward = False
-        self.overshoots_s: list[float] = []  # how late layers ended that take time, in the measured steps
+        self.overshoots_s: list[float] = []  # of each sleep in the measured steps
 
     def begin_pass(self) -> None:
-        """Begin the forward of a pass."""
+        """Begin a forward pass."""
         self._step = self._passes // self._config.gradient_accumulation
         self._slowdown = slowdown(self._config, self._worker, self._step)
         self._passes += 1
 
     def forward(self, layer: str) -> None:
-        """Sleep through one layer's forward."""
+        """Sleep for one layer's forward."""
         self._in_backward = False
-        self._sleep(self._due(), self._durations.forward_s[layer] / self._config.gradient_accumulation)
+        self._sleep(self._start(), self._durations.forward_s[layer] / self._config.gradient_accumulation)
 
     def backward(self, layer: str) -> None:
-        """Sleep through one layer's backward."""
-        start = self._deadline if self._in_backward else self._due()
+        """Sleep for one layer's backward."""
+        start = self._deadline if self._in_backward else self._start()
         self._in_backward = True
         self._sleep(start, self._durations.backward_s[layer] / self._config.gradient_accumulation)
 
     def optimizer(self) -> None:
-        """Sleep through the update."""
-        self._sleep(self._due(), self._durations.optimizer_s)
+        """Sleep for the optimizer's duration."""
+        self._sleep(self._start(), self._durations.optimizer_s)
 
-    def _due(self) -> float:
+    def _start(self) -> float:
+        """Return when the next sleep begins: at the last deadline, or now if it was reached late."""
         now = time.perf_counter()
-        return self._deadline if now - self._deadline < WAITED_S else now
+        return self._deadline if now - self._deadline < MIN_WAIT_S else now
 
     def _sleep(self, start: float, seconds: float) -> None:
         self._deadline = start + seconds * self._slowdown
@@ -80,59 +80,57 @@ class Pace:
             self.overshoots_s.append(max(0.0, time.perf_counter() - self._deadline))
 
 
-class _Asleep(torch.autograd.Function):
-    """One layer in the graph: a scalar passes through, its backward hands out the layer's gradients."""
+class _LayerFunction(torch.autograd.Function):
+    """A layer's node in the autograd graph: passes a scalar on; its backward sleeps and returns the gradients."""
 
     @staticmethod
-    def forward(ctx: Any, layer: Layer, x: Tensor, *_: Tensor) -> Tensor:
+    def forward(ctx: Any, layer: EmulatedLayer, x: Tensor, *_: Tensor) -> Tensor:
         ctx.layer = layer
         return x.clone()
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        ctx.layer.pace.backward(ctx.layer.name)
+        ctx.layer.schedule.backward(ctx.layer.name)
         return (None, *upstream, *ctx.layer.gradients())
 
 
-class Layer(nn.Module):
-    """Stands in for a module with parameters: the same names and shapes, all zeros."""
+class EmulatedLayer(nn.Module):
+    """Replaces a module with parameters: the same names and shapes, all zeros."""
 
-    def __init__(self, name: str, original: nn.Module, zeros: Tensor, pace: Pace, autocast: bool) -> None:
+    def __init__(self, name: str, original: nn.Module, zeros: Tensor, schedule: SleepSchedule, autocast: bool) -> None:
         super().__init__()
         self.name = name
-        self.pace = pace
+        self.schedule = schedule
         for key, parameter in original.named_parameters():
             self.register_parameter(key, nn.Parameter(zeros[: parameter.numel()].view(parameter.shape)))
         self._in_order = list(self.parameters())
         if isinstance(original, nn.Linear) and not autocast:
-            # The product hands the bias its gradient at once, the weight through a transpose; a cast evens them.
+            # autograd finishes the bias's gradient before the weight's, which passes a transpose; not under autocast.
             self._in_order.reverse()
         self._gradients = [zeros[: parameter.numel()].view(parameter.shape) for parameter in self._in_order]
 
-    def join(self, x: Tensor) -> Tensor:
-        """Take a place in the graph, after what gave x; () -> ()."""
-        output: Tensor = _Asleep.apply(self, x, *self._in_order)  # type: ignore[no-untyped-call]
+    def append_to_graph(self, x: Tensor) -> Tensor:
+        """Append this layer to the autograd graph after x; () -> ()."""
+        output: Tensor = _LayerFunction.apply(self, x, *self._in_order)  # type: ignore[no-untyped-call]
         self._output = output
         return output
 
     def forward(self, _: Tensor) -> Tensor:
         """Sleep; () -> ()."""
-        self.pace.forward(self.name)
+        self.schedule.forward(self.name)
         return self._output
 
     def gradients(self) -> Iterable[Tensor]:
-        """New views, one per parameter, in the order in which real training finishes them.
-
-        Autograd takes over a gradient that nobody else holds, and copies or adds otherwise. So the views are new, and
-        what an earlier pass of the step left is dropped: adding zeros to it would be arithmetic.
-        """
+        """Return new views of the zeros, one per parameter, in the order in which real training finishes gradients."""
+        # Autograd adopts a gradient that nothing else references and that has no predecessor; otherwise it would copy
+        # or add.
         for parameter in self._in_order:
             parameter.grad = None
         return [gradient.detach() for gradient in self._gradients]
 
 
-class Chain(nn.Module):
-    """Stands in for a module that calls its children in the order of their definition."""
+class EmulatedSequence(nn.Module):
+    """Replaces a module that calls its children in the order of their definition."""
 
     def __init__(self, children: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -149,64 +147,68 @@ class Chain(nn.Module):
         return x
 
 
-class EmulatedGPT(Chain):
-    """The module tree of GPT, asleep. The head is tied to wte, whose gradient is ready last, so it needs no layer.
+class EmulatedGPT(EmulatedSequence):
+    """The module tree of GPT with emulated layers. The output head is tied to wte and needs no layer of its own.
 
-    The graph is the same in every pass, so it is made once: autograd frees nothing of it, for nothing is saved in it.
+    The autograd graph is built once and used in every pass: it saves no tensors that backward would free.
     """
 
     def __init__(self, config: RunConfig, durations: Durations, worker: int) -> None:
-        with torch.device("meta"), _Uninitialised():
+        with torch.device("meta"), _SkipInitialisation():
             original = GPT(config.gpt)
-        pace = Pace(config, durations, worker)
-        # NumPy's zeros take no memory until someone writes to them.
+        schedule = SleepSchedule(config, durations, worker)
+        # NumPy's zeros take no memory until they are written to.
         zeros = torch.from_numpy(np.zeros(max(p.numel() for p in original.parameters()), np.float32))
 
-        def stand_in(name: str, module: nn.Module) -> nn.Module:
-            children = {key: stand_in(f"{name}.{key}", child) for key, child in module.named_children()}
+        def emulate(name: str, module: nn.Module) -> nn.Module:
+            children = {key: emulate(f"{name}.{key}", child) for key, child in module.named_children()}
             if isinstance(module, nn.ModuleList):
                 return nn.ModuleList(children.values())
-            return Chain(children) if children else Layer(name, module, zeros, pace, config.precision != "fp32")
+            return (
+                EmulatedSequence(children)
+                if children
+                else EmulatedLayer(name, module, zeros, schedule, config.precision != "fp32")
+            )
 
-        super().__init__({name: stand_in(name, child) for name, child in original.named_children()})
-        self.pace = pace
+        super().__init__({name: emulate(name, child) for name, child in original.named_children()})
+        self.schedule = schedule
         self._input = x = torch.zeros(())
         for module in self.modules():
-            if isinstance(module, Layer):
-                x = module.join(x)
+            if isinstance(module, EmulatedLayer):
+                x = module.append_to_graph(x)
 
     def forward(self, *_: Tensor) -> Tensor:
-        """Sleep through all layers; a loss of zero, which means nothing."""
-        self.pace.begin_pass()
+        """Sleep for all layers' forward; return a meaningless loss of zero."""
+        self.schedule.begin_pass()
         return super().forward(self._input)
 
 
 class EmulatedOptimizer(torch.optim.Optimizer):
-    """Sleeps where a worker would update its weights."""
+    """Sleeps instead of updating weights."""
 
-    def __init__(self, params: Any, pace: Pace | None = None) -> None:
-        _leave_compiler_out()
-        super().__init__(params, {"pace": pace})
+    def __init__(self, params: Any, schedule: SleepSchedule | None = None) -> None:
+        _skip_compiler_import()
+        super().__init__(params, {"schedule": schedule})
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Sleep through the update."""
-        self.param_groups[0]["pace"].optimizer()
+        """Sleep for the optimizer's duration."""
+        self.param_groups[0]["schedule"].optimizer()
 
 
-class NoData(Corpus):
-    """Stands in for a corpus: batches without tokens, for nobody reads them."""
+class EmptyCorpus(Corpus):
+    """A corpus of batches without tokens, for emulated compute."""
 
     def __init__(self) -> None:
         super().__init__(np.empty(0, np.uint8), np.empty(0, np.uint8), "no data")
 
     def batch(self, config: RunConfig, worker: int, step: int) -> tuple[Tensor, Tensor]:
-        """Return rows without columns, to be cut into passes."""
+        """Return (tokens, targets), both (batch_size, 0): gradient accumulation splits the rows."""
         rows = torch.empty(config.batch_size, 0, dtype=torch.int64)
         return rows, rows
 
 
-class _Uninitialised(TorchFunctionMode):
-    """Leaves parameters as they are: on the meta device there is nothing to fill, and trying imports the compiler."""
+class _SkipInitialisation(TorchFunctionMode):
+    """Skips torch.nn.init: on the meta device it has no effect, but imports torch's compiler."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Skip the functions of torch.nn.init, call all others."""
@@ -215,10 +217,10 @@ class _Uninitialised(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _leave_compiler_out() -> None:
-    """Spare every rank the import of torch's compiler (more than a second of CPU), which an optimizer's methods cause.
+def _skip_compiler_import() -> None:
+    """Keep an optimizer's methods from importing torch's compiler, which takes more than a second of CPU per rank.
 
-    They import it to exclude themselves from what it compiles (torch._compile); here nothing is compiled.
+    They import it only to exclude themselves from compilation (torch._compile); here nothing is compiled.
     """
     for method in vars(torch.optim.Optimizer).values():
         inner = getattr(method, "__wrapped__", None)

@@ -1,4 +1,4 @@
-"""Measure how long every layer of the real GPT takes on this machine, for others to sleep."""
+"""Measure the duration of every layer of the real GPT on this machine, for emulated compute."""
 
 from __future__ import annotations
 
@@ -25,47 +25,47 @@ Seconds = dict[str, float]
 
 
 class LayerTimer:
-    """Seconds of every layer: in forward until its module returns, in backward until its gradients are ready.
+    """Measures seconds per layer: in forward until its module returns, in backward until its gradients are ready.
 
-    What comes before a layer since the last one ended counts for it, what comes after the last one too.
+    Time between two layers counts for the later one, time after the last layer for the last one.
     """
 
     def __init__(self, model: nn.Module, layers: list[str], now: Callable[[], float]) -> None:
         self._now = now
         self._layers = layers
         self._last = 0.0
-        self._seconds = self._nothing()
-        model.register_forward_pre_hook(lambda *_: self._begin())
+        self._seconds = self._zeros()
+        model.register_forward_pre_hook(lambda *_: self._begin_forward())
         for name in layers:
             layer = model.get_submodule(name)
-            layer.register_forward_hook(partial(self._ended, "forward", name))
+            layer.register_forward_hook(partial(self._layer_ended, "forward", name))
             for parameter in layer.parameters():
-                on_gradient(parameter, partial(self._ended, "backward", name))
-        model.register_forward_hook(partial(self._ended, "forward", layers[-1]))
+                on_gradient(parameter, partial(self._layer_ended, "backward", name))
+        model.register_forward_hook(partial(self._layer_ended, "forward", layers[-1]))
 
-    def _begin(self) -> None:
+    def _begin_forward(self) -> None:
         self._last = self._now()
 
-    def _ended(self, phase: str, layer: str, *_: object) -> None:
+    def _layer_ended(self, phase: str, layer: str, *_: object) -> None:
         now = self._now()
         self._seconds[phase][layer] += now - self._last
         self._last = now
 
-    def take(self) -> dict[str, Seconds]:
-        """Return the seconds since the last call by phase and layer."""
-        taken, self._seconds = self._seconds, self._nothing()
-        return taken
+    def pop_seconds(self) -> dict[str, Seconds]:
+        """Return the seconds by phase and layer since the last call."""
+        seconds, self._seconds = self._seconds, self._zeros()
+        return seconds
 
-    def _nothing(self) -> dict[str, Seconds]:
+    def _zeros(self) -> dict[str, Seconds]:
         return {phase: dict.fromkeys(self._layers, 0.0) for phase in ("forward", "backward")}
 
 
 def calibrate(config: RunConfig, rank_info: RankInfo) -> Calibration:
-    """Train one worker alone and return the median time of every layer over the measured steps.
+    """Train one worker alone; return the median seconds of every layer over the measured steps.
 
-    BadInput if there is nothing to train on, or no such device.
+    BadInput if the data or the device cannot be used.
     """
-    config = config.model_copy(update={"compute": "real"})  # the flags may be those of a run that sleeps
+    config = config.model_copy(update={"compute": "real"})  # the flags may be those of a run with emulated compute
     corpus = data.load(config)
     torch.set_num_threads(config.num_threads)
     strategy = Local(SingleGroup(), config)
@@ -75,7 +75,7 @@ def calibrate(config: RunConfig, rank_info: RankInfo) -> Calibration:
     module = strategy.prepare(model, build_optimizer(config, model))
     samples, optimizer_s = [], []
     for step in train(config, module, strategy, corpus, device):
-        seconds = timer.take()
+        seconds = timer.pop_seconds()
         if not step.warmup:
             samples.append(seconds)
             optimizer_s.append(step.optimizer_s)

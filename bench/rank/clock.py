@@ -1,4 +1,4 @@
-"""A timer of the phases of a step that waits for the device before it reads the clock."""
+"""A timer for the phases of a step that synchronises the device before it reads the clock."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ PHASES = ("data", "forward", "backward", "exposed_communication", "optimizer")
 
 
 class PhaseTimer:
-    """Seconds per phase of one step, from this process's monotonic clock."""
+    """Phases of the current step: `seconds` by name, and `spans` (name, begin, end) on time.perf_counter()."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.begin_step()
 
     def begin_step(self) -> None:
-        """Forget the last step's phases and start the step's clock."""
+        """Reset the phases and start timing a step."""
         self.seconds = dict.fromkeys(PHASES, 0.0)
-        self.spans: list[tuple[str, float, float]] = []  # name, begin, end
+        self.spans: list[tuple[str, float, float]] = []
         self._began = self.now()
 
     def now(self) -> float:
-        """Return the time once the device has finished all it was given, seconds."""
+        """Synchronise the device; return time.perf_counter(), seconds."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time of the enclosed block to a phase."""
+        """Add the duration of the block to a phase."""
         began = self.now()
         yield
         ended = self.now()
@@ -40,7 +40,7 @@ class PhaseTimer:
         self.spans.append((name, began, ended))
 
     def move(self, source: str, target: str, seconds: float) -> None:
-        """Book seconds that were spent in one phase on behalf of another."""
+        """Attribute seconds measured in one phase to another."""
         self.seconds[source] -= seconds
         self.seconds[target] += seconds
 

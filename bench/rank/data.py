@@ -1,7 +1,7 @@
 """Batches of tokens as a pure function of (seed, worker, step).
 
-The workers' batches of a step are, put together in order, the batch that one process would see: that is
-what makes it provable that every topology trains the same model.
+The workers' batches of a step, concatenated in rank order, are the batch of a single process, so that every topology
+can be compared with one process that trains on the same tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SYNTHETIC_TOKENS = 1 << 20
 
 @dataclass(frozen=True)
 class Corpus:
-    """Tokens to learn from and tokens to be judged by, and which those were."""
+    """Training and held-out tokens, and a name that identifies them (source, number of tokens, checksum)."""
 
     train: Tokens
     held_out: Tokens
@@ -37,13 +37,13 @@ class Corpus:
 
     def batch(self, config: RunConfig, worker: int, step: int) -> tuple[Tensor, Tensor]:
         """Return (tokens, targets) of one worker for one step, both (batch_size, block_size), int64."""
-        # Every worker draws the whole step's offsets and takes its own rows.
+        # Every worker draws the offsets of the global batch and takes its own rows.
         offsets = _offsets(self.train, config, step, stream=0)
         own = offsets[worker * config.batch_size : (worker + 1) * config.batch_size]
         return _windows(self.train, own, config.gpt.block_size)
 
     def held_out_batch(self, config: RunConfig, number: int) -> tuple[Tensor, Tensor]:
-        """Return the number-th batch of held-out text; equal for equal global batch sizes."""
+        """Return held-out (tokens, targets), both (batch_size, block_size); depends on the global batch size."""
         offsets = _offsets(self.held_out, config, number, stream=1)
         return _windows(self.held_out, offsets[: config.batch_size], config.gpt.block_size)
 
@@ -60,7 +60,7 @@ def _windows(tokens: Tokens, offsets: npt.NDArray[np.int64], block_size: int) ->
 
 
 def load(config: RunConfig) -> Corpus:
-    """Open the corpus that `config.data` names; BadInput if it is missing, truncated or does not fit."""
+    """Open the corpus `config.data`; BadInput if it is missing, truncated, too short or outside the vocabulary."""
     if config.data == "stdlib":
         tokens, name = standard_library(), "stdlib"
     elif config.data == "synthetic":
@@ -73,20 +73,20 @@ def load(config: RunConfig) -> Corpus:
     if len(tokens) - cut <= config.gpt.block_size:
         raise BadInput(
             f"data: {name} has {len(tokens)} tokens, too few for block_size: {config.gpt.block_size}; "
-            f"it takes more than {int(config.gpt.block_size / HELD_OUT_FRACTION)}"
+            f"it needs more than {int(config.gpt.block_size / HELD_OUT_FRACTION)}"
         )
     return Corpus(tokens[:cut], tokens[cut:], f"{name}, {len(tokens)} tokens, crc32 {_checksum(tokens):08x}")
 
 
 def _checksum(tokens: Tokens) -> int:
-    """Of the first and the last part: hosts with other data are found out without reading gigabytes."""
+    """CRC-32 of the first and last 2^20 tokens: detects other data on another host without reading gigabytes."""
     ends = np.concatenate([tokens[: 1 << 20], tokens[-(1 << 20) :]])
     return zlib.crc32(ends.tobytes())
 
 
 @lru_cache(maxsize=1)
 def standard_library() -> Tokens:
-    """Return the sources of this Python's standard library as bytes, file after file in order of name."""
+    """Return the source files of this Python's standard library as byte tokens, sorted by path."""
     root = Path(sysconfig.get_paths()["stdlib"])
     files = [
         path
@@ -97,7 +97,7 @@ def standard_library() -> Tokens:
 
 
 def _open_bin(path: Path) -> Tokens:
-    """Map a nanoGPT .bin file: uint16 tokens, little-endian, no header."""
+    """Map a nanoGPT .bin file into memory: little-endian uint16 tokens without header."""
     if not path.is_file():
         raise BadInput(f"data: there is no file {path}; make one with: psring data prepare TEXT --out {path}")
     size = path.stat().st_size
@@ -116,7 +116,7 @@ def _check_vocabulary(tokens: Tokens, config: RunConfig) -> None:
 
 
 def prepare(text: Path, out: Path) -> int:
-    """Write a text, byte by byte, as a nanoGPT .bin file; return its number of tokens."""
+    """Write a file's bytes as tokens of a nanoGPT .bin file; return their number. BadInput if a file cannot be used."""
     if not text.is_file():
         raise BadInput(f"data prepare: there is no file {text}")
     tokens = np.frombuffer(text.read_bytes(), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Whether every rank still answers: one that is stopped must not leave the others waiting for ever."""
+"""Heartbeats between ranks: a rank that stops answering must not leave the others waiting for ever."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from collections.abc import Callable
 from strategies.group import Group
 
 BEAT_S = 1.0
-MOST_MISSED_BEATS = 6
+MAX_MISSED_BEATS = 6
 BEAT = b"psring"
 
 
 class Heartbeat:
-    """Every rank sends the next one a datagram a second, the last one rank 0.
+    """Sends a UDP datagram per second to the next rank (the last rank to rank 0) and listens to the previous one.
 
-    A rank that has heard its neighbour before, and then nothing for 6 beats of its own, calls `silent` with the
-    neighbour's rank and host. Beats are counted, not seconds: where the whole machine stood still, nobody is to
-    blame. Datagrams, for MPI is what a stuck rank may be stuck in; where none come through, nobody is watched.
-    A rank whose main thread alone is stuck still beats: only its deadline ends it.
+    After receiving from the previous rank once, and then nothing during MAX_MISSED_BEATS beats of its own, it calls
+    `on_silence` with that rank and its host. It counts beats, not seconds, so that a pause of the whole machine is no
+    rank's failure. It uses datagrams because a rank may be stuck inside MPI; where a network drops them, nothing is
+    monitored. The heartbeat has a thread of its own: a rank whose main thread hangs still beats until its deadline.
     """
 
-    def __init__(self, group: Group, silent: Callable[[int, str], None]) -> None:
-        """Collective."""
+    def __init__(self, group: Group, on_silence: Callable[[int, str], None]) -> None:
+        """Exchange addresses and start the thread. Collective."""
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("", 0))
         self._socket.setblocking(False)
@@ -33,37 +33,37 @@ class Heartbeat:
         self._next = addresses[(group.rank + 1) % group.size]
         self._previous = (group.rank - 1) % group.size
         self._host = addresses[self._previous][0]
-        self._silent = silent
+        self._on_silence = on_silence
         self._stopped = threading.Event()
-        self._beat()  # everybody listens by now: whoever stops from here on is missed
+        self._beat()  # every rank listens by now: one that stops from here on is detected
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _beat(self) -> None:
-        with contextlib.suppress(OSError):  # no such host, or its socket is closed already
+        with contextlib.suppress(OSError):  # the host is unknown, or the socket already closed
             self._socket.sendto(BEAT, self._next)
 
     def _run(self) -> None:
-        watched, missed = False, 0
+        monitored, missed = False, 0
         while not self._stopped.wait(BEAT_S):
             self._beat()
-            if self._heard():
-                watched, missed = True, 0
-            elif watched:
+            if self._received():
+                monitored, missed = True, 0
+            elif monitored:
                 missed += 1
-                if missed > MOST_MISSED_BEATS:
-                    watched = False  # accuse once, and go on beating
-                    self._silent(self._previous, self._host)
+                if missed > MAX_MISSED_BEATS:
+                    monitored = False  # report once and keep sending
+                    self._on_silence(self._previous, self._host)
 
-    def _heard(self) -> bool:
-        heard = False
-        with contextlib.suppress(OSError):  # nothing more is there
+    def _received(self) -> bool:
+        received = False
+        with contextlib.suppress(OSError):  # no more datagrams
             while True:
-                heard |= self._socket.recv(len(BEAT)) == BEAT
-        return heard
+                received |= self._socket.recv(len(BEAT)) == BEAT
+        return received
 
     def stop(self) -> None:
-        """Neither beat nor listen any more."""
+        """Stop the thread and close the socket."""
         self._stopped.set()
         self._thread.join()
         self._socket.close()

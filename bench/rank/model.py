@@ -1,8 +1,7 @@
-"""The GPT, whole, in one file: pre-LN blocks, GELU, learned positions, tied embeddings (GPT-2's).
+"""The GPT: pre-LN blocks, GELU, learned positions, tied embeddings, as GPT-2.
 
-Radford et al., "Language Models are Unsupervised Multitask Learners" (2019). Shapes in comments:
-B sequences, T tokens, C = n_embd channels, H heads. Presets are in bench/shape.py: their sizes are needed where
-torch is not.
+Radford et al., "Language Models are Unsupervised Multitask Learners" (2019). Shapes in comments: B sequences, T tokens,
+C = n_embd channels, H heads. Presets are in bench/shape.py, which does not import torch.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(shape.n_embd, shape.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix each position with those before it: (B, T, C) -> (B, T, C)."""
+        """Attend from each position to itself and those before it: (B, T, C) -> (B, T, C)."""
         B, T, C = x.shape
         q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, T, C/H)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -36,7 +35,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block: attention, then a perceptron four times as wide, each on a normed residual."""
+    """One transformer block: attention, then an MLP of width 4C, each with LayerNorm before it and a residual."""
 
     def __init__(self, shape: GPTShape) -> None:
         super().__init__()
@@ -66,12 +65,12 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(shape.n_embd)
         self.apply(_initialise)
         for block in blocks:
-            # GPT-2 scales what is added to the residual stream by the number of additions.
+            # GPT-2 scales the initial weights of residual layers by 1/sqrt(number of residual layers).
             for layer in (block.attention.proj, block.proj):
                 nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * shape.n_layer))
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """Score every next token: (B, T) -> (B, T, vocab_size)."""
+        """Return the logits of every next token: (B, T) -> (B, T, vocab_size)."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.wte(tokens) + self.wpe(positions)  # (B, T, C)
         for block in self.blocks:
@@ -84,7 +83,7 @@ class GPT(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """GPT-2: weights normal with deviation 0.02, biases zero."""
+    """Initialise as GPT-2: weights normal with standard deviation 0.02, biases zero."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):
@@ -92,7 +91,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 def peak_flops_per_s(device: torch.device, precision: str) -> float | None:
-    """Return a known GPU's peak rate, None for any other device."""
+    """Return a GPU's dense peak in FLOP/s (bench/devices.py), None for an unknown device or precision."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -101,8 +100,8 @@ def peak_flops_per_s(device: torch.device, precision: str) -> float | None:
 
 
 def model_flops_utilization(tokens_per_s: float, shape: GPTShape, peak: float) -> float:
-    """MFU of one device: the model's FLOPs over the peak's (PaLM, arXiv:2204.02311, appendix B).
+    """Return the MFU of one device: FLOP/s of the model over `peak` FLOP/s (PaLM, arXiv:2204.02311, appendix B).
 
-    `tokens_per_s` is what that one device trains; recomputation does not count.
+    `tokens_per_s` is that one device's throughput; recomputation does not count.
     """
     return tokens_per_s * shape.flops_per_token / peak

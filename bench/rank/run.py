@@ -22,7 +22,7 @@ from bench.nodes import guard
 from bench.nodes.guard import Evidence, Monitor
 from bench.nodes.link import on_node
 from bench.rank import data, equivalence, group, numbers, trace
-from bench.rank.asleep import EmulatedGPT, EmulatedOptimizer, NoData
+from bench.rank.asleep import EmptyCorpus, EmulatedGPT, EmulatedOptimizer
 from bench.rank.clock import PhaseTimer
 from bench.rank.duplex import duplex_factor
 from bench.rank.model import model_flops_utilization, peak_flops_per_s
@@ -48,7 +48,7 @@ class Result:
 
 def run_all(
     planned: Sequence[PlannedRun], rank_info: RankInfo, keep: Callable[[Result], None],
-    keep_trace: Callable[[list[trace.Lane]], None] | None = None,
+    keep_trace: Callable[[list[trace.RankTrace]], None] | None = None,
 ) -> None:  # fmt: skip
     """Do this rank's part of all runs, one after the other; rank 0 calls `keep` after each. Collective.
 
@@ -79,7 +79,7 @@ def run_all(
 
 def _run(
     planned: PlannedRun, rank_info: RankInfo, ranks: Group, keep: Callable[[Result], None],
-    keep_trace: Callable[[list[trace.Lane]], None] | None,
+    keep_trace: Callable[[list[trace.RankTrace]], None] | None,
 ) -> None:  # fmt: skip
     """Build, train or serve, gather, judge: one run from end to end. Collective."""
     config, started_at = planned.config, records.now()
@@ -116,12 +116,12 @@ def _run(
     strategy.close()
     ranks.barrier()
     if keep_trace is not None:
-        lanes = ranks.gather(trace.lane(ranks.rank, clock, strategy))
+        lanes = ranks.gather(trace.collect(ranks.rank, clock, strategy))
         if ranks.rank == 0:
             keep_trace(lanes)
     evidence = monitor.end() if monitor else None
     checksum = equivalence.checksum(equivalence.snapshot(model)) if gated and corpus else None
-    late_s = model.pace.overshoots_s if isinstance(model, EmulatedGPT) else []
+    late_s = model.schedule.overshoots_s if isinstance(model, EmulatedGPT) else []
     reports = ranks.gather(_report(config, strategy, steps, cpu_s, checksum, evidence, late_s))
     if ranks.rank == 0:
         assert corpus is not None  # rank 0 always works
@@ -137,19 +137,19 @@ def _different_data(names: list[str]) -> str | None:
 
 def load_data(config: RunConfig) -> data.Corpus:
     """Return what to train on; nothing is read where nothing is trained."""
-    return data.load(config) if config.compute == "real" else NoData()
+    return data.load(config) if config.compute == "real" else EmptyCorpus()
 
 
 def build(config: RunConfig, strategy: Strategy, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Return the model and the optimizer; asleep for a worker that does not really compute, never for a server."""
+    """Return the model and the optimizer; emulated for a worker without real compute, never for a server."""
     if config.compute == "real" or strategy.is_server:
         model = build_model(config, device)
         return model, build_optimizer(config, model)
-    asleep = EmulatedGPT(config, durations(config), strategy.worker)
+    emulated = EmulatedGPT(config, durations(config), strategy.worker)
     # Where servers update at every step, workers never do; a server on a worker's rank takes the settings.
     if config.kind.has_servers and config.server_role == "update" and config.sync_every == 1:
-        return asleep, build_optimizer(config, asleep)
-    return asleep, EmulatedOptimizer(asleep.parameters(), asleep.pace)
+        return emulated, build_optimizer(config, emulated)
+    return emulated, EmulatedOptimizer(emulated.parameters(), emulated.schedule)
 
 
 def pick_device(config: RunConfig, rank_info: RankInfo, strategy: Strategy) -> torch.device:
@@ -246,10 +246,10 @@ def _pass_gate(
     different = len(checksums) if config.workers_agree else 1  # workers that never wait never hold the same weights
     if not config.exact:
         columns["convergence"] = equivalence.convergence(config, columns["held_out_loss"], corpus, device)
-        return equivalence.slow_complaint(columns["convergence"], different)
+        return equivalence.convergence_failure(columns["convergence"], different)
     verdict = equivalence.compare(config, at_gate, *equivalence.reference_weights(config, corpus, device))
     columns |= {"equivalence_error": verdict.error, "equivalence_bound": verdict.bound}
-    return verdict.complaint(different)
+    return verdict.failure(different)
 
 
 def _pass_guard(config: RunConfig, reports: list[RankReport], columns: dict[str, Any], volumes: Ledger) -> str:

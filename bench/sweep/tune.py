@@ -1,4 +1,4 @@
-"""How large messages should be on this network: sizes are tried by turns, the fastest is kept for later runs."""
+"""Find the fastest message size on this network: every size is measured in rounds, the fastest is written to a file."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from bench.sweep.file import Sweep
 from bench.sweep.run import run_sweep
 from strategies import catalogue
 
-BUDGET_S = 90.0  # no round begins that would end later; the first one is always run
+BUDGET_S = 90.0  # after the first round, none begins that would end later
 ROUNDS = 5
 STEPS = {"steps": 4, "warmup_steps": 2, "eval_batches": 0}
 
-# From configs and the round's number to their step_s, and how long the round took, seconds; the same on every rank.
-Round = Callable[[Sequence[RunConfig], int], tuple[list[float], float]]
+# Maps configs and the round's number to their step_s (None for a run that is not ok), and the round's duration in
+# seconds; the same on every rank.
+Round = Callable[[Sequence[RunConfig], int], tuple[list[float | None], float]]
 
 
 def tune(config: RunConfig, rank_info: RankInfo, out: Path, console: Console) -> None:
-    """Try every size for BUDGET_S, write the fastest to `out` beside what is there, print all. Collective.
+    """Measure every size for about BUDGET_S, print them, add the fastest to the file `out`. Collective.
 
-    Without a launcher it starts one itself for every size and round.
+    Without a launcher, each round starts its own ranks. BadInput if there is nothing to tune.
     """
     knob, candidates = make_candidates(config)
-    here = rank_info.launcher != "none" or config.world_size == 1
-    if here and knob in config.kind.process_knobs:
+    launched = rank_info.launcher != "none" or config.world_size == 1
+    if launched and knob in config.kind.process_knobs:
         raise BadInput(
             f"tune: {config.strategy} reads {knob} once per process; without mpirun, psring tune starts its own: "
             f"psring tune --num-workers {config.num_workers} --strategy {config.strategy} ..."
@@ -44,64 +45,75 @@ def tune(config: RunConfig, rank_info: RankInfo, out: Path, console: Console) ->
     if rank_info.rank == 0:
         records.check_writable(out)
         known = read_tuned(str(out)) if out.exists() else {}
-    samples = measure(candidates, rounds_here(rank_info) if here else launched)
+    samples = measure(candidates, round_on_ranks(rank_info) if launched else round_with_launches)
     if rank_info.rank == 0:
-        found = {getattr(each, knob): median_interval(step_s) for each, step_s in zip(candidates, samples, strict=True)}
-        entry = make_entry(config, knob, found, len(samples[0]))
+        found = intervals(knob, candidates, samples)
+        entry = make_entry(config, knob, found, max(map(len, samples)))
         records.write_whole(out, yaml.safe_dump({**known, config.strategy: entry}, sort_keys=False))
         show(config, knob, found, console)
-        console.print(f"{out}: --tuned {out} gives {config.strategy} {knob}: {fastest(found)}", soft_wrap=True)
+        text = f"{out}: --tuned {out} sets {knob}: {fastest(found)} for {config.strategy}"
+        console.print(text, markup=False, soft_wrap=True)
 
 
 def make_candidates(config: RunConfig) -> tuple[str, list[RunConfig]]:
-    """Return the knob, and a config per size: all that cut the gradients, and the smallest that does not."""
+    """Return the knob and a config per size: all sizes that split the gradients, and the smallest that does not."""
     knob, sizes = config.kind.tunes, config.kind.sizes
     if not knob:
         others = ", ".join(name for name, entry in catalogue.CATALOGUE.items() if entry.tunes)
         raise BadInput(f"tune: {config.strategy} has no size to tune; choose one of {others}")
     default = RunConfig.model_fields[knob].default
     if getattr(config, knob) != default:
-        raise BadInput(f"tune: {knob} is what it looks for; leave it out")
+        raise BadInput(f"tune: {knob} is the knob to be tuned; leave it out")
     ordered = sorted({*sizes, default})
-    whole = [size for size in ordered if size >= config.wire_bytes][:1]
-    kept = [size for size in ordered if size < config.wire_bytes] + whole
-    return knob, [config.model_copy(update={**STEPS, "tuned": None, knob: size}) for size in kept]
+    unsplit = [size for size in ordered if size >= config.wire_bytes][:1]
+    chosen = [size for size in ordered if size < config.wire_bytes] + unsplit
+    return knob, [config.model_copy(update={**STEPS, "tuned": None, knob: size}) for size in chosen]
 
 
 def measure(candidates: Sequence[RunConfig], round_of: Round) -> list[list[float]]:
-    """Return each candidate's step times, one per round; the order within a round turns. Collective."""
+    """Return each candidate's step_s, one per `ok` run; the order rotates from round to round. Collective."""
     samples: list[list[float]] = [[] for _ in candidates]
     elapsed_s = 0.0
     for number in range(ROUNDS):
         order = [(number + place) % len(candidates) for place in range(len(candidates))]
         found, round_s = round_of([candidates[index] for index in order], number)
         for index, step_s in zip(order, found, strict=True):
-            samples[index].append(step_s)
+            if step_s is not None:
+                samples[index].append(step_s)
         elapsed_s += round_s
         if elapsed_s + round_s > BUDGET_S:
             break
     return samples
 
 
-def rounds_here(rank_info: RankInfo) -> Round:
-    """Rounds on the ranks that a launcher has started, all in the same processes."""
+def intervals(knob: str, candidates: Sequence[RunConfig], samples: Sequence[Sequence[float]]) -> dict[int, Estimate]:
+    """Return the median step_s by size, without sizes that have no `ok` run; SystemExit if none has one."""
+    pairs = zip(candidates, samples, strict=True)
+    found = {getattr(config, knob): median_interval(step_s) for config, step_s in pairs if step_s}
+    if not found:
+        raise SystemExit("psring: tune: no run was valid; the emulated nodes share this machine with other work")
+    return found
+
+
+def round_on_ranks(rank_info: RankInfo) -> Round:
+    """Return a round on the ranks that a launcher has started, all in the same processes."""
     from bench.rank import group
     from bench.rank.run import run_all
 
-    def run(configs: Sequence[RunConfig], number: int) -> tuple[list[float], float]:
-        found: list[float] = []
+    def run(configs: Sequence[RunConfig], number: int) -> tuple[list[float | None], float]:
+        found: list[float | None] = []
         began = time.monotonic()
         planned = [PlannedRun(config=config, repeat=number) for config in configs]
         run_all(planned, rank_info, lambda result: found.append(step_s_of(result.record)))
         ranks = group.join([configs[0].strategy], rank_info, configs[0])
-        rank_0_saw: tuple[list[float], float] = ranks.broadcast((found, time.monotonic() - began))
-        return rank_0_saw
+        result: tuple[list[float | None], float] = ranks.broadcast((found, time.monotonic() - began))
+        return result
 
     return run
 
 
-def launched(configs: Sequence[RunConfig], number: int) -> tuple[list[float], float]:
-    """A round whose ranks are started for it, as `psring sweep` starts them."""
+def round_with_launches(configs: Sequence[RunConfig], number: int) -> tuple[list[float | None], float]:
+    """Run a round whose ranks are started for it, as `psring sweep` starts them."""
     began = time.monotonic()
     sweep = Sweep.model_validate({"grid": [config.model_dump(exclude_defaults=True) for config in configs]})
     with tempfile.TemporaryDirectory() as folder:
@@ -110,35 +122,35 @@ def launched(configs: Sequence[RunConfig], number: int) -> tuple[list[float], fl
     return [found[config] for config in configs], time.monotonic() - began
 
 
-def step_s_of(record: RunRecord) -> float:
-    """The median step of a run; one that failed ends the command."""
+def step_s_of(record: RunRecord) -> float | None:
+    """Return the median step_s of a run, None if the run is invalid; a run that failed ends the command."""
     if record.summary is None:
         raise SystemExit(f"psring: tune: {record.config.strategy} {record.status}: {record.reason}")
-    return record.summary.step_s
+    return record.summary.step_s if record.status == "ok" else None
 
 
 def make_entry(config: RunConfig, knob: str, found: dict[int, Estimate], num_rounds: int) -> dict[str, Any]:
-    """What the file says of one strategy: the fastest size, and where and how it was found."""
-    here = environment.collect()
-    asked = config.model_dump(mode="json", exclude_defaults=True)
+    """Return a strategy's entry of the file: the fastest size, and where and how it was measured."""
+    current = environment.collect()
+    given = config.model_dump(mode="json", exclude_defaults=True)
     return {
         "knobs": {knob: fastest(found)},
         "tuned_at": records.now(),
-        "environment": {"digest": environment.digest(here), **here},
-        "config": {name: value for name, value in asked.items() if name not in ("strategy", "tuned")},
+        "environment": {"digest": environment.digest(current), **current},
+        "config": {name: value for name, value in given.items() if name not in ("strategy", "tuned")},
         "rounds": num_rounds,
         "step_s": {size: round(step.value, 6) for size, step in found.items()},
     }
 
 
 def fastest(found: dict[int, Estimate]) -> int:
-    """The size of the shortest median step."""
+    """Return the size with the smallest median step_s."""
     return min(found, key=lambda size: found[size].value)
 
 
 def show(config: RunConfig, knob: str, found: dict[int, Estimate], console: Console) -> None:
-    """Print every size with its step, median over rounds and 95 % interval."""
-    table = Table(knob, "step, ms", "95 % interval, ms", "of the fastest", title=config.strategy)
+    """Print every size with the median of its step_s over rounds and its 95 % interval."""
+    table = Table(knob, "step, ms", "95 % interval, ms", "over the fastest", title=config.strategy)
     best = found[fastest(found)].value
     for size, step in found.items():
         interval = f"{step.low * 1e3:.2f}-{step.high * 1e3:.2f}"

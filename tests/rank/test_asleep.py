@@ -1,4 +1,4 @@
-"""Laws of emulated compute: whatever a strategy can see happens in the order and at the moment of real training."""
+"""Laws of emulated compute: a strategy's hooks fire in the order and at the time of real training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def asleep(config: RunConfig) -> EmulatedGPT:
 
 
 def watch(model: nn.Module, events: list[Event]) -> None:
-    """Note when forward has passed a module, when backward reaches a layer, and when a gradient is ready."""
+    """Record when forward has passed a module, when backward reaches a layer, and when a gradient is ready."""
 
     def output_of(name: str) -> Callable[..., None]:
         def returned(module: nn.Module, _: object, output: Tensor) -> None:
@@ -66,7 +66,7 @@ def steps_of(config: RunConfig, strategy: Strategy, events: list[Event]) -> Iter
 
 
 def trace(config: RunConfig) -> list[Event]:
-    """All events of a run of one worker, what the strategy sends among them."""
+    """Return all events of a run of one worker, with what the strategy sends."""
     events: list[Event] = []
     if config.strategy != "parameter_server":
         strategy = create(config.strategy, SingleGroup(), config)
@@ -80,7 +80,7 @@ def trace(config: RunConfig) -> list[Event]:
 
 
 def spy(strategy: Strategy, events: list[Event]) -> None:
-    """Note every tensor that Horovod is handed, and every bucket that DDP reduces."""
+    """Record every tensor that Horovod gets, and every bucket that DDP reduces."""
 
     def noting(honest: Callable[[Any], object]) -> Callable[[Any], object]:
         def noted(what: Tensor | int) -> object:
@@ -104,7 +104,7 @@ KNOBS: dict[str, dict[str, object]] = {
 
 @pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
 @pytest.mark.parametrize("strategy", CATALOGUE)
-def test_everything_happens_in_the_order_of_real_training(strategy: str, knobs: dict[str, object]) -> None:
+def test_events_have_the_order_of_real_training(strategy: str, knobs: dict[str, object]) -> None:
     """Modules, gradients, sends: the tied embedding's gradient comes last, after both its uses."""
     place = {"placement": "colocated"} if strategy == "parameter_server" else {}
     values = {"strategy": strategy, "steps": 2, **place, **knobs}
@@ -117,7 +117,7 @@ def test_everything_happens_in_the_order_of_real_training(strategy: str, knobs: 
 
 
 class Clock:
-    """A time that passes only in sleep, and in what a test says takes long."""
+    """A clock that advances only by sleeping and by what a test adds."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -153,7 +153,7 @@ def moments(config: RunConfig, clock: Clock, cost_s: float = 0.0) -> dict[str, f
 
 
 def expected(config: RunConfig) -> dict[str, float]:
-    """A gradient is ready when forward, and backward down to its layer, have taken their time."""
+    """Return when each gradient must be ready: after forward and backward down to its layer."""
     times = durations(config)
     passed = sum(times.forward_s.values())
     ready = {}
@@ -163,14 +163,14 @@ def expected(config: RunConfig) -> dict[str, float]:
     return ready
 
 
-def test_a_gradient_is_ready_when_its_layer_has_taken_its_time(clock: Clock) -> None:
+def test_a_gradient_is_ready_at_the_end_of_its_layer(clock: Clock) -> None:
     config = emulated(emulated_forward_s=1.0, emulated_backward_s=2.0)
     due = expected(config)
     for name, at in moments(config, clock).items():
         assert at == pytest.approx(due[name.rpartition(".")[0]])
 
 
-def test_hooks_run_beside_backward_and_not_after_it(clock: Clock) -> None:
+def test_hooks_overlap_with_backward(clock: Clock) -> None:
     config = emulated(emulated_forward_s=1.0, emulated_backward_s=2.0)
     free, costly = moments(config, clock), moments(config, clock, cost_s=0.001)
     assert costly["wte.weight"] == pytest.approx(
@@ -178,7 +178,7 @@ def test_hooks_run_beside_backward_and_not_after_it(clock: Clock) -> None:
     )  # 27 hooks; the last 5 have no compute beside
 
 
-def test_forward_waits_for_weights_that_come_late(clock: Clock) -> None:
+def test_late_weights_delay_forward(clock: Clock) -> None:
     config = emulated(emulated_forward_s=1.0, emulated_backward_s=2.0)
     model = asleep(config)
 
@@ -191,7 +191,7 @@ def test_forward_waits_for_weights_that_come_late(clock: Clock) -> None:
     assert clock.now - began == pytest.approx(6)
 
 
-def test_passes_of_one_step_share_its_time(clock: Clock) -> None:
+def test_passes_of_one_step_share_its_duration(clock: Clock) -> None:
     config = emulated(emulated_forward_s=1.0, emulated_backward_s=2.0, gradient_accumulation=4)
     model = asleep(config)
     began = clock.now
@@ -200,13 +200,13 @@ def test_passes_of_one_step_share_its_time(clock: Clock) -> None:
     assert clock.now - began == pytest.approx(3)
 
 
-def test_a_slow_worker_takes_longer_by_its_factor_and_its_luck(clock: Clock) -> None:
+def test_a_workers_speed_and_jitter_scale_its_durations(clock: Clock) -> None:
     config = emulated(
         strategy="independent", num_workers=3, emulated_forward_s=1.0, emulated_backward_s=2.0,
         emulated_optimizer_s=0.5, speed_factor="2=0.5", compute_cv=0.2,
     )  # fmt: skip
     model = EmulatedGPT(config, durations(config), worker=2)
-    optimizer = EmulatedOptimizer(model.parameters(), model.pace)
+    optimizer = EmulatedOptimizer(model.parameters(), model.schedule)
     for step in range(3):
         began = clock.now
         model().backward()
@@ -214,7 +214,7 @@ def test_a_slow_worker_takes_longer_by_its_factor_and_its_luck(clock: Clock) -> 
         assert clock.now - began == pytest.approx(3.5 * slowdown(config, 2, step))
 
 
-def test_oversleeping_does_not_add_up_and_is_measured(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oversleeping_does_not_accumulate_and_is_measured(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     config = emulated(emulated_forward_s=1.0, emulated_backward_s=2.0, warmup_steps=1)
     monkeypatch.setattr(clock, "sleep", lambda seconds: setattr(clock, "now", clock.now + seconds + 0.0005))
     model = asleep(config)
@@ -223,10 +223,10 @@ def test_oversleeping_does_not_add_up_and_is_measured(clock: Clock, monkeypatch:
         model().backward()
         assert clock.now - began == pytest.approx(3.0005, abs=0.0006)
     layers_that_take_time = sum(flops > 0 for flops in forward_flops(config.gpt).values())
-    assert model.pace.overshoots_s == pytest.approx([0.0005] * 2 * layers_that_take_time)  # of the second step
+    assert model.schedule.overshoots_s == pytest.approx([0.0005] * 2 * layers_that_take_time)  # of the second step
 
 
-def test_one_vector_of_zeros_is_every_weight_and_every_gradient() -> None:
+def test_weights_and_gradients_are_views_of_one_vector_of_zeros() -> None:
     config = emulated(gradient_accumulation=2, emulated_forward_s=0.0, emulated_backward_s=0.0)
     model = asleep(config)
     for _ in range(2):
@@ -238,7 +238,7 @@ def test_one_vector_of_zeros_is_every_weight_and_every_gradient() -> None:
     assert all(t is not None and t.untyped_storage().nbytes() == 4 * largest and not t.any() for t in tensors)
 
 
-def test_a_layer_lies_where_the_real_one_does() -> None:
+def test_layers_are_at_the_same_place_of_the_module_tree() -> None:
     config = emulated()
     stand_in, awake = asleep(config), build_model(config, CPU)
     shapes = [[(name, p.shape) for name, p in model.named_parameters()] for model in (stand_in, awake)]

@@ -1,4 +1,4 @@
-"""Laws of the data: a batch is a pure function, and the workers' batches are the one process's batch."""
+"""Laws of the data: a batch is a pure function; the workers' batches concatenated are one process's batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def config(**values: object) -> RunConfig:
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 5])
-def test_workers_batches_are_together_the_one_process_batch(num_workers: int) -> None:
+def test_workers_batches_concatenated_are_one_process_batch(num_workers: int) -> None:
     many = config(num_workers=num_workers, batch_size=4)
     one = config(num_workers=1, batch_size=4 * num_workers)
     corpus = load(many)
@@ -55,7 +55,7 @@ def test_held_out_text_is_never_trained_on(tmp_path: Path) -> None:
     assert int(held_out.max()) == 999
 
 
-def test_real_text_by_default() -> None:
+def test_the_default_is_real_text() -> None:
     text = standard_library().tobytes()
     assert len(text) > 5_000_000
     assert text.count(b"def ") > 10_000

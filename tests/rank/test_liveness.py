@@ -1,4 +1,4 @@
-"""Nobody waits for a rank that is gone: however it goes, the run ends and one line says which rank and why."""
+"""Laws of failing ranks: however a rank fails, the run ends and one line names the rank and the reason."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ class Neighbours:
         self._all_there.wait()
 
 
-def test_only_the_next_rank_accuses_a_silent_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_next_rank_reports_a_silent_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(liveness, "BEAT_S", 0.05)
     size, silent_rank = 4, 2
-    addresses, all_there, accused = [None] * size, threading.Barrier(size), queue.Queue[tuple[int, int]]()
+    addresses, all_there, reported = [None] * size, threading.Barrier(size), queue.Queue[tuple[int, int]]()
 
     def beat(rank: int) -> liveness.Heartbeat:
         group = Neighbours(rank, size, addresses, all_there)
-        return liveness.Heartbeat(group, lambda other, host: accused.put((rank, other)))
+        return liveness.Heartbeat(group, lambda other, host: reported.put((rank, other)))
 
     with ThreadPoolExecutor(size) as pool:
         hearts = list(pool.map(beat, range(size)))
-    assert accused.empty()
+    assert reported.empty()
     with pytest.raises(queue.Empty):
-        accused.get(timeout=1.0)  # while all beat
+        reported.get(timeout=1.0)  # while all beat
     hearts[silent_rank].stop()
-    assert accused.get(timeout=30) == (silent_rank + 1, silent_rank)
+    assert reported.get(timeout=30) == (silent_rank + 1, silent_rank)
     with pytest.raises(queue.Empty):
-        accused.get(timeout=1.0)
+        reported.get(timeout=1.0)
     for rank in set(range(size)) - {silent_rank}:
         hearts[rank].stop()
 
@@ -91,7 +91,7 @@ with group.watched(MPIGroup(MPI.COMM_WORLD), rank_info, lambda: config):
     ],
     ids=["stops", "raises", "dies"],
 )
-def test_a_rank_that_is_gone_ends_the_run_and_is_named(
+def test_a_rank_that_fails_ends_the_run_and_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str, said: str
 ) -> None:
     marker = f"PSRING_GONE_{os.getpid()}"

@@ -30,7 +30,7 @@ def test_gpt2_has_its_published_size() -> None:
     assert PRESETS["gpt2"].num_parameters == 124_439_808
 
 
-def test_the_future_never_reaches_the_past() -> None:
+def test_logits_do_not_depend_on_later_tokens() -> None:
     torch.manual_seed(0)
     model = GPT(TINY)
     before, after = tokens(1, 16), tokens(1, 16)
@@ -40,7 +40,7 @@ def test_the_future_never_reaches_the_past() -> None:
     assert not torch.allclose(first[:, 10:], second[:, 10:])
 
 
-def test_the_past_reaches_the_future() -> None:
+def test_logits_depend_on_earlier_tokens() -> None:
     torch.manual_seed(0)
     model = GPT(TINY)
     before, after = tokens(1, 16), tokens(1, 16)
@@ -48,7 +48,7 @@ def test_the_past_reaches_the_future() -> None:
     assert (model.logits(before)[:, -1] != model.logits(after)[:, -1]).any()
 
 
-def test_first_loss_is_that_of_a_guess() -> None:
+def test_the_first_loss_is_that_of_a_uniform_guess() -> None:
     torch.manual_seed(0)
     loss = GPT(TINY)(tokens(8, 16), tokens(8, 16, seed=1))
     assert float(loss.detach()) == pytest.approx(math.log(TINY.vocab_size), rel=0.02)
@@ -73,7 +73,7 @@ def test_initial_weights_are_the_same_on_every_rank() -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_residual_projections_start_smaller_by_the_number_of_additions() -> None:
+def test_residual_projections_are_initialised_smaller() -> None:
     torch.manual_seed(0)
     model = GPT(PRESETS["gpt-mini"])
     block = model.blocks[0]

@@ -1,4 +1,4 @@
-"""Laws of a trace: it holds the last step's phases as the raw samples have them, one after the other, on one clock."""
+"""Laws of a trace: it has the phases of the last step's raw samples, in order, on one clock."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 
-from bench.rank.trace import Lane, write
+from bench.rank.trace import RankTrace, write
 
 
 def complete(path: Path) -> list[dict[str, Any]]:
     return [event for event in json.loads(path.read_text())["traceEvents"] if event["ph"] == "X"]
 
 
-def test_clocks_meet_at_the_barrier(tmp_path: Path) -> None:
+def test_clocks_are_aligned_at_the_barrier(tmp_path: Path) -> None:
     phases = [("forward", 0.0, 1.0), ("exposed_communication", 1.0, 1.5)]
     later = [(name, begin + 100, end + 100) for name, begin, end in phases]  # the same step on a clock set otherwise
-    lanes = [Lane(0, "n0", 2.0, phases, [("communication", 0.5, 1.5)]), Lane(1, "n1", 102.0, later, [])]
-    write(tmp_path / "trace.json", [*lanes, Lane(2, "n2", 7.0, [], [])])
+    lanes = [RankTrace(0, "n0", 2.0, phases, [("communication", 0.5, 1.5)]), RankTrace(1, "n1", 102.0, later, [])]
+    write(tmp_path / "trace.json", [*lanes, RankTrace(2, "n2", 7.0, [], [])])
     first, second = ([e for e in complete(tmp_path / "trace.json") if e["pid"] == rank] for rank in (0, 1))
     assert [(e["name"], e["ts"], e["dur"]) for e in first if e["tid"] == 0] == [
         ("forward", 0.0, 1e6),
@@ -32,10 +32,10 @@ def test_clocks_meet_at_the_barrier(tmp_path: Path) -> None:
     assert [(e["ts"], e["dur"]) for e in first if e["tid"] == 1] == [(0.5e6, 1e6)]
 
 
-def test_a_library_has_a_process_of_its_own_and_a_row_per_tensor(tmp_path: Path) -> None:
+def test_a_librarys_timeline_has_a_process_and_a_row_per_tensor(tmp_path: Path) -> None:
     phases = [("backward", 3.0, 4.0)]
     said = {"weight": [("NEGOTIATE", 3.25, 3.5), ("ALLREDUCE", 3.5, 3.75)], "bias": [("ALLREDUCE", 3.5, 3.75)]}
-    write(tmp_path / "trace.json", [Lane(0, "n0", 5.0, phases, [], said), Lane(1, "n1", 5.0, phases, [])])
+    write(tmp_path / "trace.json", [RankTrace(0, "n0", 5.0, phases, [], said), RankTrace(1, "n1", 5.0, phases, [])])
     events = [e for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if e["pid"] == 2]
     assert [e["args"]["name"] for e in events if e["ph"] == "M"] == ["Horovod (rank 0)", "weight", "bias"]
     spans = [(e["tid"], e["name"], e["ts"], e["dur"]) for e in events if e["ph"] == "X"]
@@ -43,7 +43,7 @@ def test_a_library_has_a_process_of_its_own_and_a_row_per_tensor(tmp_path: Path)
 
 
 @pytest.mark.launcher
-def test_a_trace_says_what_the_raw_samples_say(mpirun: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_trace_agrees_with_the_raw_samples(mpirun: Callable[..., Any], tmp_path: Path) -> None:
     flags = ["--strategy", "parameter_server", "--num-servers", 1, "--steps", 3, "--block-size", 16]
     ended = mpirun(2, "run", *flags, "--out", tmp_path / "out", "--trace", tmp_path / "trace.json")
     assert ended.returncode == 0, ended.stderr
@@ -59,9 +59,7 @@ def test_a_trace_says_what_the_raw_samples_say(mpirun: Callable[..., Any], tmp_p
 
 
 @pytest.mark.launcher
-def test_what_horovod_says_lies_within_the_communication_of_the_last_step(
-    mpirun: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_horovods_timeline_lies_within_the_last_steps_communication(mpirun: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     flags = ["--strategy", "ring_allreduce", "--steps", 3, "--block-size", 16, "--trace", tmp_path / "trace.json"]
     ended = mpirun(2, "run", *flags, TMPDIR=str(tmp_path / "tmp"))

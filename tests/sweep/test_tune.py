@@ -1,4 +1,4 @@
-"""Tuning: which sizes are tried, when it stops, and that a run takes the fastest unless told otherwise."""
+"""Laws of tuning: which sizes are measured, when it stops, and that a run uses the fastest unless a size is given."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from bench.intervals import Estimate
 from bench.sweep import tune
 from bench.sweep.file import Sweep
 from strategies.catalogue import CATALOGUE
+from tests.support.synthetic import make_record
 
 GIVEN = {"parameter_server": {"num_servers": 1}}
 
@@ -29,7 +30,7 @@ def write(path: Path, **sizes: int) -> str:
 
 @pytest.mark.parametrize("model", ["gpt-nano", "gpt-mini", "gpt2"])
 @pytest.mark.parametrize("strategy", [name for name, entry in CATALOGUE.items() if entry.tunes])
-def test_one_size_at_most_does_not_cut_the_gradients(strategy: str, model: str) -> None:
+def test_at_most_one_size_does_not_split_the_gradients(strategy: str, model: str) -> None:
     config = config_of(strategy, model=model)
     knob, candidates = tune.make_candidates(config)
     sizes = [getattr(candidate, knob) for candidate in candidates]
@@ -42,16 +43,16 @@ def test_one_size_at_most_does_not_cut_the_gradients(strategy: str, model: str) 
 def test_what_cannot_be_tuned_is_refused() -> None:
     with pytest.raises(BadInput, match="independent has no size to tune"):
         tune.make_candidates(config_of("independent"))
-    with pytest.raises(BadInput, match="chunk_bytes is what it looks for"):
+    with pytest.raises(BadInput, match="chunk_bytes is the knob to be tuned"):
         tune.make_candidates(config_of("parameter_server", chunk_bytes=5000))
 
 
 @pytest.mark.parametrize("round_s", [1.0, 20.0, 1000.0])
-def test_every_round_has_every_size_and_none_begins_that_would_end_too_late(round_s: float) -> None:
+def test_every_round_has_every_size_and_ends_within_the_budget(round_s: float) -> None:
     _, candidates = tune.make_candidates(config_of("mpi_ring", model="gpt-mini"))
     began: list[list[RunConfig]] = []
 
-    def round_of(configs: Sequence[RunConfig], _: int) -> tuple[list[float], float]:
+    def round_of(configs: Sequence[RunConfig], _: int) -> tuple[list[float | None], float]:
         began.append(list(configs))
         return [float(config.segment_bytes) for config in configs], round_s
 
@@ -63,12 +64,24 @@ def test_every_round_has_every_size_and_none_begins_that_would_end_too_late(roun
     assert len(began) == 1 or len(began) * round_s <= tune.BUDGET_S
 
 
-def test_the_fastest_size_is_kept_with_where_it_comes_from() -> None:
+def test_the_entry_has_the_fastest_size_and_its_origin() -> None:
     found = {1024: Estimate(2.0, 1.0, 3.0), 2048: Estimate(1.0, 0.9, 1.1)}
     entry = tune.make_entry(config_of("ddp", num_workers=3), "bucket_bytes", found, 5)
     assert entry["knobs"] == {"bucket_bytes": 2048}
     assert entry["config"] == {"compute": "none", "num_workers": 3}
     assert entry["environment"]["digest"]
+
+
+def test_only_ok_runs_can_win() -> None:
+    knob, candidates = tune.make_candidates(config_of("mpi_ring", model="gpt-mini"))
+    record = make_record(tokens_per_s=1000)
+    assert tune.step_s_of(record) is not None
+    assert tune.step_s_of(record.model_copy(update={"status": "invalid"})) is None
+    samples = tune.measure(candidates, lambda configs, _: ([None, *(2.0 for _ in configs[1:])], 1000.0))
+    assert samples[0] == []
+    assert getattr(candidates[0], knob) not in tune.intervals(knob, candidates, samples)
+    with pytest.raises(SystemExit, match="no run was valid"):
+        tune.intervals(knob, candidates, [[] for _ in candidates])
 
 
 def test_a_tuned_knob_holds_unless_another_is_given(tmp_path: Path) -> None:
