@@ -136,14 +136,22 @@ def _tune(arguments: argparse.Namespace) -> int:
 
 
 def _ranks(arguments: argparse.Namespace) -> int:
+    from bench import failures
     from bench.mpi import RankInfo
-    from bench.rank.run import run_all, write_folder
     from bench.records import PlannedRun
 
+    rank_info = RankInfo.detect(os.environ)
     lines = arguments.plan.read_text().splitlines()
     planned = [PlannedRun.model_validate_json(line) for line in lines]
     faulthandler.register(signal.SIGTERM, chain=True)  # whatever ends the launch, its log says where this rank was
-    run_all(planned, RankInfo.detect(os.environ), lambda result: write_folder(arguments.out, result))
+    failures.redirect(arguments.plan.parent, rank_info.rank)
+    try:
+        from bench.rank.run import run_all, write_folder
+
+        run_all(planned, rank_info, lambda result: write_folder(arguments.out, result))
+    except Exception as error:
+        failures.keep(failures.Failure.of(error, rank_info.rank, planned[0].config.role(rank_info.rank)))
+        raise
     return 0
 
 

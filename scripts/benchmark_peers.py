@@ -156,7 +156,6 @@ def run_bare(config: RunConfig, scratch: Path, tcp: str = "") -> float:
     settings = [f"{name}={value}" for name, value in mpi.tcp_settings(config).items()]
     program = ["env", *settings, sys.executable, str(PEERS / "bare_mpi.py"), "--config", config.model_dump_json()]
     argv = [*launch.launcher_prefix(config), *program]
-    argv.remove("--tag-output")
     return median_step(end(held_to_tcp(argv, tcp) if tcp else argv, scratch / "log"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import platform
@@ -9,12 +10,13 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
+from bench import failures
 from bench.config import AgreedBadInput, BadInput, RunConfig
+from bench.failures import Failure
 from bench.mpi import RankInfo
 from bench.rank.liveness import Heartbeat
 from bench.records import PlannedRun
@@ -98,7 +100,9 @@ def watched(group: Group, rank_info: RankInfo, config: Callable[[], RunConfig]) 
 
     def silent(rank: int, host: str) -> None:
         faulthandler.dump_traceback()  # where this rank waits for that one
-        _end(rank_info, f"rank {rank} ({config().role(rank)}) on {host} does not answer any more")
+        message = f"rank {rank} ({config().role(rank)}) on {host} does not answer any more"
+        role = config().role(rank_info.rank)
+        _end(rank_info, Failure(rank_info.rank, role, platform.node(), "", message))
 
     threading.excepthook = failed
     heart = Heartbeat(group, silent) if group.size > 1 else None
@@ -128,13 +132,13 @@ def clear_deadline() -> None:
 
 def end_everyone(rank_info: RankInfo, config: RunConfig, error: BaseException) -> NoReturn:
     """Say which rank failed and why, then end the whole launch: nobody waits for a rank that is gone."""
-    traceback.print_exception(error)
-    what = f"rank {rank_info.rank} ({config.role(rank_info.rank)}) on {platform.node()}"
-    _end(rank_info, f"{what} failed: {type(error).__name__}: {error}")
+    _end(rank_info, Failure.of(error, rank_info.rank, config.role(rank_info.rank)))
 
 
-def _end(rank_info: RankInfo, reason: str) -> NoReturn:
-    print(f"psring: {reason}", file=sys.stderr, flush=True)
+def _end(rank_info: RankInfo, failure: Failure) -> NoReturn:
+    failures.keep(failure)
+    with contextlib.suppress(OSError):  # the disk is full
+        print(f"{failure.traceback}psring: {failure.describe()}", file=sys.stderr, flush=True)
     if rank_info.starts_mpi:
         from mpi4py import MPI
 

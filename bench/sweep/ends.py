@@ -1,21 +1,25 @@
-"""How a launch ended: from its exit code and what its ranks printed to a status and one line that says why."""
+"""How a launch ended: its status, and one line that says why, from its exit code and what its ranks left.
+
+Ranks leave a log and, if they fail, a failure file each (bench/failures.py). What only the launcher knows, that a rank
+was killed or which one exited first, is read from the launcher's own output. A rank that did not get so far as to have
+files, because its host or its Python is not there, is known by that output alone.
+"""
 
 from __future__ import annotations
 
 import re
 import signal
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from bench import failures
 from bench.config import RunConfig
 from bench.records import Status
 from bench.sweep.launch import Outcome
 
 OUT_OF_MEMORY_SIGNS = ("MemoryError", "out of memory", "can't allocate memory", "Cannot allocate memory")
-SILENCE_SIGN = "does not answer any more"
-# What mpirun (--tag-output), horovodrun and srun (--label) put before a rank's output, in the middle of lines too.
-_TAG = re.compile(r"\[(?:\d+,)?(\d+)\]<std(?:out|err)>:|^(\d+): ", flags=re.MULTILINE)
+TIMEOUT_SIGN = "Timeout ("  # faulthandler's, past the deadline of a run
 _KILLED = re.compile(
     r"process rank (\d+) with PID \d+ on node\s+(\S+)\s+exited on (signal \d+ \(.+?\))"
     r"|task (\d+): (Killed|Segmentation fault|Aborted)"
@@ -26,39 +30,30 @@ _STACK = "(most recent call first):"
 _PROJECT = str(Path(__file__).parents[2])
 
 
-def diagnose(outcome: Outcome, config: RunConfig) -> tuple[Status, str]:
-    """Name how a launch ended that was at this run, and the line that says why, with its rank where one is known."""
-    num_ranks = config.world_size
-    said = streams(outcome.output)
-    lines = [line for text in said.values() for line in text.splitlines()]
-    if outcome.timed_out or any(line.startswith("Timeout (") for line in lines):
-        return "timeout", "the deadline passed (timeout_s); " + where_ranks_are(said, num_ranks)
-    reason = _reason(said, config, "" if outcome.returncode >= 0 else _signalled(-outcome.returncode, num_ranks))
+def diagnose(outcome: Outcome, config: RunConfig, folder: Path) -> tuple[Status, str]:
+    """Return the status of a launch that ended at this run, and the reason in one line, with the rank if known.
+
+    `folder` holds the files of its ranks.
+    """
+    logs = failures.logs(folder)
+    lines = [line for text in (outcome.output, *logs.values()) for line in text.splitlines()]
+    if outcome.timed_out or any(line.startswith(TIMEOUT_SIGN) for line in lines):
+        return "timeout", "the deadline passed (timeout_s); " + where_ranks_are(logs, config.world_size)
+    found = failures.read(folder)
+    reason = _killed(outcome.output, config) or (found[0].describe() if found else _last_words(outcome, config, logs))
+    reason = " ".join(reason.split())
     if outcome.oom_kills or any(sign in line for line in lines for sign in OUT_OF_MEMORY_SIGNS):
         return "out_of_memory", reason
-    if SILENCE_SIGN in reason:
-        reason += "; " + where_ranks_are(said, num_ranks)
+    if found and not found[0].type:  # a rank that does not answer: the others' stacks say where they waited for it
+        reason += "; " + where_ranks_are(logs, config.world_size)
     return "failed", f"exit code {outcome.returncode}: {reason}"
 
 
-def streams(output: str) -> dict[int | None, str]:
-    """Take a launcher's output apart: what each rank printed, and what came from the launcher itself (None)."""
-    texts: defaultdict[int | None, str] = defaultdict(str)
-    for line in output.splitlines(keepends=True):
-        parts = _TAG.split(line)  # text, rank, rank, text, rank, rank, text, ...
-        if parts[0]:
-            texts[None] += parts[0]
-        for tagged, labelled, text in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
-            texts[int(tagged or labelled)] += text
-    return dict(texts)
-
-
-def where_ranks_are(said: dict[int | None, str], num_ranks: int) -> str:
-    """Say from the stacks that ranks printed at their deadline what each of them was doing."""
-    alone = said.get(None, "") if num_ranks == 1 else ""
+def where_ranks_are(logs: Mapping[int, str], num_ranks: int) -> str:
+    """Say from the stacks in ranks' logs what each of them was doing when it was ended."""
     ranks: defaultdict[str, list[int]] = defaultdict(list)
     for rank in range(num_ranks):
-        ranks[_place(said.get(rank, alone))].append(rank)
+        ranks[_place(logs.get(rank, ""))].append(rank)
     return "; ".join(f"{_names(which)} {place}" for place, which in ranks.items())
 
 
@@ -67,7 +62,7 @@ def _place(text: str) -> str:
 
     A rank that was stopped and is continued to be ended prints its stacks twice at once: the first lines are whole.
     """
-    first, _, again = text.partition("Timeout (")
+    first, _, again = text.partition(TIMEOUT_SIGN)
     _, found, stack = (first if _STACK in first else again).rpartition(_STACK)
     frames = _FRAME.findall(stack)
     if not found or not frames:
@@ -80,28 +75,29 @@ def _names(ranks: Sequence[int]) -> str:
     return f"rank {ranks[0]}" if len(ranks) == 1 else "ranks " + ", ".join(map(str, ranks))
 
 
-def _signalled(number: int, num_ranks: int) -> str:
-    return f"{'rank 0' if num_ranks == 1 else 'the launcher'} was ended by {signal.Signals(number).name}"
-
-
-def _reason(said: dict[int | None, str], config: RunConfig, signalled: str) -> str:
-    """The line that names the cause: a rank's signal, our own words, the last words of the rank that ended first."""
-    launcher = said.get(None, "")
+def _killed(launcher: str, config: RunConfig) -> str:
+    """The rank that a signal has ended, as the launcher says; blank if it says nothing of that kind."""
     killed = _KILLED.search(launcher)
-    if killed:
-        rank, where = int(killed[1] or killed[4]), f" on {killed[2]}" if killed[2] else ""
-        return f"rank {rank} ({config.role(rank)}){where} was ended by {killed[3] or killed[5]}"
-    ours = [line for text in said.values() for line in text.splitlines() if "psring: " in line]
+    if killed is None:
+        return ""
+    rank, where = int(killed[1] or killed[4]), f" on {killed[2]}" if killed[2] else ""
+    return f"rank {rank} ({config.role(rank)}){where} was ended by {killed[3] or killed[5]}"
+
+
+def _last_words(outcome: Outcome, config: RunConfig, logs: Mapping[int, str]) -> str:
+    """Why a launch ended none of whose ranks says so: its own signal, else the last line of whom it ended at."""
+    launcher = list(_words(outcome.output))
+    ours = [line for line in launcher if "psring: " in line]  # of a rank that had no files yet
     if ours:
-        return ours[0].strip()
-    if signalled:
-        return signalled
-    first = _FIRST_TO_EXIT.search(launcher)
-    for rank in [int(first[1])] if first else sorted(rank for rank in said if rank is not None):
-        for line in reversed(list(_words(said.get(rank, "")))):
+        return ours[0]
+    if outcome.returncode < 0:
+        who = "rank 0" if config.world_size == 1 else "the launcher"
+        return f"{who} was ended by {signal.Signals(-outcome.returncode).name}"
+    first = _FIRST_TO_EXIT.search(outcome.output)
+    for rank in [int(first[1])] if first else logs:
+        for line in reversed(list(_words(logs.get(rank, "")))):
             return f"rank {rank}: {line}"
-    lines = list(_words(launcher))
-    return (lines[:1] if "ORTE" in launcher else lines[-1:] or ["no output"])[0]
+    return (launcher[:1] if "ORTE" in outcome.output else launcher[-1:] or ["no output"])[0]
 
 
 def _words(text: str) -> Iterator[str]:

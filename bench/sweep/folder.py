@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from filelock import FileLock, Timeout
 
-from bench import environment, records
+from bench import environment, failures, records
 from bench.config import BadInput, DiskFull
 from bench.records import RunRecord
 from bench.sweep.file import Sweep
@@ -94,10 +94,14 @@ def check_disk_space(out: Path, reason: str) -> None:
 
 
 def save_log(out: Path, run_id: str) -> str:
-    """Move the log of a launch that failed at this run to `logs/`; return its path below `out`, blank without a log."""
-    name = f"logs/{run_id}.log"
-    if not (out / SCRATCH / "log").exists():
+    """Write all logs of a launch that failed at this run to one file in `logs/`; return its path below `out`.
+
+    Blank if nothing was launched.
+    """
+    name, launcher = f"logs/{run_id}.log", out / SCRATCH / "log"
+    if not launcher.exists():
         return ""
     (out / "logs").mkdir(exist_ok=True)
-    (out / SCRATCH / "log").replace(out / name)
+    said = failures.logs(out / SCRATCH)
+    records.write_whole(out / name, failures.join_logs(launcher.read_text(errors="replace"), said.items()))
     return name

@@ -85,7 +85,7 @@ def launcher_flags(config: RunConfig, *, open_mpi: bool) -> list[str]:
     flags += ["--hostfile", config.hostfile] if config.hostfile else []
     if open_mpi:
         # What horovodrun gives mpirun, so that no strategy is bound or routed otherwise than another.
-        flags += ["--oversubscribe", "--bind-to", "none", "--map-by", "slot", "--tag-output"]
+        flags += ["--oversubscribe", "--bind-to", "none", "--map-by", "slot"]
         flags += ["--mca", "pml", "ob1", "--mca", "btl", "^openib"]
         if config.network_interface:
             flags += ["--mca", "btl_tcp_if_include", config.network_interface]
@@ -95,7 +95,7 @@ def launcher_flags(config: RunConfig, *, open_mpi: bool) -> list[str]:
 
 def _srun_flags(config: RunConfig) -> list[str]:
     """Return srun's flags, then `env` with the settings that Open MPI reads where mpirun would pass them."""
-    flags = ["--ntasks", str(config.world_size), "--mpi=pmix", "--label", "--kill-on-bad-exit=1"]
+    flags = ["--ntasks", str(config.world_size), "--mpi=pmix", "--kill-on-bad-exit=1"]
     flags += ["--overcommit", "--overlap", "--cpu-bind=none"]
     transport = ["OMPI_MCA_pml=ob1", "OMPI_MCA_btl=^openib"]
     transport += [f"OMPI_MCA_btl_tcp_if_include={config.network_interface}"] if config.network_interface else []

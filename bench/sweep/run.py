@@ -255,4 +255,4 @@ def _launch(
     except BadInput as error:
         return "failed", str(error)
     poll()
-    return ends.diagnose(outcome, next(iter(remaining.values()), planned[-1]).config)
+    return ends.diagnose(outcome, next(iter(remaining.values()), planned[-1]).config, scratch)

@@ -64,6 +64,8 @@ def test_only_the_next_rank_reports_a_silent_one(monkeypatch: pytest.MonkeyPatch
 
 PROGRAM = """
 import os, signal, threading, time
+from pathlib import Path
+from bench import failures
 from bench.rank import group
 from bench.config import RunConfig
 from bench.mpi import RankInfo
@@ -74,6 +76,7 @@ from strategies.group import MPIGroup
 rank_info = RankInfo.detect(os.environ)
 config = RunConfig(strategy="parameter_server", num_workers=2, num_servers=1)
 die_with_parent()
+failures.redirect(Path({folder!r}), rank_info.rank)
 with group.watched(MPIGroup(MPI.COMM_WORLD), rank_info, lambda: config):
     if rank_info.rank == 2:
         {act}
@@ -97,13 +100,13 @@ def test_a_rank_that_fails_ends_the_run_and_is_named(
     marker = f"PSRING_GONE_{os.getpid()}"
     monkeypatch.setenv(marker, "1")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    (tmp_path / "program.py").write_text(PROGRAM.format(act=act))
+    (tmp_path / "program.py").write_text(PROGRAM.format(act=act, folder=str(tmp_path)))
     config = RunConfig(strategy="parameter_server", num_workers=2, num_servers=1)
     argv = [*launch.launcher_prefix(config), sys.executable, str(tmp_path / "program.py")]
     patience = time.monotonic() + 50
     outcome = launch.run(argv, os.environ, tmp_path / "log", lambda: patience)
     assert not outcome.timed_out
-    status, reason = ends.diagnose(outcome, config)
+    status, reason = ends.diagnose(outcome, config, tmp_path)
     assert status == "failed"
     assert re.search(said, reason)
     assert "\n" not in reason

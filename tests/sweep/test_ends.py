@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from bench import failures
 from bench.config import RunConfig
-from bench.sweep.ends import diagnose, streams, where_ranks_are
+from bench.failures import Failure
+from bench.sweep.ends import diagnose, where_ranks_are
 from bench.sweep.launch import Outcome
+from tests.support.processes import run_command
 
 THREE = RunConfig(strategy="independent", num_workers=3)
 RULE = "-" * 74 + "\n"
@@ -15,78 +25,123 @@ MPIRUN_KILLED = (
     f"{RULE}mpirun noticed that process rank 1 with PID 0 on node n1 exited on signal 9 (Killed).\n{RULE}"
 )
 MPIRUN_EXIT = (
-    "[1,0]<stderr>:all is well here\n[1,1]<stderr>:Traceback\n[1,1]<stderr>:KeyError: 'x'\n"
     f"{RULE}mpirun detected that one or more processes exited with non-zero status. The first to do so was:\n\n"
     f"  Process name: [[507,1],1]\n  Exit code:    3\n{RULE}"
 )
 NO_HOST = f"ssh: Could not resolve hostname n9: Name or service not known\n{RULE}ORTE was unable to start\n{RULE}"
-# As mpirun --tag-output really cuts up what faulthandler writes.
-STACKS = (
-    "[1,0]<stderr>:Timeout (0:00:02)!\n"
-    "[1,0]<stderr>:Thread 0x[1,1]<stderr>:Thread 0x[1,0]<stderr>:00007f[1,0]<stderr>: (most recent call first):\n"
-    '[1,1]<stderr>:00008e[1,1]<stderr>: (most recent call first):\n[1,0]<stderr>:  File "[1,0]<stderr>:/x/a.py'
-    '[1,0]<stderr>:", line [1,0]<stderr>:11[1,0]<stderr>: in [1,0]<stderr>:wait\n'
-    '[1,1]<stderr>:  File "/x/a.py", line 11 in wait\n'
-)
+STACK = 'Thread 0x1 (most recent call first):\n  File "/x/a.py", line 11 in wait\n'
+LATE = "Timeout (0:00:02)!\n" + STACK
+
+
+def failed(rank: int, kind: str, message: str) -> Failure:
+    return Failure(rank, "worker", f"n{rank}", kind, message)
 
 
 @pytest.mark.parametrize(
-    ("outcome", "status", "reason"),
+    ("outcome", "left", "status", "reason"),
     [
-        (Outcome(1, False, "psring: rank 1 on n1 failed: MemoryError: "), "out_of_memory", "rank 1 on n1"),
-        (Outcome(1, False, "torch.OutOfMemoryError: CUDA out of memory"), "out_of_memory", "CUDA"),
+        (
+            Outcome(1, False, ""),
+            [failed(1, "MemoryError", ""), {1: "MemoryError"}],
+            "out_of_memory",
+            "rank 1 (worker) on n1",
+        ),
+        (Outcome(1, False, "torch.OutOfMemoryError: CUDA out of memory"), [], "out_of_memory", "CUDA"),
         (
             Outcome(137, False, MPIRUN_KILLED, oom_kills=1),
+            [],
             "out_of_memory",
             "rank 1 (worker) on n1 was ended by signal 9",
         ),
-        (Outcome(-15, True, ""), "timeout", "ranks 0, 1, 2 printed no stack"),
-        (Outcome(1, False, STACKS), "timeout", "ranks 0, 1 in wait (a.py:11); rank 2 printed no stack"),
-        (Outcome(137, False, MPIRUN_KILLED), "failed", "rank 1 (worker) on n1 was ended by signal 9 (Killed)"),
-        (Outcome(3, False, MPIRUN_EXIT), "failed", "exit code 3: rank 1: KeyError: 'x'"),
-        (Outcome(1, False, "srun: error: s0: task 2: Killed\n"), "failed", "rank 2 (worker) was ended by Killed"),
-        (Outcome(255, False, NO_HOST), "failed", "Could not resolve hostname n9"),
+        (Outcome(-15, True, ""), [], "timeout", "ranks 0, 1, 2 printed no stack"),
         (
-            Outcome(1, False, "Traceback\npsring: rank 2 on n1 failed: ValueError: no\n" + RULE),
-            "failed",
-            "rank 2 on n1",
+            Outcome(1, False, ""),
+            [{0: LATE, 1: LATE}],
+            "timeout",
+            "ranks 0, 1 in wait (a.py:11); rank 2 printed no stack",
         ),
-        (Outcome(1, False, "[0]<stderr>:psring: boom\nTraceback\nRuntimeError: Horovod"), "failed", "psring: boom"),
+        (Outcome(137, False, MPIRUN_KILLED), [], "failed", "rank 1 (worker) on n1 was ended by signal 9 (Killed)"),
         (
-            Outcome(1, False, f"{STACKS[33:]}[1,0]<stderr>:psring: rank 2 (server 0) on n2 does not answer any more\n"),
+            Outcome(3, False, MPIRUN_EXIT),
+            [{0: "all is well here\n", 1: "Traceback\nKeyError: 'x'\n"}],
             "failed",
-            "rank 2 (server 0) on n2 does not answer any more; ranks 0, 1 in wait (a.py:11); rank 2 printed no stack",
+            "exit code 3: rank 1: KeyError: 'x'",
         ),
-        (Outcome(-9, False, "[1,0]<stderr>:a warning\n"), "failed", "the launcher was ended by SIGKILL"),
-        (Outcome(1, False, ""), "failed", "no output"),
+        (Outcome(1, False, "srun: error: s0: task 2: Killed\n"), [], "failed", "rank 2 (worker) was ended by Killed"),
+        (Outcome(255, False, NO_HOST), [], "failed", "Could not resolve hostname n9"),
+        (
+            Outcome(1, False, RULE),
+            [failed(2, "ValueError", "no\nnever")],
+            "failed",
+            "rank 2 (worker) on n2 failed: ValueError: no never",
+        ),
+        (Outcome(2, False, RULE), [failed(0, "BadInput", "no file x")], "failed", "exit code 2: no file x"),
+        (Outcome(1, False, "psring: boom\nTraceback\nRuntimeError: Horovod"), [], "failed", "psring: boom"),
+        (
+            Outcome(1, False, ""),
+            [failed(0, "", "rank 2 (server) on n2 does not answer any more"), {0: STACK, 1: STACK}],
+            "failed",
+            "rank 2 (server) on n2 does not answer any more; ranks 0, 1 in wait (a.py:11); rank 2 printed no stack",
+        ),
+        (Outcome(-9, False, "a warning\n"), [], "failed", "the launcher was ended by SIGKILL"),
+        (Outcome(1, False, ""), [], "failed", "no output"),
     ],
 )
-def test_every_end_has_its_name_and_its_line(outcome: Outcome, status: str, reason: str) -> None:
-    found, line = diagnose(outcome, THREE)
+def test_every_end_has_its_name_and_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: Outcome, left: list[Any], status: str, reason: str
+) -> None:
+    monkeypatch.setattr(failures, "_folder", tmp_path)
+    for each in left:
+        if isinstance(each, Failure):
+            failures.keep(each)
+        else:
+            for rank, text in each.items():
+                (tmp_path / f"rank-{rank}.log").write_text(text)
+    found, line = diagnose(outcome, THREE, tmp_path)
     assert found == status
     assert reason in line
     assert "\n" not in line
 
 
-def test_what_ranks_print_is_taken_apart_even_within_a_line() -> None:
-    said = streams("[1,0]<stdout>:a[1,12]<stderr>:b\nlauncher\n3: srun\n[7]<stderr>:horovodrun\n")
-    assert said == {0: "a", 12: "b\n", None: "launcher\n", 3: "srun\n", 7: "horovodrun\n"}
+def test_the_first_rank_that_fails_is_named_and_by_its_first_failure(tmp_path: Path) -> None:
+    for number, failure in enumerate([failed(2, "KeyError", "first"), failed(0, "OSError", "connection lost")]):
+        path = tmp_path / f"rank-{failure.rank}.failure"
+        path.write_text(json.dumps(asdict(failure)))
+        os.utime(path, ns=(number, number))
+    (tmp_path / "rank-1.failure").write_text('{"rank": 1, "ro')
+    _, line = diagnose(Outcome(1, False, ""), THREE, tmp_path)
+    assert line == "exit code 1: rank 2 (worker) on n2 failed: KeyError: first"
+
+
+def test_what_a_rank_and_its_children_print_goes_to_its_own_log(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from pathlib import Path; from bench import failures;"
+        "print('before'); failures.redirect(Path(sys.argv[1]), 12); print('after'); os.system('echo child >&2');"
+        "failures.keep(failures.Failure.of(ValueError('x'), 12, 'worker'));"
+        "failures.keep(failures.Failure.of(ValueError('y'), 12, 'worker'))"
+    )
+    ended = run_command([sys.executable, "-c", program, str(tmp_path)])
+    assert (ended.stdout, ended.stderr) == ("before\n", "")
+    assert sorted(failures.logs(tmp_path)[12].splitlines()) == ["after", "child"]
+    (failure,) = failures.read(tmp_path)
+    assert (failure.rank, failure.role, failure.type, failure.message) == (12, "worker", "ValueError", "x")
+    assert "ValueError: x" in failure.traceback
+
+
+def test_a_kept_log_has_every_rank_under_its_heading() -> None:
+    text = failures.join_logs("no host\n", [(0, "a\nb"), (1, "c\n")])
+    assert text == "==> launcher <==\nno host\n\n==> rank 0 <==\na\nb\n\n==> rank 1 <==\nc\n"
 
 
 def test_a_continued_rank_prints_its_stacks_twice_at_once() -> None:
-    first = '[1,0]<stderr>:Thread 0x1 (most recent call first):\n[1,0]<stderr>:  File "/x/s.py", line 115 in serve\n'
-    both = "[1,0]<stderr>:  File Timeout (0:00:20)!\n[1,0]<stderr>:Thread 0x1 (most recent call first):\n"
-    late = '[1,0]<stderr>:  File "/x/cli.py", line 356 in <module>\n'
-    assert where_ranks_are(streams(first + both + late), num_ranks=1) == "rank 0 in serve (s.py:115)"
+    first = 'Thread 0x1 (most recent call first):\n  File "/x/s.py", line 115 in serve\n'
+    both = "  File Timeout (0:00:20)!\nThread 0x1 (most recent call first):\n"
+    late = '  File "/x/cli.py", line 356 in <module>\n'
+    assert where_ranks_are({0: first + both + late}, num_ranks=1) == "rank 0 in serve (s.py:115)"
 
 
-def test_a_lone_rank_has_no_tag() -> None:
-    stack = 'Timeout (0:00:03)!\nThread 0x1 (most recent call first):\n  File "/x/b.py", line 5 in work\n'
-    assert where_ranks_are(streams(stack), num_ranks=1) == "rank 0 in work (b.py:5)"
-
-
-def test_a_lone_rank_that_the_kernel_killed_for_memory_is_named() -> None:
-    assert diagnose(Outcome(-9, False, "", oom_kills=1), RunConfig()) == (
+def test_a_lone_rank_that_the_kernel_killed_for_memory_is_named(tmp_path: Path) -> None:
+    assert diagnose(Outcome(-9, False, "", oom_kills=1), RunConfig(), tmp_path) == (
         "out_of_memory",
         "rank 0 was ended by SIGKILL",
     )
