@@ -16,10 +16,11 @@ from bench.config import BadInput, RunConfig
 from bench.nodes import cluster, layout, sandbox
 from bench.nodes.layout import Cluster
 from bench.records import PlannedRun, RunRecord, Status
-from bench.sweep import ends, estimate, folder, launch
+from bench.sweep import ends, estimate, folder, launch, template
 from bench.sweep.file import Sweep
 from bench.sweep.folder import SCRATCH
 from bench.sweep.journal import Journal
+from bench.sweep.launch import Outcome
 from bench.sweep.stopping import BudgetSpent, StopCondition, imprecise_cells
 
 ORDER_SEED = 20
@@ -116,9 +117,17 @@ def check_input_files(config: RunConfig) -> None:
         durations.durations(config)
 
 
-def run_sweep(sweep: Sweep, where: str, out: Path, console: Console) -> list[RunRecord]:
+# Starts the ranks of one launch and waits for their end: (runs, scratch folder with the file `plan` and the folder
+# `result`, poll) -> outcome. It calls `poll` several times a second; that returns the deadline, time.monotonic().
+Launch = Callable[[Sequence[PlannedRun], Path, Callable[[], float]], Outcome]
+
+
+def run_sweep(
+    sweep: Sweep, where: str, out: Path, console: Console, launch_ranks: Launch | None = None
+) -> list[RunRecord]:
     """Run what is missing in `out` and return the records of this call, failures included.
 
+    `launch_ranks` starts the ranks of one launch, `start_ranks` if None.
     A cell that fails does not end the sweep. KeyboardInterrupt and DiskFull do, and leave a resumable folder.
     BadInput before anything is written if a launcher or an input file is missing.
     """
@@ -140,10 +149,12 @@ def run_sweep(sweep: Sweep, where: str, out: Path, console: Console) -> list[Run
             with stop.handling_signals(journal.print), journal.progress:
                 for planned in itertools.chain(todo, _until_precise(sweep, where, before, journal)):
                     runnable = list(_supported(planned, no_nodes, environment_digest, journal))
-                    _run_all(runnable, out, environment_digest, journal, stop)
+                    _run_all(runnable, out, environment_digest, journal, stop, launch_ranks or start_ranks)
         except BudgetSpent:
             journal.print(f"the budget of {sweep.budget} is spent; the same command runs what is missing")
         finally:
+            for line in template.complaints():
+                journal.print(line)
             journal.close()
     return journal.done
 
@@ -198,8 +209,9 @@ def _supported(
 
 
 def _run_all(
-    pending: list[PlannedRun], out: Path, environment_digest: str, journal: Journal, stop: StopCondition
-) -> None:
+    pending: list[PlannedRun], out: Path, environment_digest: str, journal: Journal, stop: StopCondition,
+    launch_ranks: Launch,
+) -> None:  # fmt: skip
     """Run and record all of one launch; after a run that fails, launch the ranks again for the remaining ones."""
     while pending:
         stop.check()
@@ -213,7 +225,7 @@ def _run_all(
 
         folder.new_scratch(out)
         journal.begin(pending[0])
-        status, reason = _launch(list(pending), out, environment_digest, on_record)
+        status, reason = _launch(list(pending), out, environment_digest, on_record, launch_ranks)
         if pending:  # the launch ended early: the first run without a record is the one that failed
             failed = pending.pop(0)
             folder.check_disk_space(out, reason)
@@ -222,8 +234,9 @@ def _run_all(
 
 
 def _launch(
-    planned: list[PlannedRun], out: Path, environment_digest: str, on_record: Callable[[PlannedRun, RunRecord], None]
-) -> tuple[Status, str]:
+    planned: list[PlannedRun], out: Path, environment_digest: str, on_record: Callable[[PlannedRun, RunRecord], None],
+    launch_ranks: Launch,
+) -> tuple[Status, str]:  # fmt: skip
     """Start the ranks once for all planned runs; pass each record to `on_record` as soon as it is written.
 
     Return the status and the reason of a run that has no record when the ranks have ended.
@@ -245,14 +258,22 @@ def _launch(
         timeout_s = max((run.config.timeout_s for run in remaining.values()), default=0)
         return last_record_at + timeout_s + LAUNCH_GRACE_S
 
-    arguments = ["ranks", str(scratch / "plan"), "--out", str(scratch / "result")]
-    nodes = emulated_cluster(planned[0].config)
     try:
-        with cluster.running(nodes) if nodes else contextlib.nullcontext():
-            argv = launch.command(planned[0].config, arguments, nodes)
-            environ = launch.environment(planned[0].config, nodes)
-            outcome = launch.run(argv, environ, scratch / "log", poll)
+        outcome = launch_ranks(planned, scratch, poll)
     except BadInput as error:
         return "failed", str(error)
     poll()
     return ends.diagnose(outcome, next(iter(remaining.values()), planned[-1]).config, scratch)
+
+
+def start_ranks(planned: Sequence[PlannedRun], scratch: Path, poll: Callable[[], float]) -> Outcome:
+    """Start the ranks of one launch, on emulated nodes if it needs them, and wait for their end or deadline.
+
+    BadInput if there can be no such nodes.
+    """
+    config = planned[0].config
+    nodes = emulated_cluster(config)
+    environ = launch.environment(config, nodes)  # starts a template, which gets ready while nodes are made
+    arguments = ["ranks", str(scratch / "plan"), "--out", str(scratch / "result")]
+    with cluster.running(nodes) if nodes else contextlib.nullcontext():
+        return launch.run(launch.command(config, arguments, nodes), environ, scratch / "log", poll)

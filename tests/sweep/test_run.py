@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -14,6 +16,8 @@ from bench.config import BadInput, RunConfig
 from bench.records import PlannedRun, RunRecord
 from bench.sweep import run as sweep
 from bench.sweep.file import read_sweep
+from bench.sweep.launch import Outcome
+from tests.support.launches import failing_at, instant
 from tests.support.plans import QUIET, SWEEPS, make_sweep
 
 
@@ -42,12 +46,12 @@ def test_runs_of_one_launch_share_ranks_and_horovod_has_its_own() -> None:
 def test_a_second_call_runs_only_what_is_missing(tmp_path: Path) -> None:
     one = make_sweep([{"strategy": "local", "batch_size": [1, 2]}])
     two = make_sweep([{"strategy": "local", "batch_size": [1, 2, 3]}], repeats=2)
-    assert statuses(sweep.run_sweep(one, "one", tmp_path, QUIET)) == {"ok": 2}
+    assert statuses(sweep.run_sweep(one, "one", tmp_path, QUIET, instant)) == {"ok": 2}
     before = (tmp_path / "runs.jsonl").read_text()
-    more = sweep.run_sweep(two, "two", tmp_path, QUIET)
+    more = sweep.run_sweep(two, "two", tmp_path, QUIET, instant)
     assert statuses(more) == {"ok": 4}
     assert (tmp_path / "runs.jsonl").read_text().startswith(before)
-    assert sweep.run_sweep(two, "two", tmp_path, QUIET) == []
+    assert sweep.run_sweep(two, "two", tmp_path, QUIET, instant) == []
     assert len(records.read(tmp_path)) == 6
     assert sorted(path.stem for path in (tmp_path / "steps").iterdir()) == sorted(
         record.run_id for record in records.read(tmp_path)
@@ -56,10 +60,10 @@ def test_a_second_call_runs_only_what_is_missing(tmp_path: Path) -> None:
 
 def test_a_truncated_last_line_loses_one_run(tmp_path: Path) -> None:
     plan = make_sweep([{"strategy": "local", "batch_size": [1, 2]}])
-    sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+    sweep.run_sweep(plan, "plan", tmp_path, QUIET, instant)
     file = tmp_path / "runs.jsonl"
     file.write_text(file.read_text()[:-100])
-    assert statuses(sweep.run_sweep(plan, "plan", tmp_path, QUIET)) == {"ok": 1}
+    assert statuses(sweep.run_sweep(plan, "plan", tmp_path, QUIET, instant)) == {"ok": 1}
     assert len(records.read(tmp_path)) == 2
 
 
@@ -78,6 +82,29 @@ def test_a_cell_that_fails_is_recorded_and_the_others_run(tmp_path: Path) -> Non
     assert [record.run_id for record in again] == [failed.run_id]
 
 
+def test_after_a_failed_run_the_launch_is_repeated_with_those_that_are_left(tmp_path: Path) -> None:
+    plan = make_sweep([{"strategy": "local", "batch_size": [1, 2, 3, 4]}])
+    launches: list[int] = []
+    fails = failing_at(lambda run: run.config.batch_size in (2, 3))
+
+    def counted(planned: Sequence[PlannedRun], *rest: Any) -> Outcome:
+        launches.append(len(planned))
+        return fails(planned, *rest)
+
+    done = sweep.run_sweep(plan, "plan", tmp_path, QUIET, counted)
+    assert sorted(record.config.batch_size for record in done if record.status == "ok") == [1, 4]
+    failed = [record for record in done if record.status == "failed"]
+    assert sorted(record.config.batch_size for record in failed) == [2, 3]
+    assert {record.reason for record in failed} == {
+        "exit code 1: rank 0 (worker) on here failed: ValueError: no such luck"
+    }
+    logs = {(tmp_path / record.log).read_text() for record in failed}
+    assert logs == {"==> launcher <==\na launcher's words\n\n==> rank 0 <==\nTraceback: ValueError: no such luck\n"}
+    assert launches[0] == 4
+    assert launches == sorted(launches, reverse=True)
+    assert len({record.run_id for record in done}) == len(done) == 4
+
+
 def test_a_missing_input_file_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     for cell in ({"data": "missing.bin"}, {"compute": "emulated", "compute_from": "missing.json"}):
         with pytest.raises(BadInput, match=r"missing\.(bin|json)"):
@@ -89,7 +116,7 @@ def test_a_missing_input_file_is_refused_before_anything_is_written(tmp_path: Pa
 
 def test_what_no_library_supports_is_recorded_as_unsupported(tmp_path: Path) -> None:
     plan = make_sweep([{"strategy": "ring_allreduce", "num_workers": 2, "wire_dtype": "bf16"}], repeats=3)
-    (record,) = sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+    (record,) = sweep.run_sweep(plan, "plan", tmp_path, QUIET, instant)
     assert record.status == "unsupported"
     assert "bf16" in record.reason
 
@@ -106,28 +133,28 @@ def test_a_run_past_its_deadline_is_recorded_as_timeout(tmp_path: Path) -> None:
 def test_two_sweeps_cannot_write_the_same_folder(tmp_path: Path) -> None:
     plan = make_sweep([{"strategy": "local"}])
     with FileLock(tmp_path / ".lock"), pytest.raises(BadInput, match="another sweep is writing there"):
-        sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+        sweep.run_sweep(plan, "plan", tmp_path, QUIET, instant)
 
 
 def test_results_of_another_environment_are_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_sweep([{"strategy": "local"}])
-    sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+    sweep.run_sweep(plan, "plan", tmp_path, QUIET, instant)
     here = environment.collect()
     monkeypatch.setattr(environment, "collect", lambda: {**here, "commit": "another"})
     before = (tmp_path / "environment.json").read_text()
     with pytest.raises(BadInput, match="another commit, host or library version"):
-        sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+        sweep.run_sweep(plan, "plan", tmp_path, QUIET, instant)
     assert (tmp_path / "environment.json").read_text() == before
 
 
 def test_records_that_a_killed_sweep_did_not_collect_are_recovered(tmp_path: Path) -> None:
     plan = make_sweep([{"strategy": "local", "batch_size": [1, 2]}])
-    sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+    sweep.run_sweep(plan, "plan", tmp_path, QUIET, instant)
     lines = (tmp_path / "runs.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "runs.jsonl").write_text(lines[0])
     (tmp_path / ".running/result").mkdir(parents=True)
     (tmp_path / ".running/result/runs.jsonl").write_text(lines[1])
-    assert sweep.run_sweep(plan, "plan", tmp_path, QUIET) == []
+    assert sweep.run_sweep(plan, "plan", tmp_path, QUIET, instant) == []
     assert len(records.read(tmp_path)) == 2
 
 
@@ -140,7 +167,7 @@ def test_where_nodes_are_impossible_their_cells_are_unsupported_and_the_others_r
     monkeypatch.setattr(sweep.sandbox, "enter", refuse)
     emulated: dict[str, object] = {"strategy": "local", "link": "1mbit"}
     both = make_sweep([emulated, {"strategy": "local"}])
-    done = sweep.run_sweep(both, "both", tmp_path / "both", QUIET)
+    done = sweep.run_sweep(both, "both", tmp_path / "both", QUIET, instant)
     assert statuses(done) == {"ok": 1, "unsupported": 1}
     assert {record.reason for record in done if record.status == "unsupported"} == {
         "cluster: this user may not make namespaces"

@@ -11,6 +11,7 @@ from bench.config import BadInput
 from bench.sweep import run as sweep
 from bench.sweep.file import read_sweep
 from bench.sweep.stopping import MIN_LAUNCHES, BudgetSpent, StopCondition, imprecise_cells
+from tests.support.launches import instant
 from tests.support.plans import QUIET, make_sweep
 from tests.support.synthetic import make_failure, make_record
 
@@ -65,12 +66,12 @@ def test_cells_are_repeated_until_they_are_precise(tmp_path: Path, monkeypatch: 
     cells = [cell.digest() for cell in plan.runs("plan")]
     monkeypatch.setattr(sweep, "imprecise_cells", lambda *_: set(cells[: next(num_wide, 0)]))
     plan = plan.model_copy(update={"precision_target": 0.05, "budget": "10min"})
-    sweep.run_sweep(plan, "plan", tmp_path, QUIET)
+    sweep.run_sweep(plan, "plan", tmp_path, QUIET, instant)
     launches = [sum(record.cell == cell for record in records.read(tmp_path)) for cell in cells]
     assert launches == [2, 1]
 
 
 def test_a_spent_budget_leaves_a_resumable_folder(tmp_path: Path) -> None:
     plan = make_sweep([{"strategy": "local", "batch_size": [1, 2, 3, 4]}])
-    assert sweep.run_sweep(plan.model_copy(update={"budget": "0.001s"}), "plan", tmp_path, QUIET) == []
-    assert len(sweep.run_sweep(plan, "plan", tmp_path, QUIET)) == 4
+    assert sweep.run_sweep(plan.model_copy(update={"budget": "0.001s"}), "plan", tmp_path, QUIET, instant) == []
+    assert len(sweep.run_sweep(plan, "plan", tmp_path, QUIET, instant)) == 4

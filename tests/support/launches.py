@@ -1,0 +1,47 @@
+"""Launches without ranks: what they leave for a sweep is what real ones do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from bench import records
+from bench.failures import Failure
+from bench.records import PlannedRun
+from bench.sweep.launch import Outcome
+from tests.support.synthetic import make_ledger, make_steps, make_summary
+
+
+def instant(planned: Sequence[PlannedRun], scratch: Path, poll: Callable[[], float]) -> Outcome:
+    """Every run is ok at once."""
+    for run in planned:
+        write_run(run, scratch / "result")
+        poll()
+    return Outcome(0, False, "")
+
+
+def failing_at(wanted: Callable[[PlannedRun], bool]) -> Callable[..., Outcome]:
+    """Launches whose rank 0 fails at the first wanted run."""
+
+    def launch(planned: Sequence[PlannedRun], scratch: Path, poll: Callable[[], float]) -> Outcome:
+        good = [run for run in planned if not any(map(wanted, planned[: planned.index(run) + 1]))]
+        instant(good, scratch, poll)
+        if len(good) == len(planned):
+            return Outcome(0, False, "")
+        failure = Failure(0, "worker", "here", "ValueError", "no such luck", "Traceback: ValueError: no such luck\n")
+        (scratch / "rank-0.failure").write_text(json.dumps(asdict(failure)))
+        (scratch / "rank-0.log").write_text(failure.traceback)
+        (scratch / "log").write_text("a launcher's words\n")
+        return Outcome(1, False, "a launcher's words\n")
+
+    return launch
+
+
+def write_run(run: PlannedRun, result: Path) -> None:
+    """Leave a run's record and samples."""
+    summary = make_summary(run.config, 1000.0, 2.5)
+    record = run.record("ok", "", summary=summary, ledger=make_ledger(run.config))
+    records.write_steps(result, run.run_id, make_steps(record))
+    records.append(result, record)
