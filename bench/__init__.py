@@ -1,1 +1,1 @@
-"""The harness: knows GPTs, clocks, launchers and tables."""
+"""The harness: launches, trains, measures and reports; `strategies` holds what it compares."""

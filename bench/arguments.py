@@ -1,4 +1,4 @@
-"""What the psring command takes: every subcommand's flags, the knobs of RunConfig among them."""
+"""The command line of psring: every subcommand and its flags, with the knobs of RunConfig."""
 
 from __future__ import annotations
 
@@ -14,11 +14,21 @@ Add = Callable[[str, str], argparse.ArgumentParser]
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that complains in one line, through BadInput, and knows the nearest right flag."""
+    """An ArgumentParser that raises BadInput, one line, instead of printing its usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing usage and exiting."""
+        """Raise BadInput instead of exiting."""
         raise BadInput(f"{message}; see {self.prog} --help")
+
+
+class _Version(argparse.Action):
+    """Prints psring's version and exits."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"psring {version('psring')}")
+        parser.exit()
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -34,6 +44,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def build_parser() -> tuple[Parser, dict[str, list[str]]]:
     """Return the parser and each command's flags."""
     parser = Parser(prog="psring", description="Parameter server or ring-allreduce? Measure both on the same GPT.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
@@ -43,7 +54,7 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
     _add_reading(add)
     _add_preparing(add)
     _add_cluster_actions(add("cluster", "nodes and shaped links inside this machine (network namespaces)"))
-    ranks = commands.add_parser("ranks")  # no help: `psring sweep` starts it, on every rank of a launch
+    ranks = commands.add_parser("ranks")  # internal: `psring sweep` starts it on every rank of a launch
     ranks.add_argument("plan", type=Path)
     ranks.add_argument("--out", type=Path, required=True)
     template = commands.add_parser("template")  # no help: whoever launches ranks starts it
@@ -57,7 +68,7 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
 
 
 def _add_measuring(add: Add) -> None:
-    """run, sweep, tune: what starts ranks, or is one."""
+    """Add run, sweep and tune."""
     run = add("run", "one run; under mpirun or horovodrun, every rank calls this")
     _add_knobs(run)
     run.add_argument("--out", type=Path, metavar="DIR", help="new folder for the record and the raw samples")
@@ -69,22 +80,22 @@ def _add_measuring(add: Add) -> None:
     sweep.add_argument("file", type=Path, metavar="SWEEP.yaml")
     sweep.add_argument("--out", type=Path, metavar="DIR", help="results folder, new or to be resumed")
     sweep.add_argument("--dry-run", action="store_true", help="print the plan and run nothing")
-    text = "launch again until the half width of tokens_per_s's 95%% interval is this share of its median (0.05)"
+    text = "repeat until the half width of tokens_per_s's 95%% interval is at most this share of its median (0.05)"
     sweep.add_argument("--precision-target", metavar="SHARE", help=text)
-    text = "begin no run after this time: 90s, 30min or 2h; the same command goes on from there"
+    text = "begin no run after this time: 90s, 30min or 2h; the same command runs what is missing"
     sweep.add_argument("--budget", metavar="TIME", help=text)
-    text = "write a batch script that runs it inside one Slurm allocation, and run nothing"
+    text = "write a batch script that runs the sweep in one Slurm allocation; run nothing"
     sweep.add_argument("--slurm", type=Path, metavar="FILE.sbatch", help=text)
 
-    tune = add("tune", "find the fastest message size on this network, for --tuned; under mpirun as run is")
+    tune = add("tune", "find the fastest message size on this network, for --tuned; alone or under mpirun")
     _add_knobs(tune)
-    tune.add_argument("--num-workers", metavar="VALUE", help="without mpirun: start the ranks for so many workers")
+    tune.add_argument("--num-workers", metavar="VALUE", help="without mpirun: number of workers to launch")
     tune.add_argument("--out", type=Path, required=True, metavar="FILE.yaml", help="file that --tuned reads")
 
 
 def _add_reading(add: Add) -> None:
-    """status, report, compare: what reads results."""
-    status = add("status", "how far a sweep is, from another terminal; reads its folder only")
+    """Add status, report and compare, which read results."""
+    status = add("status", "progress of a sweep, from its results folder; also while it runs")
     status.add_argument("folder", type=Path, metavar="DIR")
 
     report = add("report", "tables, figures, report.html and report.md of a results folder")
@@ -104,7 +115,7 @@ def _add_reading(add: Add) -> None:
 
 
 def _add_preparing(add: Add) -> None:
-    """data, calibrate, scale-model, doctor: what comes before a measurement."""
+    """Add data, calibrate, scale-model and doctor, which prepare a measurement."""
     data = add("data", "prepare tokens for --data")
     data.add_argument("what", choices=["prepare"])
     data.add_argument("text", type=Path, metavar="TEXT", help="any file; its bytes become tokens")
@@ -117,11 +128,11 @@ def _add_preparing(add: Add) -> None:
     scale = add("scale-model", "print a sweep file that models a larger cluster on this machine's emulated nodes")
     scale.add_argument("--target", required=True, metavar="TEXT", help="gpt2, 25gbit, a100 at 40%% MFU, 8 nodes")
 
-    add("doctor", "what this machine can run, what is missing, and what mends it")
+    add("doctor", "what this machine can run, what is missing, and the command that installs it")
 
 
 def _add_knobs(command: argparse.ArgumentParser) -> None:
-    """Every knob of RunConfig in its group, its docstring as help."""
+    """Add every knob of RunConfig in its group, with its docstring as help."""
     for title, classes in GROUPS.items():
         group = command.add_argument_group(title)
         for name in (name for each in classes for name in each.__annotations__ if name in RUN_FLAGS):
@@ -144,29 +155,31 @@ def _add_cluster_actions(cluster: argparse.ArgumentParser) -> None:
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
         action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
-        action.add_argument("--name", default="psring", help="which cluster; several may be up at once [psring]")
+        action.add_argument("--name", default="psring", help="name of the cluster; several may be up at once [psring]")
         return action
 
-    up = add("up", "bring it up")
+    up = add("up", "bring a cluster up")
     up.add_argument("--num-nodes", type=int, required=True, metavar="N")
     up.add_argument("--link", required=True, metavar="RATE", help="200mbit, or per node: n0=1gbit,*=50mbit")
-    up.add_argument("--num-servers", type=int, default=0, metavar="S", help="last nodes that server=RATE means [0]")
+    up.add_argument(
+        "--num-servers", type=int, default=0, metavar="S", help="number of last nodes whose link server=RATE sets [0]"
+    )
     up.add_argument("--delay", metavar="TIME", help="one way, on every link: 2ms (needs the kernel's netem)")
     up.add_argument("--congestion-control", default="reno", metavar="reno|cubic", help="of the nodes' TCP [reno]")
-    add("down", "end what runs on it and remove it")
-    actions.add_parser("status", help="list the clusters that are up, and what their links carried")
+    add("down", "kill the processes on a cluster and remove it")
+    actions.add_parser("status", help="list the clusters that are up and the bytes on their links")
     execute = add("exec", "run a command on a node: exec NODE -- COMMAND")
     execute.add_argument("node", metavar="NODE")
     execute.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
-    shell = actions.add_parser("shell", help="a shell in which you may make clusters without root; they end with it")
+    shell = actions.add_parser("shell", help="a shell in which clusters need no root; they are removed at its end")
     shell.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND")
-    check = actions.add_parser("check", help="prove which sizes and rates this machine can emulate (about a minute)")
+    check = actions.add_parser("check", help="measure which sizes and rates this machine can emulate (about a minute)")
     check.add_argument("--num-nodes", default="2,4,8,16", metavar="N,N", help="sizes to try [2,4,8,16]")
     check.add_argument("--link", default="100mbit,200mbit,500mbit,1gbit,2gbit", metavar="RATE,RATE")
-    agent = actions.add_parser("agent", help="stands in for ssh on the nodes")
+    agent = actions.add_parser("agent", help="replaces ssh on the nodes")
     agent.add_argument("words", nargs=argparse.REMAINDER)
 
 
 def knobs(arguments: argparse.Namespace) -> dict[str, object]:
-    """The knobs that a command line gave."""
+    """Return the knobs given on a command line."""
     return {name: getattr(arguments, name) for name in RUN_FLAGS if getattr(arguments, name) is not None}

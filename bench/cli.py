@@ -1,4 +1,4 @@
-"""The psring command. Each subcommand's work, and its imports, are elsewhere."""
+"""The psring command: one function per subcommand, which imports what it needs, so that every command starts fast."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from bench.config import CLUSTER_VARIABLE, AgreedBadInput, BadInput, DiskFull, R
 from bench.sweep.file import read_sweep
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
-OTHERS_WAIT_S = 3.0
+OTHER_RANKS_WAIT_S = 3.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one psring command and return its exit code."""
     try:
+        _check_current_directory()
         arguments = parse(sys.argv[1:] if argv is None else list(argv))
         return ACTIONS[arguments.command](arguments)
     except BadInput as error:
-        _say_once(error)
+        _print_once(error)
         return EXIT_BAD_INPUT
     except DiskFull as error:
         print(f"psring: {error}", file=sys.stderr)
@@ -37,14 +38,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def _say_once(error: BadInput) -> None:
-    """Print the reason from one rank: the others speak only if nobody has ended the run meanwhile."""
+def _check_current_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise BadInput("the current directory was removed; change to one that exists") from None
+
+
+def _print_once(error: BadInput) -> None:
+    """Print the reason from one rank: other ranks wait, and print only if the launch has not been ended by then."""
     from bench.mpi import RankInfo
 
     if RankInfo.detect(os.environ).rank > 0:
         if isinstance(error, AgreedBadInput):
             return
-        time.sleep(OTHERS_WAIT_S)
+        time.sleep(OTHER_RANKS_WAIT_S)
     print(f"psring: {error}", file=sys.stderr, flush=True)
 
 
@@ -53,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from bench.records import PlannedRun, check_writable, open_folder
 
     rank_info = RankInfo.detect(os.environ)
-    config = complete_config(knobs(arguments), rank_info, _links_here())
+    config = complete_config(knobs(arguments), rank_info, _node_links())
     if arguments.save_parameters and config.compute != "real":
         raise BadInput(f"--save-parameters: compute: {config.compute} trains nothing; use --compute real")
     if rank_info.rank == 0:
@@ -80,8 +88,8 @@ def _run(arguments: argparse.Namespace) -> int:
     return EXIT_FAILED if any(result.record.status != "ok" for result in kept) else 0
 
 
-def _links_here() -> dict[str, object] | None:
-    """The knobs of the emulated node this process runs on, if it does."""
+def _node_links() -> dict[str, object] | None:
+    """Return the link knobs of the emulated node that this process runs on, None if it runs on none."""
     name = os.environ.get(CLUSTER_VARIABLE)
     if name is None:
         return None
@@ -126,10 +134,10 @@ def _tune(arguments: argparse.Namespace) -> int:
     if rank_info.launcher == "none":
         config = make_config({**given, "num_workers": arguments.num_workers or 1}, "tune")
     elif arguments.num_workers:
-        raise BadInput("tune: --num-workers is the launcher's world less the servers; leave it out")
+        raise BadInput("tune: --num-workers is the launcher's number of ranks less the servers; leave it out")
     else:
-        config = complete_config(given, rank_info, _links_here())
-    # mpirun gives its ranks a terminal even where its own output goes into a file.
+        config = complete_config(given, rank_info, _node_links())
+    # mpirun gives its ranks a terminal even if its own output goes to a file.
     console = Console(force_terminal=None if rank_info.launcher == "none" else False)
     tune.tune(config, rank_info, arguments.out, console)
     return 0
@@ -141,9 +149,9 @@ def _ranks(arguments: argparse.Namespace) -> int:
     from bench.records import PlannedRun
 
     rank_info = RankInfo.detect(os.environ)
-    lines = arguments.plan.read_text().splitlines()
+    lines = arguments.plan.read_text(encoding="utf-8").splitlines()
     planned = [PlannedRun.model_validate_json(line) for line in lines]
-    faulthandler.register(signal.SIGTERM, chain=True)  # whatever ends the launch, its log says where this rank was
+    faulthandler.register(signal.SIGTERM, chain=True)  # so that the log shows where each rank was
     failures.redirect(arguments.plan.parent, rank_info.rank)
     try:
         from bench.rank.run import run_all, write_folder
@@ -167,7 +175,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     given = {key: getattr(arguments, key) for key in keys if getattr(arguments, key) is not None}
     sweep = read_sweep(arguments.file, given)
     if not (arguments.dry_run or arguments.slurm):
-        _enter_sandbox_alone(sweep.runs(where))
+        _enter_sandbox(sweep.runs(where))
 
     from rich.console import Console
 
@@ -190,10 +198,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
     return EXIT_FAILED if bad else 0
 
 
-def _enter_sandbox_alone(cells: Sequence[RunConfig]) -> None:
-    """Go where emulated nodes can be made while this process has but one thread: without root it could not later.
+def _enter_sandbox(cells: Sequence[RunConfig]) -> None:
+    """Enter private namespaces if any cell has emulated nodes, before imports start threads: without root only then.
 
-    Where it may not, the sweep finds that out, too, and says what becomes of the cells.
+    Where that is impossible, run_sweep finds the same and records those cells as unsupported.
     """
     if any(cell.link for cell in cells):
         from bench.nodes import sandbox

@@ -1,4 +1,4 @@
-"""What vendors say of devices that train: dense peak rates and memory bandwidth, each with its data sheet."""
+"""Training devices: dense peak FLOP/s and memory bandwidth from the vendors' data sheets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Device:
-    """One device: FLOP/s by precision (fp32 outside tensor cores, 16 bits on them), memory bandwidth, source."""
+    """A device: peak FLOP/s by precision (16 bits on tensor cores, fp32 not), memory bytes per second, data sheet."""
 
     peak_flops_per_s: dict[str, float]
     memory_bytes_per_s: float
@@ -25,10 +25,10 @@ DEVICES: dict[str, Device] = {
     ),
     "h100": Device(
         {"fp32": 67e12, "bf16": 989e12, "fp16": 989e12}, 3350e9,
-        "NVIDIA H100 Tensor Core GPU data sheet (2023), SXM; half the 1,979 it gives with sparsity",
+        "NVIDIA H100 Tensor Core GPU data sheet (2023), SXM; half of the 1,979 given with sparsity",
     ),
     "h200": Device(
         {"fp32": 67e12, "bf16": 989e12, "fp16": 989e12}, 4800e9,
-        "NVIDIA H200 Tensor Core GPU data sheet (2023), SXM; half the 1,979 it gives with sparsity",
+        "NVIDIA H200 Tensor Core GPU data sheet (2023), SXM; half of the 1,979 given with sparsity",
     ),
 }  # fmt: skip

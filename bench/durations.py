@@ -1,9 +1,8 @@
-"""How long emulated compute sleeps: every layer's forward and backward, the optimizer, each worker's speed.
+"""The durations of emulated compute: every layer's forward and backward, the optimizer, each worker's speed.
 
-A layer is a module with parameters of its own, in the order in which forward reaches them. What lies between two
-layers counts for the one that comes next: in forward that is the later one (attention's products belong to its
-projection, the output head and the loss to ln_f), in backward the one whose gradient is finished next (to qkv;
-again to ln_f). Durations thus end exactly where a gradient is ready.
+A layer is a module with parameters of its own, in the order of forward. Operations between two layers count for the
+next one: in forward the later one (attention's products for its projection, the output head and the loss for ln_f), in
+backward the one whose gradient is ready next (qkv; again ln_f). A duration thus ends when a gradient is ready.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from bench.config import BadInput, RunConfig, first_problem
 from bench.devices import DEVICES
 from bench.shape import GPTShape
 
-# Bytes of memory that an fp32 update moves per parameter: reads, then writes, of weight, gradient and state.
+# Memory traffic of an fp32 update, bytes per parameter: reads plus writes of weight, gradient and state.
 OPTIMIZER_BYTES = {"adamw": 4 * (4 + 3), "sgd": 4 * (3 + 2)}
-# What a calibration must have in common with the run that sleeps by it, beside the shape.
+# Knobs that must be equal in a calibration and the run that uses it, beside the shape.
 MUST_MATCH = ("batch_size", "gradient_accumulation", "precision", "num_threads", "optimizer")
-JITTER_STREAM = 2  # 0 and 1 are the data's
+JITTER_STREAM = 2  # of the seed; 0 and 1 are the data's
 
 
 @dataclass(frozen=True)
 class Durations:
-    """Seconds that one worker of speed 1 takes in one step, forward and backward by layer, all passes together."""
+    """Seconds per step of a worker of speed 1: forward and backward by layer, summed over passes, and the optimizer."""
 
     forward_s: dict[str, float]
     backward_s: dict[str, float]
@@ -36,12 +35,12 @@ class Durations:
 
     @property
     def compute_s(self) -> float:
-        """Forward and backward of the whole step."""
+        """Seconds of forward and backward of a step."""
         return sum(self.forward_s.values()) + sum(self.backward_s.values())
 
 
 class Calibration(BaseModel):
-    """What `psring calibrate` measured: one step of one worker that really trains, and what it was measured for."""
+    """The file of `psring calibrate`: seconds of one real step by layer, and the config they are valid for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -59,14 +58,14 @@ class Calibration(BaseModel):
 
 
 def durations(config: RunConfig) -> Durations:
-    """Return what a worker of speed 1 sleeps; all zero without emulated compute. BadInput for an unusable source."""
+    """Return the durations of a config, all zero without emulated compute; BadInput for an unusable source."""
     if config.compute != "emulated":
         return by_flops(config.gpt, 0.0, 0.0, 0.0)
     if config.compute_from is not None:
         return _calibrated(config, Path(config.compute_from))
     if config.device_model is not None:
         return _of_device(config)
-    assert config.emulated_forward_s is not None  # RunConfig has seen to it
+    assert config.emulated_forward_s is not None  # RunConfig validates it
     assert config.emulated_backward_s is not None
     return by_flops(
         config.gpt, config.emulated_forward_s, config.emulated_backward_s, config.emulated_optimizer_s or 0.0
@@ -74,7 +73,7 @@ def durations(config: RunConfig) -> Durations:
 
 
 def by_flops(shape: GPTShape, forward_s: float, backward_s: float, optimizer_s: float) -> Durations:
-    """Share forward and backward among the layers by their FLOPs."""
+    """Distribute forward and backward seconds over the layers in proportion to their FLOPs."""
     return Durations(_shared(forward_flops(shape), forward_s), _shared(backward_flops(shape), backward_s), optimizer_s)
 
 
@@ -84,12 +83,12 @@ def _shared(flops: dict[str, float], seconds: float) -> dict[str, float]:
 
 
 def forward_flops(shape: GPTShape) -> dict[str, float]:
-    """FLOPs per token of every layer's forward, products only; layers in order of forward."""
+    """FLOPs per token of every layer's forward, matrix products only, in order of forward."""
     return _flops(shape, attention_in="attention.proj", factor=2)
 
 
 def backward_flops(shape: GPTShape) -> dict[str, float]:
-    """FLOPs per token of every layer's backward: two products where forward has one."""
+    """FLOPs per token of every layer's backward: two products for each of forward."""
     return _flops(shape, attention_in="attention.qkv", factor=4)
 
 
@@ -98,14 +97,14 @@ def _flops(shape: GPTShape, attention_in: str, factor: int) -> dict[str, float]:
     block = {
         "ln_1": 0, "attention.qkv": 3 * d * d, "attention.proj": d * d, "ln_2": 0, "fc": 4 * d * d, "proj": 4 * d * d,
     }  # fmt: skip
-    block[attention_in] += 2 * shape.block_size * d  # queries by keys, and what they weigh by values (PaLM, appendix B)
+    block[attention_in] += 2 * shape.block_size * d  # QK^T, and its softmax times V (PaLM, appendix B)
     blocks = {f"blocks.{i}.{name}": size for i in range(shape.n_layer) for name, size in block.items()}
     sizes = {"wte": 0, "wpe": 0, **blocks, "ln_f": shape.vocab_size * d}
     return {name: float(factor * size) for name, size in sizes.items()}
 
 
 def _of_device(config: RunConfig) -> Durations:
-    """FLOPs over what the device reaches of its peak; its optimizer is bound by memory."""
+    """Return FLOPs over the achieved rate (peak × MFU); the optimizer is bound by memory bandwidth."""
     assert config.device_model is not None
     assert config.device_mfu is not None
     device = DEVICES[config.device_model]
@@ -121,9 +120,9 @@ def _of_device(config: RunConfig) -> Durations:
 
 
 def _calibrated(config: RunConfig, path: Path) -> Durations:
-    """Read a calibration; BadInput if it is of other work than this run's."""
+    """Read a calibration; BadInput if it was measured for another config."""
     try:
-        found = Calibration.model_validate_json(path.read_text())
+        found = Calibration.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(
             f"compute_from: {path} cannot be read ({error}); make it: psring calibrate --out {path}"
@@ -149,7 +148,7 @@ def _calibrated(config: RunConfig, path: Path) -> Durations:
 
 
 def slowdown(config: RunConfig, worker: int, step: int) -> float:
-    """What to multiply a worker's durations with in one step: lognormal with mean 1, over the worker's speed."""
+    """Return the factor of a worker's durations in one step: lognormal jitter with mean 1, over the worker's speed."""
     if config.compute_cv == 0:
         return 1 / config.speeds[worker]
     variance = math.log1p(config.compute_cv**2)

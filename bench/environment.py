@@ -1,4 +1,4 @@
-"""Where a run happened: versions, host, devices, MPI library, commit."""
+"""The environment of a run: versions, host, devices, MPI library, commit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = ("psring", "torch", "mpi4py", "horovod", "numpy", "pandas", "matplotl
 
 @cache
 def collect() -> dict[str, object]:
-    """Return what may change a result, as readable as JSON can be; needs no MPI and no GPU."""
+    """Return what may change a result, as JSON values; needs neither MPI nor a GPU."""
     return {
         "host": platform.node(),
         "system": f"{platform.system()} {platform.release()}",
@@ -39,17 +39,17 @@ def collect() -> dict[str, object]:
 
 
 def digest(environment: dict[str, object]) -> str:
-    """Eight hex digits that differ whenever anything collected differs."""
+    """Return eight hexadecimal digits of a hash of a collected environment."""
     return hashlib.sha256(json.dumps(environment, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def cpu_name() -> str:
-    """The processor's marketing name, or its architecture."""
+    """Return the processor's model name, or its architecture where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -59,7 +59,7 @@ def cpu_name() -> str:
 
 
 def package_version(name: str) -> str | None:
-    """The installed version, or None."""
+    """Return the installed version of a package, None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -67,7 +67,7 @@ def package_version(name: str) -> str | None:
 
 
 def mpi_version() -> str | None:
-    """What mpirun calls itself, or None."""
+    """Return the first line of `mpirun --version`, None without mpirun."""
     try:
         return _first_line([find_launcher("mpirun"), "--version"])
     except BadInput:
@@ -75,7 +75,7 @@ def mpi_version() -> str | None:
 
 
 def commit() -> str | None:
-    """The commit of psring's checkout, with -dirty if it was changed since; None outside a checkout."""
+    """Return the commit of psring's checkout, with -dirty if files differ from it; None outside a checkout."""
     here = ["git", "-C", str(Path(__file__).parent)]
     head = _first_line([*here, "rev-parse", "--short=12", "HEAD"])
     changed = _first_line([*here, "status", "--porcelain", "--untracked-files=no"])

@@ -1,4 +1,4 @@
-"""Link rates and delays, from their text to numbers."""
+"""Parse link rates and delays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def parse_rate(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)", text.strip())
     rate = int(float(found[1]) * UNITS[found[2]]) if found else 0
     if rate < 1000:
-        raise BadInput(f"link: {text!r} is no rate above zero; write 200mbit, 1gbit or 500kbit")
+        raise BadInput(f"link: {text!r} is not a rate above zero; write 200mbit, 1gbit or 500kbit")
     return rate
 
 
@@ -23,14 +23,15 @@ def parse_delay(text: str) -> float:
     """'2ms' -> 0.002 seconds; BadInput for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", text.strip())
     if not found:
-        raise BadInput(f"delay: {text!r} is no time; write 500us, 2ms or 1s")
+        raise BadInput(f"delay: {text!r} is not a time; write 500us, 2ms or 1s")
     return float(found[1]) * DELAY_UNITS[found[2]]
 
 
 def parse_links(text: str, num_nodes: int, num_servers: int = 0) -> tuple[int, ...]:
-    """'200mbit', or 'n0=1gbit,server=500mbit,*=50mbit' -> the rate of each node's link.
+    """'200mbit' or 'n0=1gbit,server=500mbit,*=50mbit' -> bits per second of each node's link.
 
-    A node's own name goes before `server` (the last `num_servers` nodes), and that before `*` (all others).
+    A node's own name has precedence over `server` (the last `num_servers` nodes), and that over `*` (all others).
+    BadInput for anything else.
     """
     if "=" not in text:
         return (parse_rate(text),) * num_nodes

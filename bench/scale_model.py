@@ -1,9 +1,8 @@
-"""A scale model of a cluster: less payload on slower links in more time, and all of it in the target's proportion.
+"""A scale model of a cluster: smaller payload, slower links and longer compute, in the target's proportions.
 
-What decides between topologies is M/(B·T), the time to send one payload over a link against the time to compute
-one step, beside the numbers of workers and servers, the spread of the workers' times and where in a step the
-gradients are ready. A scale model keeps these. It cannot keep what has a scale of its own: the latency and the
-cost of a message, and the speed at which a server adds and updates.
+The topologies' ratio depends on M/(B·T), the time to send one payload over a link over the compute time of a step, on
+the numbers of workers and servers, on the spread of the workers' times and on when in a step gradients are ready. A
+scale model keeps these. It keeps neither latency and cost of a message nor a server's speed of adding and updating.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from bench.links import parse_links, parse_rate
 from bench.shape import PRESETS
 
 EXAMPLE = "gpt2, 25gbit, a100 at 40% MFU, 8 nodes"
-# What this machine carries. A bare ring came within 2 % of its closed form at Σ node rates of 4 Gbit/s on 2 cores, but
-# servers, which add and update every byte, take 70 % of the cores at 1.6 Gbit/s already: half of that.
+# Sum of the nodes' rates per core. On 2 cores a bare ring was within 2 % of its closed form at 4 Gbit/s, but servers,
+# which add and update every byte, used 70 % of the cores at 1.6 Gbit/s: half of that.
 BITS_PER_S_PER_CORE = 0.4e9
 NODES_PER_CORE = 8
-# A link's token bucket lets 128 kB through at once: 20 of them in a step, and a burst is no longer what is measured.
-LEAST_BYTES_PER_STEP = 20 * 128 * 1024
-STEP_S = 2.0  # about what a ring's step shall last: a GPT's 74 layers share it, and each costs 0.1 ms of its own
-LEAST_COMPUTE_S = 0.02  # below this, waking up late by 0.1 ms would show
+# A link's token bucket passes 128 kB at once: with 20 of them per step bursts do not distort the rate.
+MIN_BYTES_PER_STEP = 20 * 128 * 1024
+STEP_S = 2.0  # aim for a ring's step: up to 74 layers share it, each with 0.1 ms of overhead
+MIN_COMPUTE_S = 0.02  # with less, a wake-up 0.1 ms late would matter
 STEPS = {"steps": 10, "warmup_steps": 3}
 REPEATS = 5
 
@@ -48,19 +47,19 @@ _PARTS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Target:
-    """The cluster to be modelled, as a ring of all its nodes would run on it, and its number of servers if given."""
+    """The cluster to model: the config of a ring over all its nodes, and its number of servers if given."""
 
     config: RunConfig
     num_servers: int | None
 
     @property
     def num_nodes(self) -> int:
-        """Workers and servers."""
+        """Number of nodes: workers and servers."""
         return self.config.num_workers
 
 
 def parse_target(text: str) -> Target:
-    """'gpt2, 25gbit, a100 at 40% MFU, 8 nodes' -> what it means; BadInput for anything not understood."""
+    """'gpt2, 25gbit, a100 at 40% MFU, 8 nodes' -> its Target; BadInput for anything not understood."""
     given: dict[str, Any] = {}
     for part in text.lower().split(","):
         name, found = next(
@@ -84,19 +83,19 @@ def parse_target(text: str) -> Target:
 
 
 def communication_compute_ratio(config: RunConfig) -> float | None:
-    """M/(B·T): sending one payload over the slowest worker's link, against forward and backward; None: unknown."""
+    """Return M/(B·T): seconds to send one payload over the slowest worker's link, over compute_s; None if unknown."""
     compute_s = durations(config).compute_s
     return config.wire_bytes / _bytes_per_s(config) / compute_s if config.link and compute_s else None
 
 
 def _bytes_per_s(config: RunConfig) -> float:
-    """Of the slowest worker's link, each direction."""
+    """Bytes per second of the slowest worker's link in each direction."""
     rates = parse_links(config.link or "", config.world_size, config.num_servers)
     return min(rates[: config.num_workers]) / 8
 
 
 def scales(config: RunConfig) -> dict[str, float | None]:
-    """Return the columns that relate a run to its target: the ratio, and each scale factor, run ÷ target."""
+    """Return the columns that relate a run to its target: M/(B·T), and the scale factors (run over target)."""
     columns: dict[str, float | None] = {"communication_compute_ratio": communication_compute_ratio(config)}
     if config.target is None:
         return columns
@@ -110,9 +109,9 @@ def scales(config: RunConfig) -> dict[str, float | None]:
 
 
 def scale_model(text: str, cores: int) -> str:
-    """Return the sweep file of a target's scale model for a machine of so many cores, factors and limits on top.
+    """Return the sweep file of a target's scale model for a machine with `cores` cores; factors and limits as comment.
 
-    BadInput if the target is not understood, or too many nodes for this machine.
+    BadInput if the target is not understood, or has too many nodes for this machine.
     """
     target = parse_target(text)
     run = _scaled(target, text, cores)
@@ -126,27 +125,27 @@ def scale_model(text: str, cores: int) -> str:
 
 
 def _scaled(target: Target, text: str, cores: int) -> RunConfig:
-    """The target's ring, small enough for this machine."""
-    nodes, most = target.num_nodes, NODES_PER_CORE * cores
-    if not 2 <= nodes <= most:
-        raise BadInput(f"target: {nodes} nodes; {cores} cores can be 2 to {most} of them")
+    """Return the config of the target's ring, scaled down to this machine."""
+    nodes, max_nodes = target.num_nodes, NODES_PER_CORE * cores
+    if not 2 <= nodes <= max_nodes:
+        raise BadInput(f"target: {nodes} nodes; {cores} cores can emulate 2 to {max_nodes}")
     if target.num_servers and target.num_servers >= nodes:
         raise BadInput(f"target: {target.num_servers} servers leave no worker of {nodes} nodes; write fewer servers")
     ratio = communication_compute_ratio(target.config)
     assert ratio is not None  # a target has a link and a device
     bits_per_s = _round_down(min(8 * _bytes_per_s(target.config), BITS_PER_S_PER_CORE * cores / nodes))
     bytes_per_s = bits_per_s / 8
-    compute_s = max(STEP_S / (1 + 2 * ratio), LEAST_COMPUTE_S, LEAST_BYTES_PER_STEP / (ratio * bytes_per_s))
+    compute_s = max(STEP_S / (1 + 2 * ratio), MIN_COMPUTE_S, MIN_BYTES_PER_STEP / (ratio * bytes_per_s))
     shape = _shape(target.config, ratio * bytes_per_s * compute_s)
     small = target.config.model_copy(update=shape)
     payload = small.wire_bytes / target.config.wire_bytes
     compute_s = small.wire_bytes / bytes_per_s / ratio
     time = compute_s / durations(target.config).compute_s
-    kept = target.config.model_dump(
+    equal = target.config.model_dump(
         include={"strategy", "num_workers", "compute", "model", "precision", "wire_dtype", "batch_size", "compute_cv"}
     )
     values = {
-        **kept, **shape, **STEPS, "target": text,
+        **equal, **shape, **STEPS, "target": text,
         "link": f"{bits_per_s / 1e6:g}mbit",
         "emulated_forward_s": _digits(compute_s / 3),
         "emulated_backward_s": _digits(compute_s * 2 / 3),
@@ -159,7 +158,7 @@ def _scaled(target: Target, text: str, cores: int) -> RunConfig:
 
 
 def _shape(config: RunConfig, wire_bytes: float) -> dict[str, int]:
-    """The target's layers, all its widths smaller by one factor: every tensor keeps its share of the payload."""
+    """Return the target's shape with all widths scaled by one factor: every tensor keeps its share of the payload."""
     factor = math.sqrt(wire_bytes / config.wire_bytes)
     widths = {
         name: max(2, round(getattr(config.gpt, name) * factor)) for name in ("n_embd", "vocab_size", "block_size")
@@ -168,7 +167,7 @@ def _shape(config: RunConfig, wire_bytes: float) -> dict[str, int]:
 
 
 def _round_down(rate: float) -> float:
-    """To one of 1, 2 or 5 times a power of ten."""
+    """Round down to 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(rate))
     return max(step * power for step in (1, 2, 5) if step * power <= rate)
 
@@ -178,20 +177,22 @@ def _digits(seconds: float) -> float:
 
 
 def _grid(target: Target) -> list[dict[str, Any]]:
-    """Equal hardware: all nodes in the ring, all with a worker and a server, or some of them as servers."""
+    """Return blocks of equal hardware: a ring, colocated servers, and dedicated servers in place of workers."""
     nodes = target.num_nodes
     servers = (
         [target.num_servers]
         if target.num_servers
         else [2**i for i in range(nodes.bit_length()) if 2 ** (i + 1) <= nodes]
     )
-    split = [{"strategy": "parameter_server", "num_workers": nodes - count, "num_servers": count} for count in servers]
-    shared = {"strategy": "parameter_server", "num_workers": nodes, "placement": "colocated"}
-    return [{"strategy": "ring_allreduce", "num_workers": nodes}, shared, *split]
+    dedicated = [
+        {"strategy": "parameter_server", "num_workers": nodes - count, "num_servers": count} for count in servers
+    ]
+    colocated = {"strategy": "parameter_server", "num_workers": nodes, "placement": "colocated"}
+    return [{"strategy": "ring_allreduce", "num_workers": nodes}, colocated, *dedicated]
 
 
 def _heading(target: Target, run: RunConfig, text: str) -> str:
-    """What is kept, by which factors, and what is not: the comment that opens the file."""
+    """Return the file's opening comment: the scale factors, what is equal to the target, and what is not."""
     there, ratio = target.config, communication_compute_ratio(run)
     compute_s = [durations(config).compute_s for config in (there, run)]
     rows = [
@@ -211,9 +212,9 @@ def _heading(target: Target, run: RunConfig, text: str) -> str:
         "Held equal to the target: M/(B·T), workers and servers, spread of the workers' times, every layer's share of",
         "payload and compute, the number of fusion buffers and buckets, Horovod's cycle relative to a step. Nodes are",
         "equal for both topologies, so that servers take the place of workers.",
-        f"Not scaled: the latency of a message (against a step it weighs {1 / by_time:.2g} times as much), the size",
-        f"and cost of the server's messages (against the link {by_link:.2g} times as much), and the servers' sums and",
-        "updates, which all share this machine's cores: unfair to the server. Tokens are the scaled model's; compare",
-        "ratios between rows, not rates with the target's.",
+        f"Not scaled: the latency of a message ({1 / by_time:.2g} times the target's share of a step), the size and",
+        f"cost of the server's messages ({by_link:.2g} times the target's over the link), and the servers' sums and",
+        "updates, which all share this machine's cores: unfair to the server. Tokens are the scaled model's: compare",
+        "ratios between rows, not throughput with the target's.",
     ]
     return "".join(f"# {line}".rstrip() + "\n" for line in lines)

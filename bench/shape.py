@@ -1,4 +1,4 @@
-"""The dimensions of a GPT, those that have a name, and what follows from them."""
+"""The dimensions of a GPT, the presets, and the closed forms of its parameters and FLOPs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class GPTShape(BaseModel):
-    """The dimensions of a GPT: everything its size and its arithmetic follow from."""
+    """The dimensions of a GPT: layers, heads, width, vocabulary, context length in tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -18,7 +18,7 @@ class GPTShape(BaseModel):
 
     @property
     def num_parameters(self) -> int:
-        """Trainable parameters, the output head tied to the token embedding."""
+        """Number of trainable parameters; the output head is tied to the token embedding."""
         d = self.n_embd
         block = 12 * d * d + 13 * d  # qkv 3d²+3d, projection d²+d, mlp 8d²+5d, two layer norms 4d
         return self.vocab_size * d + self.block_size * d + self.n_layer * block + 2 * d
@@ -27,7 +27,7 @@ class GPTShape(BaseModel):
     def flops_per_token(self) -> int:
         """Training FLOPs per token, 6N + 12·L·H·Q·T: PaLM (arXiv:2204.02311), appendix B.
 
-        N leaves out the position embedding, which is looked up and never multiplied.
+        N excludes the position embedding, which is looked up and not multiplied.
         """
         matmul_parameters = self.num_parameters - self.block_size * self.n_embd
         return 6 * matmul_parameters + 12 * self.n_layer * self.n_embd * self.block_size

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +13,7 @@ import pytest
 from bench.arguments import RUN_FLAGS, build_parser
 from bench.cli import main
 from bench.config import RunConfig
+from tests.support.processes import PSRING, run_command
 
 
 def test_every_knob_is_a_flag_of_run_with_its_docstring_as_help() -> None:
@@ -81,3 +84,29 @@ def test_doctor_finds_this_machine_able(psring: Callable[..., object]) -> None:
     ended = psring("doctor")
     assert ended.returncode == 0, ended.stdout
     assert "MISSING" not in ended.stdout
+
+
+def test_the_version_is_the_packages(psring: Callable[..., object]) -> None:
+    assert psring("--version").stdout == f"psring {version('psring')}\n"
+
+
+def test_a_removed_current_directory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "removed"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    ended = run_command([*PSRING, "status", str(tmp_path)])
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        "psring: the current directory was removed; change to one that exists\n",
+    )
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no -P")
+def test_a_folder_named_bench_in_the_current_directory_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "__init__.py").write_text("raise SystemExit('the wrong bench')")
+    monkeypatch.chdir(tmp_path)
+    assert run_command([*PSRING, "--version"]).returncode == 0

@@ -38,13 +38,13 @@ def test_the_layers_flops_add_up_to_the_models(name: str) -> None:
 
 
 @given(st.floats(0, 10), st.floats(0, 10), st.sampled_from(sorted(PRESETS)))
-def test_a_total_is_shared_without_rest(forward_s: float, backward_s: float, name: str) -> None:
+def test_the_layers_durations_add_up_to_the_total(forward_s: float, backward_s: float, name: str) -> None:
     shared = by_flops(PRESETS[name], forward_s, backward_s, 0)
     assert sum(shared.forward_s.values()) == pytest.approx(forward_s)
     assert sum(shared.backward_s.values()) == pytest.approx(backward_s)
 
 
-def test_a_device_takes_flops_over_what_it_reaches_of_its_peak() -> None:
+def test_a_device_takes_flops_over_peak_times_mfu() -> None:
     config = RunConfig(model="gpt2", compute="emulated", device_model="a100", device_mfu=0.4, precision="bf16")
     found = durations(config)
     flops = config.batch_size * 1024 * config.gpt.flops_per_token
@@ -65,7 +65,7 @@ def test_a_device_without_a_rate_for_the_precision_is_refused() -> None:
         durations(config)
 
 
-def test_a_calibration_is_slept_by_the_run_it_was_made_for(tmp_path: Path) -> None:
+def test_a_calibration_is_used_by_the_run_it_was_made_for(tmp_path: Path) -> None:
     measured = calibrate(small(steps=3, gradient_accumulation=2), ALONE)
     file = tmp_path / "calibration.json"
     write_json(file, measured.model_dump())
@@ -83,7 +83,7 @@ def test_a_calibration_is_slept_by_the_run_it_was_made_for(tmp_path: Path) -> No
         durations(small(**sleeper))
 
 
-def test_jitter_keeps_the_mean_and_has_the_asked_spread() -> None:
+def test_jitter_has_mean_one_and_the_given_variation() -> None:
     config = RunConfig.model_validate({**SECONDS, "strategy": "independent", "num_workers": 4, "compute_cv": 0.3})
     factors = np.array([[slowdown(config, worker, step) for step in range(2500)] for worker in range(4)])
     assert factors.mean() == pytest.approx(1, abs=0.01)
@@ -117,7 +117,7 @@ def test_without_jitter_only_the_speed_counts() -> None:
         ({**SECONDS, "speed_factor": "0.5"}, "no worker '0.5'"),
     ],
 )
-def test_what_cannot_be_slept_is_refused_in_one_line(values: dict[str, object], said: str) -> None:
+def test_unusable_durations_are_refused_in_one_line(values: dict[str, object], said: str) -> None:
     with pytest.raises(BadInput) as refusal:
         make_config(values, "here")
     assert said in str(refusal.value)

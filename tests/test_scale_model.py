@@ -32,7 +32,7 @@ def runs_of(text: str, cores: int = 2) -> list[RunConfig]:
 
 @settings(max_examples=12)
 @given(targets)
-def test_a_scale_model_keeps_what_decides(text: str) -> None:
+def test_a_scale_model_keeps_the_deciding_ratios(text: str) -> None:
     target = parse_target(text)
     for run in runs_of(text):
         found = scales(run)
@@ -71,7 +71,7 @@ def test_every_layer_keeps_its_share(text: str) -> None:
     assert embedding[0] == pytest.approx(embedding[1], abs=0.02)
 
 
-def test_the_file_can_be_planned_and_says_what_does_not_scale() -> None:
+def test_the_file_can_be_planned_and_names_what_is_not_scaled() -> None:
     text = scale_model(EXAMPLE, cores=2)
     sweep = Sweep.model_validate(yaml.safe_load(text))
     assert {run.config.world_size for launch in plan(sweep, "scale model") for run in launch} == {8}
@@ -82,7 +82,7 @@ def test_the_file_can_be_planned_and_says_what_does_not_scale() -> None:
         assert word in comment
 
 
-def test_a_target_may_say_more() -> None:
+def test_a_target_may_give_more_values() -> None:
     target = parse_target("GPT2-medium, 2 servers, 10gbit, batch 4, h100 at 35 % MFU, wire fp16, fp16, 8 Nodes, cv 0.1")
     config = target.config
     assert (config.model, config.link, config.device_model, config.device_mfu) == (
@@ -105,10 +105,10 @@ def test_a_target_may_say_more() -> None:
         ("25gbit, a100 at 40% MFU, 8 nodes", "no model in"),
         ("gpt2, a100 at 40% MFU, 8 nodes", "no link in"),
         ("gpt2, 25gbit, a100 at 40% MFU", "no nodes in"),
-        ("gpt2, 0gbit, a100 at 40% MFU, 8 nodes", "no rate above zero"),
+        ("gpt2, 0gbit, a100 at 40% MFU, 8 nodes", "not a rate above zero"),
         ("gpt2, 25gbit, a100 at 140% MFU, 8 nodes", "device_mfu: input should be less than or equal to 1"),
-        ("gpt2, 25gbit, a100 at 40% MFU, 1 node", "2 cores can be 2 to 16"),
-        ("gpt2, 25gbit, a100 at 40% MFU, 64 nodes", "64 nodes; 2 cores can be 2 to 16"),
+        ("gpt2, 25gbit, a100 at 40% MFU, 1 node", "2 cores can emulate 2 to 16"),
+        ("gpt2, 25gbit, a100 at 40% MFU, 64 nodes", "64 nodes; 2 cores can emulate 2 to 16"),
         ("gpt2, 25gbit, a100 at 40% MFU, 4 nodes, 4 servers", "4 servers leave no worker of 4 nodes"),
     ],
 )
@@ -125,7 +125,7 @@ def test_an_example_is_shown_for_a_target_that_is_not_understood(psring: Callabl
     assert ended.stderr == f"psring: target: 'a big cluster' is not understood; write, for example, {EXAMPLE!r}\n"
 
 
-def test_the_ratio_is_sending_a_payload_over_computing() -> None:
+def test_the_ratio_is_seconds_to_send_a_payload_over_compute_seconds() -> None:
     values = {**SLEEPER, "model": "gpt-micro", "strategy": "parameter_server", "num_workers": 2, "num_servers": 1}
     config = RunConfig.model_validate({**values, "link": "server=1gbit,*=80mbit"})
     assert communication_compute_ratio(config) == pytest.approx(config.wire_bytes / 10e6 / 3)

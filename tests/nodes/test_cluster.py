@@ -74,7 +74,7 @@ def test_rates_can_differ_per_node() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (("lab", 4, "0mbit"), "no rate above zero"),
+        (("lab", 4, "0mbit"), "not a rate above zero"),
         (("lab", 4, "fast"), "write 200mbit"),
         (("lab", 4, "n9=1gbit,*=1mbit"), "no node 'n9'"),
         (("lab", 4, "n0=1gbit"), "no rate for n1"),
@@ -251,7 +251,7 @@ def test_bad_actions_are_refused_in_one_line(psring: Callable[..., object]) -> N
         (["exec", "n0"], "no command"),
         (["exec", "--name", "../x", "n0", "--", "true"], "small letters and digits"),
         (["down", "--name", "*"], "small letters and digits"),
-        (["up", "--num-nodes", "2", "--link", "0mbit"], "no rate above zero"),
+        (["up", "--num-nodes", "2", "--link", "0mbit"], "not a rate above zero"),
     ):
         ended = psring("cluster", *arguments)
         assert ended.returncode == 2, ended.stderr
