@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -49,7 +50,7 @@ class Entry:
     process_knobs: tuple[str, ...] = ()  # that its library reads once in a process
     closed_form: ClosedForm | None = None  # none: nothing is predicted
     unsupported: Mapping[tuple[str, str], str] = field(default_factory=dict)  # (knob, value): why not
-    group: str = ""  # path of the Group by which ranks talk where its launcher brings no MPI
+    group_path: str = ""  # of the Group by which ranks communicate where its launcher brings no MPI
     timeline_environment: Mapping[str, str] = field(default_factory=dict)  # so that its library can keep a timeline
 
     @property
@@ -119,7 +120,7 @@ RING_ALLREDUCE = Entry(
     unsupported={
         ("wire_dtype", "bf16"): "Horovod 0.28 has no bf16 reduction in its PyTorch binding; use wire_dtype fp32 or fp16"
     },
-    group="strategies.ring_allreduce:HorovodGroup",
+    group_path="strategies.ring_allreduce:HorovodGroup",
     # Horovod then records on demand; its writer thread busy-waits on rank 0 from the start.
     timeline_environment={"HOROVOD_TIMELINE": "DYNAMIC"},
 )
@@ -175,7 +176,7 @@ def find(name: str) -> Entry:
         return CATALOGUE[name]
     try:
         found: object = load(name)
-    except (ImportError, AttributeError, TypeError):
+    except Exception:  # its module may do anything; a record must stay readable without it
         found = None
     given: dict[str, Any] = {f.name: getattr(found, f.name) for f in fields(Entry) if hasattr(found, f.name)}
     given |= {"name": name, "path": name}
@@ -197,15 +198,18 @@ def check(name: str) -> None:
         return
     from strategies.base import Strategy
 
-    module = name.partition(":")[0]
+    module, _, word = name.partition(":")
     try:
-        found = load(name)
-    except ImportError as error:
-        raise ValueError(f"{module!r} cannot be imported ({error}); install it, or set PYTHONPATH") from None
-    except AttributeError:
-        raise ValueError(f"{module} has no {name.partition(':')[2]!r}; write package.module:Class") from None
+        found = getattr(importlib.import_module(module), word, None)
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{module!r} cannot be imported ({said}); install it, or set PYTHONPATH") from None
+    if found is None:
+        raise ValueError(f"{module} has no {word!r}; write package.module:Class")
     if not (isinstance(found, type) and issubclass(found, Strategy)):
         raise ValueError(f"{name} is no subclass of strategies.base.Strategy; derive it from that class")
+    if inspect.isabstract(found):
+        raise ValueError(f"{name} does not define {', '.join(sorted(found.__abstractmethods__))}; define it")
 
 
 def order(name: str) -> int:

@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).parent.parent
 PAGES = [*(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "results/README.md")),
          *sorted((REPOSITORY / "docs").glob("*.md"))]  # fmt: skip
 TEXT = "\n".join(page.read_text() for page in PAGES)
+GOSSIP = REPOSITORY / "tests" / "packages" / "gossip" / "gossip.py"
 FOLDERS = ("bench", "strategies", "scripts", "tests", "examples", "docs")
 INTERNAL = {"ranks", "template"}  # commands that psring itself starts
 PLACEHOLDERS = ("<", "{", "*", "…")
@@ -57,6 +58,19 @@ def commands() -> list[tuple[str, list[str]]]:
                     found.append((block.where, words))
                     words = []
     return found
+
+
+@pytest.fixture(autouse=True)
+def _gossip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The strategy that docs/add-a-strategy.md shows can be imported."""
+    monkeypatch.syspath_prepend(GOSSIP.parent)
+
+
+def test_the_page_shows_the_strategy_that_is_tested() -> None:
+    (shown,) = (block.text for block in blocks("python") if block.where.startswith("docs/add-a-strategy.md"))
+    assert shown == GOSSIP.read_text()
+    (entry_point,) = (block.text for block in blocks("toml") if block.where.startswith("docs/add-a-strategy.md"))
+    assert entry_point in GOSSIP.with_name("pyproject.toml").read_text()
 
 
 def name(case: tuple[str, list[str]]) -> str:

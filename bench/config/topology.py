@@ -27,7 +27,10 @@ class Workers(Knobs):
     @field_validator("strategy")
     @classmethod
     def _known(cls, value: str) -> str:
-        return catalogue.full_name(value)
+        try:
+            return catalogue.full_name(value)
+        except ValueError as error:
+            raise ValueError(f"strategy: {error}") from None
 
     @property
     def kind(self) -> catalogue.Entry:

@@ -36,9 +36,9 @@ def join(strategies: Sequence[str], rank_info: RankInfo, options: Options) -> Gr
         _import(kind)
     if rank_info.launcher == "horovodrun":
         for kind in kinds:
-            if not kind.group:
+            if not kind.group_path:
                 raise BadInput(f"strategy: horovodrun cannot start {kind.name}; use mpirun")
-        group: Group = catalogue.load(kinds[0].group)(options)
+        group: Group = catalogue.load(kinds[0].group_path)(options)
         return group
     if not rank_info.starts_mpi:
         return SingleGroup()

@@ -60,7 +60,7 @@ TOPOLOGY = COMMUNICATION - {"wire_dtype", *LINKS, *LOSSY}  # compared topologies
 # Where messages went, the most realistic place first. No line or ratio joins cells of different places.
 PLACES = ("network", "emulated nodes", "one machine")
 
-NOT_AVERAGED = ("allreduce_algorithm", "ledger_agrees", "staleness_histogram")
+NOT_AVERAGED = ("allreduce_algorithm", "ledger_agrees", "rank_start", "staleness_histogram")
 WORST = ("equivalence_error", "largest_lead")
 WHOLE = ("num_nodes", "num_parameters")
 MEASURED = tuple(f for f in (*Summary.model_fields, *Ledger.model_fields) if f not in NOT_AVERAGED)
