@@ -17,7 +17,7 @@ from bench import arguments, records
 from bench.config import RunConfig
 from bench.mpi import RankInfo, complete_config
 from bench.nodes import layout
-from bench.nodes.cluster import may
+from bench.nodes.cluster import has_privileges
 from bench.report import cells
 from bench.report.commands import command, commands
 from bench.report.write import write_report
@@ -98,7 +98,7 @@ def test_a_cell_that_no_library_can_run_has_no_command() -> None:
     "values", [{"strategy": "mpi_ring"}, {**SERVED, "num_servers": 1, "link": "200mbit"}], ids=["mpirun", "emulated"]
 )
 def test_a_printed_command_runs_in_a_shell(tmp_path: Path, values: dict[str, Any]) -> None:
-    if "link" in values and not may():
+    if "link" in values and not has_privileges():
         pytest.skip("emulated nodes need root")
     config = RunConfig(**values, num_workers=2, steps=2, warmup_steps=1, batch_size=1, block_size=16)
     program = tmp_path / "bin" / "psring"
