@@ -1,12 +1,12 @@
-"""What psring's own code costs: its loop and its GPT against the plainest code that does the same.
+"""Measure the overhead of psring's loop, ring and GPT against plain code that does the same.
 
     mpirun -n 2 --oversubscribe --bind-to none python scripts/benchmark_overhead.py [--steps 300] [--model gpt-micro]
 
-Three pairs, each interleaved step by step in one run, so that drift of the machine hits both sides alike:
-our training step against a plain PyTorch loop over the same module; our ring_allreduce against a bare
-Horovod loop; our GPT against nn.TransformerEncoderLayer. Rank 0 alone runs the first and the third.
-Printed: the median over pairs of the ratio of their step times, and its 95 % bootstrap interval. Order within
-a pair alternates. An interval over steps of one launch is too narrow where steps depend on each other: run it again.
+Three pairs, interleaved step by step in one run, so that drift of the machine affects both sides alike: psring's
+training step and a plain PyTorch loop over the same module; ring_allreduce and a plain Horovod loop; psring's GPT and
+nn.TransformerEncoderLayer. Rank 0 alone runs the first and the third. The order within a pair alternates. Prints the
+median over pairs of the ratio of step times, and its 95 % interval, which is too narrow if the steps of one launch are
+correlated: repeat the command.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ WARMUP = 20
 Step = Callable[[], object]
 
 
-def ours(config: RunConfig, group: Group, corpus: Corpus) -> Step:
-    """One step of psring's loop per call."""
+def psring_step(config: RunConfig, group: Group, corpus: Corpus) -> Step:
+    """Return a function that runs one step of psring's loop."""
     model = build_model(config, CPU)
     strategy = create(config.strategy, group, config)
     module = strategy.prepare(model, build_optimizer(config, model))
@@ -49,8 +49,8 @@ def ours(config: RunConfig, group: Group, corpus: Corpus) -> Step:
     return lambda: next(steps)
 
 
-def plain(config: RunConfig, model: nn.Module, corpus: Corpus, worker: int = 0, ring: bool = False) -> Step:
-    """One step of the loop that a tutorial would write."""
+def plain_step(config: RunConfig, model: nn.Module, corpus: Corpus, worker: int = 0, ring: bool = False) -> Step:
+    """Return a function that runs one step of a tutorial's loop, under Horovod if `ring`."""
     optimizer = build_optimizer(config, model)
     if ring:
         hvd.broadcast_parameters(model.state_dict(), root_rank=0)
@@ -69,7 +69,7 @@ def plain(config: RunConfig, model: nn.Module, corpus: Corpus, worker: int = 0, 
 
 
 class PlainGPT(nn.Module):
-    """The same architecture from PyTorch's own parts."""
+    """The same architecture from PyTorch's modules."""
 
     def __init__(self, shape: GPTShape) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class PlainGPT(nn.Module):
 
 
 def interleave(one: Step, other: Step, steps: int, barrier: Callable[[], None]) -> tuple[list[float], list[float]]:
-    """Time both by turns, the first of each pair changing, warm-up left out."""
+    """Return both sides' step times, seconds, without warm-up; they run alternately and alternate who is first."""
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(WARMUP + steps):
         for side in (0, 1) if number % 2 else (1, 0):
@@ -103,7 +103,7 @@ def interleave(one: Step, other: Step, steps: int, barrier: Callable[[], None]) 
 
 
 def show(what: str, times: tuple[list[float], list[float]], target: float) -> None:
-    """Print one pair's ratio beside what it may be at most."""
+    """Print one pair's ratio, its interval and its target."""
     found = median_interval(one / other for one, other in zip(*times, strict=True))
     median = sorted(times[1])[len(times[1]) // 2] * 1e3
     verdict = "met" if found.value <= target else "MISSED"
@@ -115,6 +115,7 @@ def show(what: str, times: tuple[list[float], list[float]], target: float) -> No
 
 
 def main() -> None:
+    """Measure and print the three pairs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--model", default="gpt-micro")
@@ -125,24 +126,24 @@ def main() -> None:
     if group.rank == 0:
         config = RunConfig.model_validate(common)
         corpus = load(config)
-        pair = ours(config, SingleGroup(), corpus), plain(config, build_model(config, CPU), corpus)
+        pair = psring_step(config, SingleGroup(), corpus), plain_step(config, build_model(config, CPU), corpus)
         times = interleave(*pair, arguments.steps, lambda: None)
         show("local training step / plain PyTorch loop", times, 1.03)
         models = build_model(config, CPU), PlainGPT(config.gpt)
         sizes = [sum(p.numel() for p in model.parameters()) for model in models]
         assert sizes[0] == sizes[1], f"not the same architecture: {sizes}"
-        pair = plain(config, models[0], corpus), plain(config, models[1], corpus)
+        pair = plain_step(config, models[0], corpus), plain_step(config, models[1], corpus)
         times = interleave(*pair, arguments.steps, lambda: None)
         show("GPT / nn.TransformerEncoderLayer, equal size", times, 1.0)
     group.barrier()
     config = RunConfig.model_validate({**common, "strategy": "ring_allreduce", "num_workers": group.size})
     corpus = load(config)
-    first = ours(config, group, corpus)
-    pair = first, plain(config, build_model(config, CPU), corpus, group.rank, ring=True)
+    first = psring_step(config, group, corpus)
+    pair = first, plain_step(config, build_model(config, CPU), corpus, group.rank, ring=True)
     times = interleave(*pair, arguments.steps, group.barrier)
     slowest = [MPI.COMM_WORLD.allreduce(side, op=_elementwise_max) for side in times]
     if group.rank == 0:
-        show(f"ring_allreduce, {group.size} workers / bare Horovod loop", (slowest[0], slowest[1]), 1.03)
+        show(f"ring_allreduce, {group.size} workers / plain Horovod loop", (slowest[0], slowest[1]), 1.03)
 
 
 def _elementwise_max(ours: list[float], theirs: list[float]) -> list[float]:

@@ -1,11 +1,11 @@
-"""How near our ring comes to its closed form, and how it stands beside Horovod's, on emulated nodes.
+"""Compare psring's ring with its closed form and with Horovod's, on emulated nodes.
 
     python scripts/benchmark_ring.py --out results/ring [--num-nodes 4 8] [--link 200mbit] [--launches 5] [--steps 8]
 
-A sweep like any other: gpt-mini's gradients (10.9 MB in fp32), communication alone, one worker per node, both rings by
-turns in launches of their own (Horovod's thread goes on talking between steps). Printed: the median step over launches,
-its ratio to 2(N-1)/N*M/B, B being the payload that a link of this rate carries, and the ratio of the two rings, each
-with its 95 % bootstrap interval. Called again with the same folder it prints what is there.
+A sweep: gpt-mini's gradients (10.9 MB in fp32), communication only, one worker per node, both rings in turn, each in
+launches of its own (Horovod's thread also communicates between steps). Prints the median step over launches, its ratio
+to 2(N-1)/N*M/B, B being the link's TCP goodput, and the ratio of the two rings, each with its 95 % interval. With the
+same folder again, it runs what is missing and prints all.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from bench.records import RunRecord, read
 from bench.sweep.file import Sweep
 from bench.sweep.run import run_sweep
 
-ARMS = ("mpi_ring", "ring_allreduce")
+RINGS = ("mpi_ring", "ring_allreduce")
 TARGET = 1.10
 
 
 def make_sweep(arguments: argparse.Namespace) -> Sweep:
-    """The two rings at every size, communication alone."""
+    """Return the sweep of the two rings at every size, communication only."""
     knobs = {"segment_bytes": arguments.segment_bytes} if arguments.segment_bytes else {}
-    arms = [{"strategy": name, **(knobs if name == "mpi_ring" else {})} for name in ARMS]
+    rings = [{"strategy": name, **(knobs if name == "mpi_ring" else {})} for name in RINGS]
     return Sweep.model_validate({
         "defaults": {
             "model": arguments.model, "compute": "none", "optimizer": "sgd", "wire_dtype": arguments.wire_dtype,
             "steps": arguments.steps, "warmup_steps": 3, "eval_batches": 0,
         },
-        "grid": [{**arm, "num_workers": arguments.num_nodes} for arm in arms],
+        "grid": [{**ring, "num_workers": arguments.num_nodes} for ring in rings],
         "repeats": arguments.launches,
         "cluster": {"num_nodes": max(arguments.num_nodes), "link": arguments.link},
     })  # fmt: skip
 
 
 def ideal_s(config: RunConfig) -> float:
-    """2(N-1)/N * M/B, seconds: a ring that always fills its link and needs no time for anything else."""
+    """Return 2(N-1)/N * M/B, seconds: a ring whose links are always full, without latency or arithmetic."""
     n, goodput = config.num_workers, parse_rate(str(config.link)) * PAYLOAD_SHARE / 8
     return 2 * (n - 1) / n * config.wire_bytes / goodput
 
@@ -53,7 +53,7 @@ def show(records: list[RunRecord], console: Console) -> None:
     """Print one row per size and ring."""
     table = Table("nodes", "ring", "n", "step, s", "closed form, s", "ratio", f"at most {TARGET}", "mpi_ring / Horovod")
     for size in sorted({record.config.num_workers for record in records}):
-        steps: dict[str, list[float]] = {name: [] for name in ARMS}
+        steps: dict[str, list[float]] = {name: [] for name in RINGS}
         for record in records:
             if record.config.num_workers == size:
                 ideal = ideal_s(record.config)
@@ -61,21 +61,21 @@ def show(records: list[RunRecord], console: Console) -> None:
         for name, samples in steps.items():
             step = median_interval(samples)
             ratio = Estimate(*(bound / ideal for bound in step))
-            against = text(ratio_interval(samples, steps["ring_allreduce"])) if name == "mpi_ring" else ""
-            judged = "met" if ratio.value <= TARGET else "MISSED" if samples else "no valid launch"
-            verdict = judged if name == "mpi_ring" else ""
-            cells = (size, name, len(samples), text(step), f"{ideal:.4f}", text(ratio), verdict, against)
+            comparison = text(ratio_interval(samples, steps["ring_allreduce"])) if name == "mpi_ring" else ""
+            result = "met" if ratio.value <= TARGET else "MISSED" if samples else "no valid launch"
+            verdict = result if name == "mpi_ring" else ""
+            cells = (size, name, len(samples), text(step), f"{ideal:.4f}", text(ratio), verdict, comparison)
             table.add_row(*map(str, cells))
     console.print(table)
 
 
 def text(estimate: Estimate) -> str:
-    """A value and its interval."""
+    """Format a value and its interval."""
     return f"{estimate.value:.3f} ({estimate.low:.3f}-{estimate.high:.3f})"
 
 
 def main() -> None:
-    """Measure what is missing, print the table."""
+    """Run what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--num-nodes", type=int, nargs="+", default=[4, 8])

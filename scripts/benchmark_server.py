@@ -1,12 +1,12 @@
-"""How near the parameter server comes to what its network allows, on emulated nodes (needs root).
+"""Compare the parameter server's step with the lower bound of its links, on emulated nodes (needs root).
 
     python scripts/benchmark_server.py [--repeats 5] [--out DIR] [--only colocated] [--set schedule=priority]
 
-Each row is a placement of servers. Its step time is divided by the lower bound that the links set, with M bytes of
-gradients (gpt-mini in fp32) and B what TCP can carry on a link, its rate times 1448/1514:
-dedicated max(M/B, W·M/(S·B)); colocated 2(n-1)/n·M/B; mixed 2n(n-1)/(n²+kn-2k)·M/B; with compute, which sleeps,
-t_f + max(t_b, the above). Rows are interleaved and the launch is the sample: printed is the median over launches of
-the ratio and its 95 % interval, of valid launches only. Before them stands the duplex factor φ over all launches.
+Each row is a placement of servers. The lower bound of a step, with M bytes of gradients (gpt-mini in fp32) and B the
+TCP goodput of a link, its rate times 1448/1514, is: dedicated max(M/B, W·M/(S·B)); colocated 2(n-1)/n·M/B; mixed
+2n(n-1)/(n²+kn-2k)·M/B; with emulated compute t_f + max(t_b, the above). Rows are interleaved; the launch is the sample.
+Prints the duplex factor φ over all launches, then per row the median over valid launches of step / lower bound and its
+95 % interval.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ COMMON = {"strategy": "parameter_server", "model": "gpt-mini", "compute": "none"
 
 
 def bound_s(config: RunConfig, rate: float) -> float:
-    """The lower bound of a step on links of `rate` bits per second."""
+    """Return the lower bound of a step, seconds, on links of `rate` bits per second."""
     n, k = config.num_workers, config.num_servers
     copies = {
         "dedicated": max(1.0, n / k) if k else 0.0,
@@ -51,11 +51,11 @@ def bound_s(config: RunConfig, rate: float) -> float:
 
 
 def main() -> None:
-    """Measure what is missing, print the rows."""
+    """Parse the flags and measure."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--link", default="200mbit")
-    parser.add_argument("--out", type=Path, help="results folder; called again, only what is missing is run")
+    parser.add_argument("--out", type=Path, help="results folder; with the same one again, only what is missing is run")
     parser.add_argument("--only", default="", help="rows whose description contains this")
     parser.add_argument("--set", nargs="*", default=[], metavar="KNOB=VALUE", help="knobs for all rows")
     arguments = parser.parse_args()
@@ -74,7 +74,7 @@ def measure(arguments: argparse.Namespace) -> None:
     sweep = Sweep.model_validate({"grid": grid, "repeats": arguments.repeats})
     with tempfile.TemporaryDirectory() as folder:
         out = arguments.out or Path(folder, "out")
-        with contextlib.suppress(KeyboardInterrupt):  # show what there is
+        with contextlib.suppress(KeyboardInterrupt):  # show the launches so far
             run_sweep(sweep, "benchmark", out, Console(stderr=True))
         found = records.read(out)
     factors = [record.summary.duplex_factor for record in found if record.summary]
@@ -85,12 +85,12 @@ def measure(arguments: argparse.Namespace) -> None:
         ratios = [record.summary.step_s / bound for record in of_row if record.summary and record.status == "ok"]
         met = ratios and statistics.median(ratios) <= target
         verdict = "met" if met else "MISSED" if ratios else "no valid launch"
-        lost = "".join(f"; lost: {record.reason}" for record in of_row if record.status != "ok")
-        show(describe(config), ratios, f", of {bound:.3f} s, at most {target}: {verdict}{lost}")
+        invalid = "".join(f"; invalid: {record.reason}" for record in of_row if record.status != "ok")
+        show(describe(config), ratios, f", of {bound:.3f} s, at most {target}: {verdict}{invalid}")
 
 
 def describe(config: RunConfig) -> str:
-    """A row's name."""
+    """Return a row's name."""
     compute = f", t_f {config.emulated_forward_s} s, t_b {config.emulated_backward_s} s"
     return f"{config.placement} W={config.num_workers} S={config.num_servers}" + compute * (config.compute != "none")
 

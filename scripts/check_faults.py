@@ -1,10 +1,10 @@
-"""Break a sweep in every way we know, resume it, and count what was lost, what came twice, and who was left behind.
+"""Provoke the faults of a sweep, resume it, and count lost, duplicated and different results and orphan processes.
 
-    python scripts/check_faults.py [CASE ...]          # no CASE: all of them; about 10 minutes on 2 cores
+    python scripts/check_faults.py [CASE ...]          # default: all cases; about 10 minutes on 2 cores
 
-A sweep of 24 cells runs once from nothing: the table that every case must come to. Each case starts from a copy of it
-in which the runs of one world are missing, does its damage while they run, and is resumed. Disk full needs root, the
-clock set back a C compiler: what the C library tells its callers is set back, not the machine's clock.
+A sweep of 24 cells runs once without faults: the reference. Each case starts from a copy of its folder in which the
+runs of one group of ranks are missing, provokes its fault while they run, and is resumed. disk_full needs root;
+clock_set_back needs a C compiler (it changes the C library's time of day, not the machine's clock).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from pathlib import Path
 import psutil
 
 from bench import records
+from bench.processes import PSRING
 
-PSRING = [sys.executable, "-m", "bench.cli"]
 MARKER = f"PSRING_FAULTS_{os.getpid()}"
 DEADLINE_S = 240
-ROOM_BYTES = 60_000
+FREE_BYTES = 60_000
 CLOCK = Path(__file__).with_name("clock_set_back.c")
 SWEEP = """\
 defaults: {{model: gpt-nano, block_size: 16, steps: 30, warmup_steps: 2, eval_batches: 0, timeout_s: 30,
@@ -42,14 +42,14 @@ grid:
 """
 
 
-class Bench:
-    """One case's folder, and the sweep that writes it."""
+class Case:
+    """One case's folder and the sweep that writes it."""
 
-    def __init__(self, work: Path, mother: Path, world: Callable[[records.RunRecord], bool]) -> None:
+    def __init__(self, work: Path, reference: Path, world: Callable[[records.RunRecord], bool]) -> None:
         self.work, self.out = work, work / "case"
         shutil.rmtree(self.out, ignore_errors=True)
-        shutil.copytree(mother, self.out)
-        kept = [record for record in records.read(mother) if not world(record)]
+        shutil.copytree(reference, self.out)
+        kept = [record for record in records.read(reference) if not world(record)]
         (self.out / "runs.jsonl").write_text("".join(record.model_dump_json() + "\n" for record in kept))
         self.given = len(kept)
 
@@ -61,9 +61,9 @@ class Bench:
         )  # fmt: skip
         return self.process
 
-    def until(self, arrived: int, strategy: str = "") -> None:
-        """Wait for so many new records, and for a run of a strategy to be under way."""
-        names = {record.run_id: record.config.strategy for record in records.read(self.work / "mother")}
+    def wait_for(self, arrived: int, strategy: str = "") -> None:
+        """Wait until `arrived` new records are written and a run of the strategy is under way."""
+        names = {record.run_id: record.config.strategy for record in records.read(self.work / "reference")}
         deadline = time.monotonic() + DEADLINE_S
         while time.monotonic() < deadline and self.process.poll() is None:
             now = Path(self.out / ".running/now")
@@ -72,16 +72,16 @@ class Bench:
                 if self.lines() - self.given >= arrived and strategy in ("", at):
                     return
             time.sleep(0.01)
-        said = self.process.communicate()[0] if self.process.poll() is not None else ""
-        raise SystemExit(f"check_faults: {arrived} records and a run of {strategy or 'any'} never came: {said}")
+        output = self.process.communicate()[0] if self.process.poll() is not None else ""
+        raise SystemExit(f"check_faults: {arrived} records and a run of {strategy or 'any'} did not arrive: {output}")
 
     def lines(self) -> int:
-        """Lines of runs.jsonl."""
+        """Number of lines of runs.jsonl."""
         return (self.out / "runs.jsonl").read_text().count("\n")
 
 
 def processes() -> list[psutil.Process]:
-    """Everything that a case has started and that still lives."""
+    """Return the processes that a case has started and that are still running."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -91,16 +91,16 @@ def processes() -> list[psutil.Process]:
 
 
 def rank(number: int) -> int:
-    """The process that is this rank."""
+    """Return the process id of a rank."""
     for process in processes():
         with contextlib.suppress(psutil.Error):
             if process.environ().get("OMPI_COMM_WORLD_RANK") == str(number) and "ranks" in process.cmdline():
                 return process.pid
-    raise SystemExit(f"check_faults: rank {number} is not there")
+    raise SystemExit(f"check_faults: rank {number} is not running")
 
 
 def launcher() -> int:
-    """The process that is mpirun."""
+    """Return the process id of mpirun."""
     return next(p.pid for p in processes() if p.cmdline()[:1] and p.cmdline()[0].endswith("mpirun"))
 
 
@@ -110,104 +110,104 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, (said.strip().splitlines() or [""])[-1]
 
 
-def kill(what: str, number: int = 0) -> Callable[[Bench], tuple[int, str]]:
-    """A case that sends SIGKILL."""
+def kill(what: str, number: int = 0) -> Callable[[Case], tuple[int, str]]:
+    """Return a fault that sends SIGKILL."""
 
-    def strike(bench: Bench) -> tuple[int, str]:
-        process = bench.start()
-        bench.until(1, "parameter_server" if what == "rank" else "")
+    def fault(case: Case) -> tuple[int, str]:
+        process = case.start()
+        case.wait_for(1, "parameter_server" if what == "rank" else "")
         os.kill(
             {"sweep": lambda: process.pid, "mpirun": launcher, "rank": lambda: rank(number)}[what](), signal.SIGKILL
         )
         return end(process)
 
-    return strike
+    return fault
 
 
-def ask(*signs: signal.Signals) -> Callable[[Bench], tuple[int, str]]:
-    """A case that sends the sweep signals it can handle."""
+def send(*signals: signal.Signals) -> Callable[[Case], tuple[int, str]]:
+    """Return a fault that sends signals to the sweep."""
 
-    def strike(bench: Bench) -> tuple[int, str]:
-        process = bench.start()
-        bench.until(1)
-        for sign in signs:
-            process.send_signal(sign)
+    def fault(case: Case) -> tuple[int, str]:
+        process = case.start()
+        case.wait_for(1)
+        for number in signals:
+            process.send_signal(number)
             time.sleep(0.1)
         return end(process)
 
-    return strike
+    return fault
 
 
-def stopped(bench: Bench) -> tuple[int, str]:
-    """SIGSTOP of a rank: its neighbour misses it, and the reason says where the others waited."""
-    process = bench.start()
-    bench.until(1, "parameter_server")
+def stopped(case: Case) -> tuple[int, str]:
+    """SIGSTOP a rank: its neighbour detects it, and the reason names where the other ranks waited."""
+    process = case.start()
+    case.wait_for(1, "parameter_server")
     os.kill(rank(1), signal.SIGSTOP)
     code, _ = end(process)
-    late = [record.reason for record in records.read(bench.out) if "does not answer" in record.reason]
-    assert late, "nobody missed the stopped rank"
+    late = [record.reason for record in records.read(case.out) if "does not answer" in record.reason]
+    assert late, "no rank detected the stopped rank"
     return code, late[0]
 
 
-def disk_full(bench: Bench) -> tuple[int, str]:
-    """A file system that takes a few more records and no more."""
-    small = bench.work / "small"
+def disk_full(case: Case) -> tuple[int, str]:
+    """Fill the file system after a few more records."""
+    small = case.work / "small"
     small.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", small], check=True)
     try:
-        shutil.copytree(bench.out, small, dirs_exist_ok=True)
-        room = os.statvfs(small)
-        used = (room.f_blocks - room.f_bfree) * room.f_frsize
-        subprocess.run(["mount", "-o", f"remount,size={used + ROOM_BYTES}", small], check=True)
-        case, bench.out = bench.out, small
-        code, said = end(bench.start())
+        shutil.copytree(case.out, small, dirs_exist_ok=True)
+        status = os.statvfs(small)
+        used = (status.f_blocks - status.f_bfree) * status.f_frsize
+        subprocess.run(["mount", "-o", f"remount,size={used + FREE_BYTES}", small], check=True)
+        full_size, case.out = case.out, small
+        code, said = end(case.start())
         assert (code, "No space left" in said) == (1, True), said
         subprocess.run(["mount", "-o", "remount,size=100m", small], check=True)
-        resume(bench)
-        shutil.rmtree(case)
-        shutil.copytree(small, case)
-        bench.out = case
+        resume(case)
+        shutil.rmtree(full_size)
+        shutil.copytree(small, full_size)
+        case.out = full_size
     finally:
         subprocess.run(["umount", "-l", small], check=True)
     return code, said
 
 
-def truncated(bench: Bench) -> tuple[int, str]:
-    """The last line of runs.jsonl half written."""
-    file = bench.out / "runs.jsonl"
+def truncated(case: Case) -> tuple[int, str]:
+    """Truncate the last line of runs.jsonl."""
+    file = case.out / "runs.jsonl"
     file.write_text(file.read_text()[:-100])
-    bench.given -= 1  # that one is lost by intent
+    case.given -= 1  # this record is lost on purpose
     return 0, "the last line cut by 100 bytes"
 
 
-def no_horovod(bench: Bench) -> tuple[int, str]:
-    """A Horovod that cannot be imported."""
-    fake = bench.work / "fake/horovod"
+def no_horovod(case: Case) -> tuple[int, str]:
+    """Make the import of Horovod fail."""
+    fake = case.work / "fake/horovod"
     fake.mkdir(parents=True, exist_ok=True)
     (fake / "__init__.py").write_text("raise ImportError('libmpi.so.40: not found')")
-    return end(bench.start(PYTHONPATH=str(fake.parent)))
+    return end(case.start(PYTHONPATH=str(fake.parent)))
 
 
-def no_host(bench: Bench) -> tuple[int, str]:
-    """A host file with a host that is not there."""
-    hosts = bench.work / "hosts"
+def no_host(case: Case) -> tuple[int, str]:
+    """Name an unknown host in the host file."""
+    hosts = case.work / "hosts"
     good = hosts.read_text()
     hosts.write_text("nowhere.invalid slots=8\n")
     try:
-        return end(bench.start())
+        return end(case.start())
     finally:
         hosts.write_text(good)
 
 
-def clock_set_back(bench: Bench) -> tuple[int, str]:
-    """The time of day jumps back by an hour while the sweep runs."""
-    shim, mark = bench.work / "clock.so", bench.work / "set_back"
+def clock_set_back(case: Case) -> tuple[int, str]:
+    """Set the time of day back by an hour while the sweep runs."""
+    shim, mark = case.work / "clock.so", case.work / "set_back"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, CLOCK], check=True)
-    process = bench.start(LD_PRELOAD=str(shim), CLOCK_SET_BACK=str(mark))
-    bench.until(1)
+    process = case.start(LD_PRELOAD=str(shim), CLOCK_SET_BACK=str(mark))
+    case.wait_for(1)
     mark.touch()
     code, said = end(process)
-    found = records.read(bench.out)[bench.given :]
+    found = records.read(case.out)[case.given :]
     assert any(b.started_at < a.started_at for a, b in itertools.pairwise(found)), "the clock did not jump"
     assert all(0 < (record.wall_s or 0) < DEADLINE_S for record in found)
     return code, said
@@ -216,15 +216,15 @@ def clock_set_back(bench: Bench) -> tuple[int, str]:
 World = Callable[[records.RunRecord], bool]
 THREE: World = lambda record: record.config.world_size == 3 and record.config.strategy != "ring_allreduce"  # noqa: E731
 RING: World = lambda record: record.config.world_size == 2 and record.config.strategy == "ring_allreduce"  # noqa: E731
-CASES: dict[str, tuple[Callable[[Bench], tuple[int, str]], World]] = {
+CASES: dict[str, tuple[Callable[[Case], tuple[int, str]], World]] = {
     "sweep_killed": (kill("sweep"), THREE),
     "mpirun_killed": (kill("mpirun"), THREE),
     "worker_killed": (kill("rank", 0), THREE),
     "server_killed": (kill("rank", 2), THREE),
     "rank_stopped": (stopped, THREE),
-    "ctrl_c": (ask(signal.SIGINT), THREE),
-    "ctrl_c_twice": (ask(signal.SIGINT, signal.SIGINT), THREE),
-    "terminated": (ask(signal.SIGTERM), THREE),
+    "ctrl_c": (send(signal.SIGINT), THREE),
+    "ctrl_c_twice": (send(signal.SIGINT, signal.SIGINT), THREE),
+    "terminated": (send(signal.SIGTERM), THREE),
     "disk_full": (disk_full, THREE),
     "line_truncated": (truncated, lambda record: False),
     "no_horovod": (no_horovod, RING),
@@ -233,41 +233,41 @@ CASES: dict[str, tuple[Callable[[Bench], tuple[int, str]], World]] = {
 }
 
 
-def resume(bench: Bench) -> None:
-    """Run the sweep again, without harm."""
-    code, said = end(bench.start())
+def resume(case: Case) -> None:
+    """Run the sweep again, without a fault."""
+    code, said = end(case.start())
     assert code == 0, said
 
 
 def check(name: str, work: Path) -> Counter[str]:
-    """Do one case and return what it cost."""
-    strike, world = CASES[name]
-    mother = {record.run_id: record for record in records.read(work / "mother")}
-    bench = Bench(work, work / "mother", world)
-    code, said = strike(bench)
+    """Run one case; return the numbers of lost, duplicated, orphan and different results."""
+    fault, world = CASES[name]
+    reference = {record.run_id: record for record in records.read(work / "reference")}
+    case = Case(work, work / "reference", world)
+    code, said = fault(case)
     orphans = left_behind()
-    kept = [record.run_id for record in records.read(bench.out) if record.status == "ok"]
-    resume(bench)
-    lines = [json.loads(line) for line in (bench.out / "runs.jsonl").read_text().splitlines()]
+    kept = [record.run_id for record in records.read(case.out) if record.status == "ok"]
+    resume(case)
+    lines = [json.loads(line) for line in (case.out / "runs.jsonl").read_text().splitlines()]
     good = Counter(line["run_id"] for line in lines if line["status"] == "ok")
-    final = {record.run_id: record for record in records.read(bench.out) if record.status == "ok"}
+    final = {record.run_id: record for record in records.read(case.out) if record.status == "ok"}
     differ = [
-        key for key in mother
-        if key in final and abs(final[key].summary.final_loss - mother[key].summary.final_loss) > 1e-4
+        key for key in reference
+        if key in final and abs(final[key].summary.final_loss - reference[key].summary.final_loss) > 1e-4
     ]  # fmt: skip
     found = Counter(
-        lost=len(set(kept) - final.keys()) + len(mother.keys() - final.keys()) + max(0, bench.given - len(kept)),
+        lost=len(set(kept) - final.keys()) + len(reference.keys() - final.keys()) + max(0, case.given - len(kept)),
         duplicated=sum(count - 1 for count in good.values()),
         orphans=orphans + left_behind(),
-        different=len(differ) + len(final.keys() - mother.keys()),
+        different=len(differ) + len(final.keys() - reference.keys()),
     )
-    print(f"{name}: exit {code}, {len(kept)} of {len(mother)} kept: {said[:160]}", flush=True)
-    print(f"  resumed to {len(final)} of {len(mother)}; {dict(found)}", flush=True)
+    print(f"{name}: exit {code}, {len(kept)} of {len(reference)} kept: {said[:160]}", flush=True)
+    print(f"  resumed to {len(final)} of {len(reference)}; {dict(found)}", flush=True)
     return found
 
 
 def left_behind() -> int:
-    """How many processes are left some seconds after the sweep has ended; they are ended."""
+    """Return how many processes are left 10 s after the sweep has ended, and kill them."""
     deadline = time.monotonic() + 10
     while processes() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -279,30 +279,30 @@ def left_behind() -> int:
 
 
 @contextlib.contextmanager
-def workplace() -> Iterator[Path]:
-    """A folder with the sweep, its host file and the table that every case must come to."""
+def reference_folder() -> Iterator[Path]:
+    """Yield a folder with the sweep file, its host file and the reference results."""
     with tempfile.TemporaryDirectory(prefix="psring-faults-") as name:
         work = Path(name)
         (work / "hosts").write_text("localhost slots=8\n")
         (work / "sweep.yaml").write_text(SWEEP.format(hosts=work / "hosts"))
-        subprocess.run([*PSRING, "sweep", str(work / "sweep.yaml"), "--out", str(work / "mother")], check=True)
+        subprocess.run([*PSRING, "sweep", str(work / "sweep.yaml"), "--out", str(work / "reference")], check=True)
         yield work
 
 
 def main() -> int:
-    """Do the cases that were asked for; 1 if anything was lost, came twice or was left behind."""
+    """Run the given cases; return 1 if a result was lost, duplicated or different, or a process was left."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"one of {', '.join(CASES)}; none: all")
-    wanted = parser.parse_args().cases or list(CASES)
-    unknown = [name for name in wanted if name not in CASES]
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"one of {', '.join(CASES)}; default: all")
+    names = parser.parse_args().cases or list(CASES)
+    unknown = [name for name in names if name not in CASES]
     if unknown:
-        parser.error(f"there is no case {unknown[0]!r}; there are {', '.join(CASES)}")
+        parser.error(f"there is no case {unknown[0]!r}; cases are {', '.join(CASES)}")
     total: Counter[str] = Counter()
-    with workplace() as work:
-        for name in wanted:
+    with reference_folder() as work:
+        for name in names:
             total.update(check(name, work))
     print(f"results lost {total['lost']}, duplicated {total['duplicated']}, orphans {total['orphans']},", end=" ")
-    print(f"different {total['different']} in {len(wanted)} cases")
+    print(f"different {total['different']} in {len(names)} cases")
     return int(any(total.values()))
 
 

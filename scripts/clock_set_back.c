@@ -1,5 +1,5 @@
-/* Preloaded, the time of day is an hour earlier from the moment that the file named by CLOCK_SET_BACK exists.
- * Monotonic clocks, which no clock adjustment moves, stay as they are. */
+/* Preloaded: sets the time of day back by an hour as soon as the file named by CLOCK_SET_BACK exists.
+ * Monotonic clocks are unchanged, as by a real clock adjustment. */
 #define _GNU_SOURCE
 #include <stdlib.h>
 #include <sys/syscall.h>
@@ -7,14 +7,14 @@
 #include <time.h>
 #include <unistd.h>
 
-static time_t moved(void) {
+static time_t offset(void) {
     const char *mark = getenv("CLOCK_SET_BACK");
     return mark && access(mark, F_OK) == 0 ? -3600 : 0;
 }
 
 int clock_gettime(clockid_t id, struct timespec *now) {
     const int failed = (int)syscall(SYS_clock_gettime, id, now);
-    if (!failed && id == CLOCK_REALTIME) now->tv_sec += moved();
+    if (!failed && id == CLOCK_REALTIME) now->tv_sec += offset();
     return failed;
 }
 

@@ -42,7 +42,7 @@ def _disturbed(rng: np.random.Generator, shape: tuple[int, ...]) -> Samples:
 
 
 def draw(noise: str, n: int, trials: int, arm: int = 0) -> Samples:
-    """Launches of many trials, shape (trials, n); the same for the same arguments."""
+    """Return rates of launches, shape (trials, n); the same for the same arguments."""
     return NOISES[noise](np.random.default_rng([n, arm]), (trials, n))
 
 
@@ -53,7 +53,7 @@ def cover_median(noise: str, n: int, trials: int = TRIALS) -> float:
 
 
 def cover_paired(noise: str, n: int, trials: int = TRIALS) -> float:
-    """The same of the ratio of pairs whose launches drift alike."""
+    """Share of trials whose paired interval holds the true ratio; both launches of a pair drift alike."""
     drift = np.exp(0.3 * draw("normal", n, trials, arm=2))
     arms = (draw(noise, n, trials, arm) * drift for arm in (0, 1))
     found = [paired(dict(enumerate(a)), dict(enumerate(b))).interval for a, b in zip(*arms, strict=True)]
@@ -61,7 +61,7 @@ def cover_paired(noise: str, n: int, trials: int = TRIALS) -> float:
 
 
 def cover_ratio(noise: str, n: int, trials: int = TRIALS) -> float:
-    """The same of the bootstrapped ratio of two medians."""
+    """Share of trials whose bootstrap interval of the ratio of two medians holds the true one."""
     arms = (draw(noise, n, trials, arm) for arm in (0, 1))
     found = [ratio_interval(a, b) for a, b in zip(*arms, strict=True)]
     return sum(one.low <= 1 <= one.high for one in found) / trials

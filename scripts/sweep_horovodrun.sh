@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The bare command lines under horovodrun (Gloo), for people who bring their own cluster.
+# The plain horovodrun (Gloo) commands of a small sweep, for a cluster of your own.
 #   scripts/sweep_horovodrun.sh OUT [HOSTFILE] [INTERFACE]
 # HOSTFILE: one "host slots=1" line per node, reached by ssh without a password. INTERFACE: eth0, say.
 # horovodrun starts the ring only; the parameter server needs MPI: scripts/sweep_mpirun.sh.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The bare command lines under mpirun, for people who bring their own cluster.
+# The plain mpirun commands of a small sweep, for a cluster of your own.
 #   scripts/sweep_mpirun.sh OUT [HOSTFILE] [INTERFACE]
 # HOSTFILE: one "host slots=1" line per node. INTERFACE: eth0, or a network such as 10.0.0.0/24.
 # Every host needs this checkout and its .venv at the same path. Each run is one folder below OUT.
@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 out=${1:?give the folder for the results} hostfile=${2:-} interface=${3:-}
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 
-# One set of flags for both topologies: nothing is bound or routed otherwise for one of them.
+# The same flags for both topologies: equal binding and transport.
 flags=(--bind-to none --map-by slot --oversubscribe --mca pml ob1 --mca btl ^openib)
 if [ -n "$hostfile" ]; then flags+=(--hostfile "$hostfile"); fi
 if [ -n "$interface" ]; then flags+=(--mca btl_tcp_if_include "$interface" --mca oob_tcp_if_include "$interface"); fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Try a sweep under a real Slurm on this one machine: two slurmd, one controller, all in a temporary folder, ended and
-# removed at the end. Needs root and Debian's packages: apt-get install slurm-wlm libpmix-dev
+# Test a sweep under Slurm on this machine: a controller and two slurmd in a temporary folder, stopped and removed at the
+# end. Needs root and Debian's packages: apt-get install slurm-wlm libpmix-dev
 # (Slurm loads PMIx by the name that only the -dev package has.)
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,8 +1,8 @@
-"""No parameter server, but what its messages, sums and updates cost in plain mpi4py, where all of them are sent.
+"""The messages, sums and updates of a parameter server in plain mpi4py: a baseline for its overhead.
 
-Run under mpirun with one rank more than workers, the last of which serves. No model, no autograd, no hooks: each worker
-sends its flat gradient in chunks, all receives are posted ahead, the server sums a chunk and updates it (torch's
-fused SGD) as soon as both workers' are there, and sends it back at once. No bound: shared memory saves copies.
+Run under mpirun with one rank more than workers; the last rank is the server. Without model, autograd and hooks: each
+worker sends its flat gradient in chunks, all receives are posted ahead, the server sums a chunk, updates it (torch's
+fused SGD) as soon as both workers' have arrived, and sends it back. It is no lower bound: shared memory saves copies.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ Chunks = list[torch.Tensor]
 
 
 def chunks_of(config: RunConfig) -> Chunks:
-    """A flat fp32 vector as long as the model, in chunks."""
+    """Return a flat fp32 vector of the model's size, in chunks."""
     return list(torch.zeros(config.gpt.num_parameters).split(config.chunk_bytes // 4))
 
 
 def buffer(chunk: torch.Tensor) -> list[object]:
-    """What mpi4py moves."""
+    """Return the buffer argument of mpi4py for a chunk."""
     return [chunk.view(torch.uint8).numpy(), MPI.BYTE]
 
 
 def work(comm: MPI.Intracomm, config: RunConfig) -> None:
-    """Push all, take all; the first worker reports its times."""
+    """Push all chunks and receive all updated ones, every step; the first worker prints its step times."""
     server, gradients, weights = comm.size - 1, chunks_of(config), chunks_of(config)
-    watch = payload.Stopwatch(config)
+    stopwatch = payload.Stopstopwatch(config)
     for _ in range(config.total_steps):
         pulls = [comm.Irecv(buffer(chunk), server, tag) for tag, chunk in enumerate(weights)]
         pushes = [comm.Isend(buffer(chunk), server, tag) for tag, chunk in enumerate(gradients)]
         MPI.Request.Waitall(pushes + pulls)
-        watch.step_ended()
+        stopwatch.step_ended()
     if comm.rank == 0:
-        watch.report()
+        stopwatch.report()
 
 
 def serve(comm: MPI.Intracomm, config: RunConfig) -> None:
-    """Sum, update and answer each chunk when the last worker's has come."""
+    """Sum, update and return each chunk when the last worker's has arrived."""
     workers, weights, gradient = range(comm.size - 1), chunks_of(config), chunks_of(config)
     pushed = [chunks_of(config) for _ in workers]
     updates = []
@@ -51,19 +51,19 @@ def serve(comm: MPI.Intracomm, config: RunConfig) -> None:
     for _ in range(config.total_steps):
         requests = [comm.Irecv(buffer(c), w, tag) for tag in range(len(weights)) for w, c in
                     ((worker, pushed[worker][tag]) for worker in workers)]  # fmt: skip
-        missing, answers = [len(workers)] * len(weights), []
+        missing, replies = [len(workers)] * len(weights), []
         for _ in requests:
             tag = MPI.Request.Waitany(requests) // len(workers)
             missing[tag] -= 1
             if missing[tag] == 0:
                 torch.add(pushed[0][tag], pushed[1][tag], out=gradient[tag]).mul_(1 / len(workers))
                 updates[tag].step()
-                answers += [comm.Isend(buffer(weights[tag]), worker, tag) for worker in workers]
-        MPI.Request.Waitall(answers)
+                replies += [comm.Isend(buffer(weights[tag]), worker, tag) for worker in workers]
+        MPI.Request.Waitall(replies)
 
 
 def main() -> None:
-    """Be a worker or, as the last rank, the server."""
+    """Run as a worker or, on the last rank, as the server."""
     config = RunConfig.model_validate_json(payload.arguments().config)
     torch.set_num_threads(1)
     comm = MPI.COMM_WORLD

@@ -1,4 +1,4 @@
-"""What every peer trains: psring's GPT on psring's batches, or its gradients' shapes without any arithmetic."""
+"""The work of every peer: psring's GPT on psring's batches, or gradients of zeros in its shapes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Gradients = Callable[[GPT, int], list[Tensor]]
 
 
 def arguments() -> argparse.Namespace:
-    """What benchmark_peers.py tells a peer."""
+    """Parse the flags that benchmark_peers.py gives a peer."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", required=True, help="RunConfig as JSON")
     parser.add_argument("--tcp", action="store_true", help="no shared memory between the processes")
@@ -29,13 +29,13 @@ def arguments() -> argparse.Namespace:
 
 
 def model(config: RunConfig) -> GPT:
-    """The GPT with the initial weights of the config's seed."""
+    """Return the GPT with the initial weights of the config's seed."""
     torch.set_num_threads(config.num_threads)
     return build_model(config, CPU)
 
 
 def gradients(config: RunConfig, worker: int) -> Gradients:
-    """Return what makes one step's gradients: a forward and backward pass, or the same zeros every time."""
+    """Return a function that computes a step's gradients by forward and backward, or returns zeros (compute: none)."""
     if config.compute == "none":
         zeros = [torch.zeros(p.shape) for p in model(config).parameters()]
         return lambda _, __: zeros
@@ -50,17 +50,17 @@ def gradients(config: RunConfig, worker: int) -> Gradients:
 
 
 class Stopwatch:
-    """Times steps from one end to the next, and prints the measured ones."""
+    """Times steps from one end to the next."""
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
         self._ends = [time.perf_counter()]
 
     def step_ended(self) -> None:
-        """Note the end of a step."""
+        """Record the end of a step."""
         self._ends.append(time.perf_counter())
 
     def report(self) -> None:
-        """Print the measured steps, seconds each, as one line of JSON."""
+        """Print the seconds of every step after warm-up as one line of JSON."""
         steps = [after - before for before, after in zip(self._ends, self._ends[1:], strict=False)]
         print("STEPS", json.dumps(steps[self._config.warmup_steps :]), flush=True)

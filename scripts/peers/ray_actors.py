@@ -1,8 +1,8 @@
 """Ray's synchronous actor parameter server, as Ray's documentation writes it.
 
 https://docs.ray.io/en/latest/ray-core/examples/plot_parameter_server.html ("Synchronous Parameter Server Training"):
-gradients and weights pass as NumPy arrays through Ray's object store. Changed: the model, where gradients come from,
-and that the driver waits for every step, to time it.
+gradients and weights pass as NumPy arrays through Ray's object store. Changed: the model, the source of
+gradients, and that the driver waits for every step, to time it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Weights = dict[str, torch.Tensor]
 
 @ray.remote
 class ParameterServer:
-    """Sums gradients and steps."""
+    """Sums gradients and updates the model."""
 
     def __init__(self, config: RunConfig) -> None:
         self.model = payload.model(config)
@@ -41,7 +41,7 @@ class ParameterServer:
 
 @ray.remote
 class DataWorker:
-    """Computes gradients of the weights that it is given."""
+    """Computes gradients at given weights."""
 
     def __init__(self, config: RunConfig, worker: int) -> None:
         self.model = payload.model(config)
@@ -49,14 +49,14 @@ class DataWorker:
         self.step = 0
 
     def compute_gradients(self, weights: Weights) -> list[np.ndarray]:
-        """Return one step's gradients."""
+        """Load the weights and return one step's gradients."""
         self.model.load_state_dict(weights)
         self.step += 1
         return [gradient.numpy() for gradient in self.gradients(self.model, self.step - 1)]
 
 
 def main() -> None:
-    """Train and report."""
+    """Train and print the step times."""
     config = RunConfig.model_validate_json(payload.arguments().config)
     ray.init(
         num_cpus=config.num_workers + 1, include_dashboard=False, logging_level="ERROR", object_store_memory=512 << 20
@@ -65,13 +65,13 @@ def main() -> None:
     workers = [DataWorker.remote(config, worker) for worker in range(config.num_workers)]
     current_weights = ps.get_weights.remote()
     ray.wait([current_weights])
-    watch = payload.Stopwatch(config)
+    stopwatch = payload.Stopstopwatch(config)
     for _ in range(config.total_steps):
         gradients = [worker.compute_gradients.remote(current_weights) for worker in workers]
         current_weights = ps.apply_gradients.remote(*gradients)
         ray.wait([current_weights])
-        watch.step_ended()
-    watch.report()
+        stopwatch.step_ended()
+    stopwatch.report()
     ray.shutdown()
 
 

@@ -1,8 +1,8 @@
 """torch.distributed.rpc's synchronous parameter server, as PyTorch's documentation writes it.
 
 https://pytorch.org/tutorials/intermediate/rpc_async_execution.html ("Batch-updating parameter server"): trainers send
-their gradients and get the whole updated model back. Changed: the model, where gradients come from, and the
-timeout (0, without end, no longer starts).
+their gradients and get the whole updated model back. Changed: the model, the source of gradients, and the
+timeout (0, no timeout, no longer starts).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TIMEOUT_S = 120
 
 
 class BatchUpdateParameterServer:
-    """Averages the gradients of all trainers, steps, and answers them together."""
+    """Averages the gradients of all trainers, updates the model, and replies to all at once."""
 
     def __init__(self, config: RunConfig) -> None:
         self.model = payload.model(config)
@@ -45,7 +45,7 @@ class BatchUpdateParameterServer:
     def update_and_fetch_model(
         ps_rref: rpc.RRef[BatchUpdateParameterServer], grads: list[Tensor]
     ) -> torch.futures.Future[GPT]:
-        """Add one trainer's gradients; the last one updates the model and answers all."""
+        """Add one trainer's gradients; the last one's update the model and complete all replies."""
         self = ps_rref.local_value()
         with self.lock:
             self.curr_update_size += 1
@@ -64,24 +64,24 @@ class BatchUpdateParameterServer:
 
 
 def run_trainer(ps_rref: rpc.RRef[BatchUpdateParameterServer], config: RunConfig, worker: int) -> None:
-    """Train one worker; the first reports its times."""
+    """Train one worker; the first prints its step times."""
     torch.set_num_threads(config.num_threads)
     gradients = payload.gradients(config, worker)
     m = ps_rref.rpc_sync().get_model()
-    watch = payload.Stopwatch(config)
+    stopwatch = payload.Stopstopwatch(config)
     for step in range(config.total_steps):
         m = rpc.rpc_sync(
             ps_rref.owner(),
             BatchUpdateParameterServer.update_and_fetch_model,
             args=(ps_rref, gradients(m, step)),
         )
-        watch.step_ended()
+        stopwatch.step_ended()
     if worker == 0:
-        watch.report()
+        stopwatch.report()
 
 
 def run(rank: int, config: RunConfig, tcp: bool) -> None:
-    """Be the server (rank 0) or wait for its orders."""
+    """Run as the server (rank 0), or as a trainer that it calls."""
     # Without options PyTorch picks shared memory on one machine.
     transport = {"_transports": ["uv"], "_channels": ["basic"]} if tcp else {}
     options = rpc.TensorPipeRpcBackendOptions(num_worker_threads=16, rpc_timeout=TIMEOUT_S, **transport)
@@ -100,8 +100,8 @@ def run(rank: int, config: RunConfig, tcp: bool) -> None:
 
 
 if __name__ == "__main__":
-    asked = payload.arguments()
+    flags = payload.arguments()
     with socket.create_server(("127.0.0.1", 0)) as free:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free.getsockname()[1]))
-    asked_config = RunConfig.model_validate_json(asked.config)
-    mp.spawn(run, args=(asked_config, asked.tcp), nprocs=asked_config.num_workers + 1)
+    config = RunConfig.model_validate_json(flags.config)
+    mp.spawn(run, args=(config, flags.tcp), nprocs=config.num_workers + 1)
