@@ -16,11 +16,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bench.config import LEAST_CONVERGENCE, BadInput, DiskFull, RunConfig
+from bench.summary import Summary
+from strategies.options import Unit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,78 +95,41 @@ class Ledger(BaseModel):
     ledger_agrees: bool | None = None
 
 
-class Summary(BaseModel):
-    """The numbers of one run. Every blank is something that was not measured, never a zero."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num_nodes: int
-    num_parameters: int
-    tokens_per_s: float
-    step_s: float
-    step_s_p95: float
-    data_s: float
-    forward_s: float
-    backward_s: float
-    exposed_communication_s: float
-    optimizer_s: float
-    communication_s: float
-    overlap_fraction: float | None = None
-    first_loss: float | None = None
-    final_loss: float | None = None
-    held_out_loss: float | None = None
-    mfu: float | None = None
-    sleep_overshoot_s_p95: float | None = None
-    communication_compute_ratio: float | None = None
-    scale_payload: float | None = None
-    scale_link: float | None = None
-    scale_compute: float | None = None
-    allreduce_algorithm: str | None = None
-    duplex_factor: float | None = None
-    shard_imbalance: float | None = None
-    longest_wait_s: float | None = None
-    mean_staleness: float | None = None
-    staleness_histogram: str | None = None
-    largest_lead: int | None = None
-    equivalence_error: float | None = None
-    equivalence_bound: float | None = None
-    convergence: float | None = None
-    worker_cpu_s: float | None = None
-    server_cpu_s: float | None = None
-    worker_peak_memory_bytes: float | None = None
-    server_peak_memory_bytes: float | None = None
-    probe_ratio_before: float | None = None
-    probe_ratio_after: float | None = None
-    run_delay_share: float | None = None
-    foreign_cpu_share: float | None = None
-    packet_drops: int | None = None
-    retransmitted_share: float | None = None
-    tcp_timeouts: int | None = None
-    link_bursts_per_step: float | None = None
-    link_overlimits: int | None = None
-    napping: bool | None = None
-    rank_start: Literal["template", "exec"] | None = None
-
-
 class RunRecord(BaseModel):
     """One line of runs.jsonl: what was asked, what came of it, and what a reader must know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     run_id: str
+    """Name of the run: its cell and its repeat."""
     cell: str
+    """Digest of the configuration; runs of one cell differ in `repeat` alone."""
     repeat: int
-    started_at: str
+    """Which launch of the cell this is."""
+    started_at: Annotated[str, Unit("UTC")]
+    """When the launch began, ISO 8601."""
     status: Status
+    """One of ok, failed, timeout, out_of_memory, unsupported or invalid; a cell with an ok launch is ok, unless one
+    failed the equivalence gate."""
     reason: str = ""
+    """Why not ok, in one line; for an ok cell: how many launches were lost, and why."""
     environment: str
+    """Digest of `environment.json`; in `summary.csv` all that the cell's launches had."""
     labels: list[str] = []
+    """What a reader must know, separated by blanks; in `summary.csv` of all launches together, and `few_launches`."""
     log: str = ""
+    """Where below the folder the output of the launch is that ended with this run; blank otherwise."""
     wall_s: float | None = None
+    """What the sweep spent on this run, from the end of the one before it: the first run of a launch pays its
+    start-up."""
     steps_s: float | None = None
+    """All steps of the longest worker, warm-up included; blank for a run without numbers."""
     config: RunConfig
+    """In `runs.jsonl`: the RunConfig above."""
     summary: Summary | None = None
+    """In `runs.jsonl`: the Summary above; null for a run without numbers."""
     ledger: Ledger | None = None
+    """In `runs.jsonl`: the Ledger above; null for a run without numbers."""
 
     def describe(self) -> str:
         """The run in one line: what, how fast, to which loss, and what a reader must know."""

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from bench import records
 from bench.config import RunConfig
-from bench.records import Ledger, RunRecord, StepRecord, Summary
-from bench.report import cells, loss
+from bench.records import Ledger, RunRecord, StepRecord
+from bench.report import cells, columns, loss
 from bench.shape import GPTShape
+from bench.summary import Summary
 from tests.support.synthetic import demo_records
 
 README = Path(__file__).parent.parent / "results" / "README.md"
@@ -18,6 +19,11 @@ README = Path(__file__).parent.parent / "results" / "README.md"
 
 def described() -> set[str]:
     return set(re.findall(r"^\| `(\w+)` \|.*\|.*\S.*\|$", README.read_text(), flags=re.MULTILINE))
+
+
+def test_it_is_what_the_fields_say() -> None:
+    stale = "results/README.md is stale; run: python -m bench.report.columns"
+    assert columns.filled(README.read_text()) == README.read_text(), stale
 
 
 def test_every_field_of_every_record_is_described() -> None:

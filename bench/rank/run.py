@@ -28,8 +28,9 @@ from bench.rank.duplex import duplex_factor
 from bench.rank.model import model_flops_utilization, peak_flops_per_s
 from bench.rank.numbers import RankReport
 from bench.rank.train import build_model, build_optimizer, held_out_loss, train
-from bench.records import Ledger, PlannedRun, RunRecord, StepRecord, Summary
+from bench.records import Ledger, PlannedRun, RunRecord, StepRecord
 from bench.scale_model import scales
+from bench.summary import Summary
 from strategies import create
 from strategies.base import Strategy
 from strategies.environment import mpi_environment

@@ -16,8 +16,9 @@ import pandas as pd
 
 from bench.config import BadInput, RunConfig
 from bench.intervals import Estimate, confidence, median_interval, ratio_interval
-from bench.records import Ledger, Summary
+from bench.records import Ledger
 from bench.shape import GPTShape
+from bench.summary import Summary
 from strategies import catalogue
 
 Key = tuple[Any, ...]

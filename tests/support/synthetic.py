@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from bench.config import RunConfig
-from bench.records import Ledger, PlannedRun, RunRecord, Status, StepRecord, Summary
+from bench.records import Ledger, PlannedRun, RunRecord, Status, StepRecord
+from bench.summary import Summary
 from bench.sweep.file import cross_product
 
 RATES = {"local": 1.0, "parameter_server": 0.7, "ring_allreduce": 0.85, "mpi_ring": 0.87, "ddp": 0.9}
