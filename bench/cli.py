@@ -166,7 +166,10 @@ def _ranks(arguments: argparse.Namespace) -> int:
 def _template(arguments: argparse.Namespace) -> int:
     from bench.sweep import template
 
-    return main(template.serve(arguments.listener))
+    code = main(template.serve(arguments.listener))
+    from bench.rank import preload
+
+    preload.end(code)
 
 
 def _sweep(arguments: argparse.Namespace) -> int:

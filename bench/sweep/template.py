@@ -29,7 +29,8 @@ from bench.sweep import forked
 
 OFF = "PSRING_NO_TEMPLATE"
 END_S = 5.0
-_started: dict[str, subprocess.Popen[bytes]] = {}
+_started: dict[str, subprocess.Popen[bytes]] = {}  # by kind
+_refused: list[str] = []
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -43,15 +44,19 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
     if given and Path(given, name).exists():
         return {FOLDER: given}
     if name not in _started:
-        _started[name] = _start(_folder() / name, environ)
+        try:
+            _started[name] = _start(_folder() / name, environ)
+        except OSError as error:
+            _refused.append(str(error))
+            return {}
     return {FOLDER: str(_folder())}
 
 
 def complaints() -> list[str]:
-    """Why ranks were executed although templates are wanted: a line per template that has ended too early."""
+    """Why ranks were executed although templates are wanted: a line per template that has ended or never started."""
     ended = [name for name, process in _started.items() if process.poll() is not None]
-    last = {name: ((_folder() / f"{name}.log").read_text().splitlines() or ["no output"])[-1] for name in ended}
-    return [f"ranks are not forked, because their template has ended: {line}" for line in last.values()]
+    last = [((_folder() / f"{name}.log").read_text().splitlines() or ["no output"])[-1] for name in ended]
+    return [f"ranks are not forked: {reason}" for reason in (*_refused, *last)]
 
 
 @cache
