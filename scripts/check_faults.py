@@ -68,7 +68,7 @@ class Case:
         while time.monotonic() < deadline and self.process.poll() is None:
             now = Path(self.out / ".running/now")
             with contextlib.suppress(OSError, ValueError):
-                at = names[json.loads(now.read_text())["run_id"]]
+                at = names[json.loads(now.read_text(encoding="utf-8"))["run_id"]]
                 if self.lines() - self.given >= arrived and strategy in ("", at):
                     return
             time.sleep(0.01)
@@ -77,7 +77,7 @@ class Case:
 
     def lines(self) -> int:
         """Number of lines of runs.jsonl."""
-        return (self.out / "runs.jsonl").read_text().count("\n")
+        return (self.out / "runs.jsonl").read_text(encoding="utf-8").count("\n")
 
 
 def processes() -> list[psutil.Process]:
@@ -175,7 +175,7 @@ def disk_full(case: Case) -> tuple[int, str]:
 def truncated(case: Case) -> tuple[int, str]:
     """Truncate the last line of runs.jsonl."""
     file = case.out / "runs.jsonl"
-    file.write_text(file.read_text()[:-100])
+    file.write_text(file.read_text(encoding="utf-8")[:-100])
     case.given -= 1  # this record is lost on purpose
     return 0, "the last line cut by 100 bytes"
 
@@ -191,7 +191,7 @@ def no_horovod(case: Case) -> tuple[int, str]:
 def no_host(case: Case) -> tuple[int, str]:
     """Name an unknown host in the host file."""
     hosts = case.work / "hosts"
-    good = hosts.read_text()
+    good = hosts.read_text(encoding="utf-8")
     hosts.write_text("nowhere.invalid slots=8\n")
     try:
         return end(case.start())
@@ -248,7 +248,7 @@ def check(name: str, work: Path) -> Counter[str]:
     orphans = left_behind()
     kept = [record.run_id for record in records.read(case.out) if record.status == "ok"]
     resume(case)
-    lines = [json.loads(line) for line in (case.out / "runs.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (case.out / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
     good = Counter(line["run_id"] for line in lines if line["status"] == "ok")
     final = {record.run_id: record for record in records.read(case.out) if record.status == "ok"}
     differ = [

@@ -69,7 +69,7 @@ def test_prepared_text_is_trained_on(psring: Callable[..., object], tmp_path: Pa
     assert "tokens/s" in ended.stdout
 
 
-def test_a_calibration_is_made_and_slept(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_calibration_is_made_and_used(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     tiny = ["--n-layer", "1", "--block-size", "16", "--steps", "2", "--warmup-steps", "1", "--data", "synthetic"]
     times = str(tmp_path / "times.json")
     assert main(["calibrate", *tiny, "--out", times]) == 0

@@ -80,7 +80,7 @@ def test_is_refused_in_one_line(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_is_said_once_for_all_ranks(
+def test_is_printed_once_for_all_ranks(
     mpirun: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     ranks: int, arguments: list[str], said: str,
 ) -> None:  # fmt: skip
@@ -111,7 +111,7 @@ def test_horovodrun_cannot_start_the_server_topology(horovodrun: Callable[..., o
     assert "horovodrun cannot start parameter_server; use launcher: mpirun" in only_line(ended.stdout + ended.stderr)
 
 
-def test_a_launcher_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_launcher_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mpi.sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BadInput, match=r"mpirun is not on PATH; run scripts/setup\.sh"):
@@ -122,7 +122,7 @@ def test_a_launcher_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "out").exists()
 
 
-def test_horovod_that_is_not_there_is_named(psring: Callable[..., object], tmp_path: Path) -> None:
+def test_missing_horovod_is_named(psring: Callable[..., object], tmp_path: Path) -> None:
     (tmp_path / "horovod").mkdir()
     (tmp_path / "horovod/__init__.py").write_text("raise ImportError('libmpi.so.40: not found')")
     ended = psring("run", "--strategy", "ring_allreduce", PYTHONPATH=f"{tmp_path}:{Path(__file__).parent.parent}")

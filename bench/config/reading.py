@@ -42,7 +42,7 @@ def _tuned_knobs(values: Mapping[str, object], where: str) -> Mapping[str, objec
 def read_tuned(path: str) -> dict[str, dict[str, Any]]:
     """Read a file of `psring tune`: an entry per strategy, its `knobs` among what they come from."""
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(f"tuned: there is no file {path}; psring tune --out {path} makes it") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

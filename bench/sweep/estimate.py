@@ -34,7 +34,7 @@ class Cost:
         """Return the estimate and its basis in one line."""
         basis = [f"{self.known} runs from earlier runs in this folder"] if self.known else []
         basis += [f"{self.runs - self.known} from {FORMULA}"] if self.known < self.runs else []
-        return f"about {duration(self.seconds)}, {size(self.bytes_sent)} sent: {' and '.join(basis)}"
+        return f"about {format_duration(self.seconds)}, {format_bytes(self.bytes_sent)} sent: {' and '.join(basis)}"
 
 
 def cost(launches: Iterable[Sequence[PlannedRun]], found: Iterable[RunRecord]) -> Cost:
@@ -84,14 +84,14 @@ def _rough_compute_s(config: RunConfig) -> float:
     return config.tokens_per_step * config.gpt.flops_per_token / (FLOPS_PER_S * cores)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format seconds with a readable unit."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def size(nbytes: float) -> str:
+def format_bytes(nbytes: float) -> str:
     """Format bytes with a decimal unit."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if nbytes >= factor:

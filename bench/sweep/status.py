@@ -41,7 +41,7 @@ def describe(out: Path) -> list[str]:
 def _running(out: Path, planned: Iterable[PlannedRun]) -> str:
     """Name the run that is under way, or say that there is none."""
     try:
-        now = RunningNow.model_validate_json((out / folder.SCRATCH / "now").read_text())
+        now = RunningNow.model_validate_json((out / folder.SCRATCH / "now").read_text(encoding="utf-8"))
     except (OSError, ValidationError):
         return "no run is under way"
     if now.host == platform.node() and not psutil.pid_exists(now.pid):

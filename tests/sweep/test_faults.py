@@ -76,7 +76,7 @@ class Running:
     [((signal.SIGINT, signal.SIGINT), 130), ((signal.SIGTERM,), 130), ((signal.SIGKILL,), -signal.SIGKILL)],
     ids=["twice ctrl-c", "terminated", "killed"],
 )
-def test_a_sweep_that_is_stopped_leaves_nobody_and_resumes(
+def test_a_sweep_that_is_killed_leaves_no_process_and_resumes(
     tmp_path: Path, signs: tuple[signal.Signals, ...], code: int
 ) -> None:
     sweep = Running(tmp_path, **SERVER)
@@ -89,7 +89,7 @@ def test_a_sweep_that_is_stopped_leaves_nobody_and_resumes(
         sweep.resume()
 
 
-def test_ctrl_c_lets_the_running_cell_finish_and_status_tells_what_is_left(tmp_path: Path) -> None:
+def test_ctrl_c_lets_the_running_cell_finish_and_status_names_the_missing_runs(tmp_path: Path) -> None:
     sweep = Running(tmp_path, strategy="local", steps=400)
     assert describe(sweep.out)[0].startswith("at #0 local 1, fp32, wire fp32, batch")
     at = json.loads((sweep.out / ".running/now").read_text())["run_id"]
@@ -115,7 +115,7 @@ def test_status_of_no_sweep_is_refused(tmp_path: Path) -> None:
         (signal.SIGSTOP, "failed", r"rank 1 .* does not answer any more; ranks? 0.* in \S+ \(\w+\.py:\d+\)"),
     ],
 )
-def test_a_rank_that_dies_or_hangs_costs_its_cell_alone(
+def test_a_rank_that_dies_or_hangs_fails_only_its_cell(
     tmp_path: Path, sign: signal.Signals, status: str, said: str
 ) -> None:
     sweep = Running(tmp_path, **SERVER)

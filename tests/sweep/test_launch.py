@@ -56,11 +56,11 @@ def in_seconds(seconds: float) -> Callable[[], float]:
     ],
     ids=["alone", "open mpi", "horovodrun", "mpich", "srun", "batch script", "mpirun in a Slurm job"],
 )  # fmt: skip
-def test_a_process_learns_its_rank_from_its_launcher(environ: dict[str, str], rank_info: RankInfo) -> None:
+def test_a_process_reads_its_rank_from_its_launchers_variables(environ: dict[str, str], rank_info: RankInfo) -> None:
     assert RankInfo.detect(environ) == rank_info
 
 
-def test_what_the_user_has_set_for_mpi_stays() -> None:
+def test_the_users_mpi_settings_are_kept() -> None:
     ours = mpi_environment({})
     assert ours["OMPI_MCA_coll_tuned_allreduce_algorithm"] == "4"
     theirs = mpi_environment({"OMPI_MCA_coll_tuned_allreduce_algorithm": "3"})
@@ -100,7 +100,7 @@ def test_one_rank_needs_no_launcher() -> None:
     assert command(RunConfig(), ["run"]) == [*FORKED_PSRING, "run"]
 
 
-def test_nothing_outlives_a_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_process_outlives_a_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marker = f"PSRING_DEADLINE_{os.getpid()}"
     monkeypatch.setenv(marker, "1")
     outcome = run([sys.executable, "-c", SLEEPER], os.environ, tmp_path / "log", in_seconds(1))
@@ -109,7 +109,7 @@ def test_nothing_outlives_a_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert gone(f"{marker}=1")
 
 
-def test_a_run_ends_with_what_it_printed(tmp_path: Path) -> None:
+def test_the_outcome_has_the_output(tmp_path: Path) -> None:
     argv = [sys.executable, "-c", "print('last words'); raise SystemExit(3)"]
     outcome = run(argv, os.environ, tmp_path / "log", in_seconds(60))
     assert (outcome.returncode, outcome.timed_out, outcome.output) == (3, False, "last words\n")

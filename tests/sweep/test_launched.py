@@ -142,7 +142,7 @@ def test_every_topology_trains_the_reference_model_and_counts_every_byte(
 
 
 @pytest.mark.parametrize("cell", SLEEPING, ids=describe)
-def test_ranks_that_sleep_send_what_they_would_and_have_no_loss(
+def test_emulated_compute_sends_the_same_bytes_and_has_no_loss(
     launched: dict[str, RunRecord], cell: dict[str, Any]
 ) -> None:
     record = record_of(launched, cell)
@@ -156,7 +156,7 @@ def test_ranks_that_sleep_send_what_they_would_and_have_no_loss(
 
 
 @pytest.mark.parametrize("cell", LOSSY, ids=describe)
-def test_ways_to_send_less_are_counted_too(launched: dict[str, RunRecord], cell: dict[str, Any]) -> None:
+def test_compression_and_local_steps_are_counted(launched: dict[str, RunRecord], cell: dict[str, Any]) -> None:
     record = record_of(launched, {**cell, "check_equivalence": False})
     assert record.status == "ok"
     assert record.ledger is not None
@@ -189,7 +189,7 @@ def test_an_allreduce_that_is_no_ring_is_labelled(mpirun: Callable[..., object],
 @pytest.mark.parametrize(
     "knobs", [{**SERVED, "num_servers": 1, **SENT, "chunk_bytes": 200_000}, MPI_RING], ids=describe
 )
-def test_messages_that_are_sent_unasked_over_tcp_are_the_same(
+def test_eager_messages_over_tcp_give_the_same_model(
     mpirun: Callable[..., object], tmp_path: Path, knobs: dict[str, Any]
 ) -> None:
     """Far above Open MPI's own limit, and above its largest fragment."""
@@ -199,7 +199,7 @@ def test_messages_that_are_sent_unasked_over_tcp_are_the_same(
     assert_true_run(only_record(tmp_path / "out"))
 
 
-def test_more_large_messages_may_be_under_way_than_receives_are_posted_for(
+def test_more_large_messages_may_be_in_flight_than_receives_are_posted(
     mpirun: Callable[..., object], tmp_path: Path
 ) -> None:
     """Without a window, over TCP, where they take long: one that comes unexpected must not be received twice."""

@@ -1,4 +1,4 @@
-"""Laws of cluster manifests: one allocation is large enough for every cell, and says what a person would type."""
+"""Laws of batch scripts and manifests: an allocation is large enough for every cell and runs the given sweep."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def directives(script: str) -> dict[str, str]:
     return dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script, flags=re.MULTILINE))
 
 
-def test_a_job_has_room_for_its_largest_cell(tmp_path: Path) -> None:
+def test_a_job_has_as_many_tasks_as_its_largest_cell_ranks(tmp_path: Path) -> None:
     asked = directives(batch_script(CELLS, Path("my.yaml"), tmp_path / "out"))
     assert (asked["ntasks"], asked["cpus-per-task"]) == ("6", "3")
-    assert asked["signal"].startswith("B:TERM@")  # the shell has become psring: it ends its ranks in time
+    assert asked["signal"].startswith("B:TERM@")  # exec: the signal reaches psring, which ends its ranks
 
 
-def test_a_job_runs_the_sweep_that_was_asked_for(tmp_path: Path) -> None:
+def test_a_job_runs_the_given_sweep(tmp_path: Path) -> None:
     file, out = tmp_path / "my sweep.yaml", tmp_path / "out"
     command = shlex.split(batch_script(CELLS, file, out, ["--budget=2h"]).splitlines()[-1])
     arguments = parse(command[command.index("sweep") :])
@@ -56,16 +56,16 @@ def test_the_command_writes_a_script_and_nothing_else(psring: Callable[..., obje
 
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.s*")), ids=lambda path: path.name)
-def test_the_shell_understands_every_script(script: Path) -> None:
+def test_every_script_has_valid_shell_syntax(script: Path) -> None:
     assert subprocess.run(["bash", "-n", script], capture_output=True, text=True, check=False).stderr == ""
 
 
-def test_the_batch_example_asks_for_what_the_generated_one_asks_for() -> None:
+def test_the_batch_example_has_the_directives_of_the_generated_one() -> None:
     generated = directives(batch_script(CELLS, Path("my.yaml"), Path("out")))
     assert directives((SCRIPTS / "slurm.sbatch").read_text()).keys() <= generated.keys()
 
 
-def test_the_kubernetes_example_is_an_mpijob_whose_workers_hold_its_ranks() -> None:
+def test_the_kubernetes_example_is_an_mpijob_with_enough_slots() -> None:
     job = yaml.safe_load((SCRIPTS / "mpijob.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v2beta1", "MPIJob")
     replicas = job["spec"]["mpiReplicaSpecs"]

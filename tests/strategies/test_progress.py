@@ -1,4 +1,4 @@
-"""Laws of moving messages: beside compute in naps, by who can only wait alone; what is posted gets done."""
+"""Laws of the second thread's progress: when it polls, sleeps and wakes; what is posted is executed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from strategies.parameter_server.progress import LARGE_BYTES, Progress
 DEADLINE_S = 30.0
 
 
-class Turns:
-    """Holds after so many looks."""
+class HoldsAfter:
+    """A condition that holds after so many checks."""
 
-    def __init__(self, looks: int) -> None:
-        self._left = looks
+    def __init__(self, checks: int) -> None:
+        self._left = checks
 
     def __call__(self) -> bool:
         """Count down."""
@@ -29,18 +29,18 @@ class Turns:
 
 
 class CountedEvent(threading.Event):
-    """Counts who waited."""
+    """Counts calls of wait()."""
 
     waits = 0
 
     def wait(self, timeout: float | None = None) -> bool:
-        """As every event."""
+        """Wait as every event does."""
         self.waits += 1
         return super().wait(timeout)
 
 
 def after_a_message(poll_s: float) -> Progress:
-    """Has one message to take in, and awaits another that never comes."""
+    """Return a Progress with one message to receive, which awaits another one that never arrives."""
     comm = MPI.COMM_SELF.Dup()
     comm.Isend([np.zeros(1, np.uint8), MPI.BYTE], 0, 1).Wait()
     progress = Progress(comm, poll_s)
@@ -50,28 +50,28 @@ def after_a_message(poll_s: float) -> Progress:
 
 
 @pytest.mark.parametrize(("poll_s", "naps"), [(60.0, 0), (0.0, 19)])
-def test_who_only_waits_polls_as_long_as_it_is_told(poll_s: float, naps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_polls_for_poll_s_before_it_sleeps(poll_s: float, naps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     progress = after_a_message(poll_s)
     monkeypatch.setattr(time, "sleep", slept.append)
-    progress.wait(until=Turns(20))
+    progress.wait(until=HoldsAfter(20))
     assert len(slept) == naps
 
 
-def test_beside_somebody_who_computes_it_naps() -> None:
+def test_run_sleeps_between_probes() -> None:
     progress = after_a_message(poll_s=60.0)
     progress._wake = event = CountedEvent()
-    progress.run(until=Turns(20))
+    progress.run(until=HoldsAfter(20))
     assert event.waits == 19
 
 
-def test_what_is_posted_is_done_at_once_by_who_posts_it() -> None:
+def test_post_executes_at_once_on_an_idle_rank() -> None:
     progress, done_by = Progress(MPI.COMM_SELF), []
     progress.post(lambda: done_by.append(threading.current_thread()))
     assert done_by == [threading.current_thread()]
 
 
-def test_what_is_posted_while_another_thread_moves_messages_is_done_there() -> None:
+def test_post_executes_on_the_thread_that_moves_messages() -> None:
     progress, done_by = Progress(MPI.COMM_SELF), []
     waiting = threading.Event()
 
@@ -87,45 +87,45 @@ def test_what_is_posted_while_another_thread_moves_messages_is_done_there() -> N
     assert done_by == [thread]
 
 
-def test_receives_are_posted_for_what_came_first_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_receives_are_posted_ahead_for_what_arrived_first_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LARGE_BYTES", 1)
     monkeypatch.setattr(module, "MOST_AHEAD", 2)
     comm = MPI.COMM_SELF.Dup()
-    progress, came = Progress(comm), []
+    progress, arrived = Progress(comm), []
     for tag in range(5):
-        progress.expect(0, tag, np.zeros(1, np.uint8), lambda tag=tag: came.append(tag))  # type: ignore[misc]
+        progress.expect(0, tag, np.zeros(1, np.uint8), lambda tag=tag: arrived.append(tag))  # type: ignore[misc]
     for order in ([0, 1, 2, 3, 4], [2, 0, 4, 1, 3], [2, 0, 4, 1, 3], [4, 3, 2, 1, 0]):
-        came.clear()
+        arrived.clear()
         for number, tag in enumerate(order, start=1):
             comm.Isend([np.zeros(1, np.uint8), MPI.BYTE], 0, tag).Wait()
-            progress.wait(until=lambda number=number: len(came) == number)  # type: ignore[misc]
-        assert came == order
+            progress.wait(until=lambda number=number: len(arrived) == number)  # type: ignore[misc]
+        assert arrived == order
         assert progress._posted_ahead == {(0, tag) for tag in order[:2]}
     progress.withdraw()
 
 
 class SlowComm:
-    """Nothing ever arrives, and whoever asks is told so when the test lets it be."""
+    """A communicator at which nothing arrives; Iprobe returns when the test sets `answer`."""
 
     def __init__(self) -> None:
         self.asked, self.answer = threading.Event(), threading.Event()
 
     def Iprobe(self, *_: object) -> bool:
-        """Not before `answer`."""
+        """Return False once `answer` is set."""
         self.asked.set()
         return not self.answer.wait(DEADLINE_S)
 
 
 def wait_for(holds: Callable[[], bool]) -> bool:
-    """Whether something comes to hold."""
+    """Wait until a condition holds; return whether it does."""
     deadline = time.monotonic() + DEADLINE_S
     while not holds() and time.monotonic() < deadline:
         time.sleep(1e-3)
     return holds()
 
 
-def test_who_sleeps_without_end_is_woken_for_what_is_under_way_and_for_nothing_else() -> None:
-    """That receives are posted ahead does not mean that anything can come."""
+def test_an_unlimited_sleep_ends_only_for_messages_in_flight() -> None:
+    """Receives posted ahead alone do not mean that a message is in flight."""
     progress, done = Progress(MPI.COMM_SELF), []
     progress._wake = event = CountedEvent()
     progress.expect(0, 1, np.zeros(LARGE_BYTES, np.uint8), lambda: None)
@@ -146,8 +146,8 @@ def test_who_sleeps_without_end_is_woken_for_what_is_under_way_and_for_nothing_e
     progress.withdraw()
 
 
-def test_what_is_posted_after_the_other_thread_looked_is_seen_before_it_sleeps() -> None:
-    """It finds nothing, and nothing can come; but while it asked MPI something was posted."""
+def test_a_post_during_a_probe_is_seen_before_the_thread_sleeps() -> None:
+    """The probe finds nothing and nothing is in flight, but something was posted during the probe."""
     comm, done = SlowComm(), []
     progress = Progress(comm)
     thread = threading.Thread(target=progress.run, args=(lambda: bool(done),), daemon=True)
@@ -159,13 +159,13 @@ def test_what_is_posted_after_the_other_thread_looked_is_seen_before_it_sleeps()
     assert not thread.is_alive()
 
 
-def test_who_was_kept_from_looking_sees_what_was_posted_meanwhile() -> None:
-    """It wants to look while the main thread moves messages, and by then what it waits for has come about."""
+def test_a_thread_that_waited_for_the_lock_sees_what_was_posted() -> None:
+    """The thread waits for the lock while the main thread moves messages; by then its condition holds."""
     progress, done = Progress(MPI.COMM_SELF), []
     thread = threading.Thread(target=progress.run, args=(lambda: bool(done),), daemon=True)
     with progress._lock:
         thread.start()
-        time.sleep(0.05)  # it stands before the lock
+        time.sleep(0.05)  # it waits for the lock
         done.append(True)
     thread.join(DEADLINE_S)
     assert not thread.is_alive()
