@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from strategies import catalogue
+from strategies import catalogue, join
 from strategies.group import Group, MPIGroup, SingleGroup
 from strategies.options import Options
 
@@ -14,7 +14,18 @@ if TYPE_CHECKING:
 __all__ = ["Group", "MPIGroup", "Options", "SingleGroup", "create"]
 
 
-def create(name: str, group: Group, options: Options) -> Strategy:
-    """Return the strategy called `name` for this rank; imports its library only now. Collective."""
-    strategy: Strategy = catalogue.load(catalogue.find(catalogue.full_name(name)).path)(group, options)
+def create(
+    name: str, group: Group | None = None, options: Options | None = None, timeout_s: float = 10.0, **knobs: Any
+) -> Strategy:
+    """Return the strategy called `name` for this rank; imports its library only now. Collective.
+
+    In a script of your own give the name and the knobs of `Options` alone. It then joins the ranks that mpirun started,
+    sets what MPI reads when it starts (so call this before you import mpi4py), and lets the failure of one rank end
+    all. `timeout_s`: how long ranks may wait for each other in `prepare()`, seconds.
+    """
+    if group is None:
+        group = join.join(timeout_s)
+    make = catalogue.load(catalogue.find(catalogue.full_name(name)).path)
+    strategy: Strategy = make(group, options or Options(**knobs))
+    join.watch_exit(strategy)
     return strategy

@@ -106,6 +106,15 @@ class Strategy(ABC):
     def close(self) -> None:  # noqa: B027  # most strategies hold nothing
         """Release what prepare() took. Collective."""
 
+    def __enter__(self) -> Strategy:
+        """Return the strategy, to be closed at the end of a ``with`` block."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close, unless the block failed: the other ranks would wait for this one in vain."""
+        if kind is None:
+            self.close()
+
     def _watch_gradients(self, model: nn.Module) -> None:
         """Note when each step's first and last gradient are ready: the span that communication can use."""
 
@@ -115,7 +124,8 @@ class Strategy(ABC):
                 self._first_gradient_at = self._last_gradient_at
 
         for parameter in model.parameters():
-            on_gradient(parameter, ready)
+            if parameter.requires_grad:
+                on_gradient(parameter, ready)
 
     def _communication_ended(self) -> None:
         """Set communication_s: from the step's first gradient until now."""
@@ -130,7 +140,8 @@ class WorkerOptimizer(Strategy):
     _allreduce_algorithm: str | None = None
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-        """Keep the optimizer and the parameters that it updates. Collective."""
+        """Wait for every rank; keep the optimizer and the parameters that it updates. Collective."""
+        self.group.barrier()
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._optimizer = optimizer
         return model

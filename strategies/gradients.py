@@ -52,6 +52,11 @@ def on_gradient(parameter: nn.Parameter, act: Callable[[Tensor], None]) -> Remov
     return handle
 
 
+def mark_stepped(optimizer: torch.optim.Optimizer) -> None:
+    """Note that an update was applied without the optimizer's own `step()`, which torch's schedulers else warn of."""
+    vars(optimizer)["_opt_called"] = True
+
+
 def apply_mean_gradient(
     parameters: Iterable[nn.Parameter], apply: Callable[[], object], clip_norm: float | None, scaler: LossScaler
 ) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from strategies.base import WorkerOptimizer, torch_dtype
+from strategies.gradients import mark_stepped
 from strategies.group import Group
 from strategies.options import Options
 from strategies.timeline import KeepsTimeline, Span, spans
@@ -71,6 +72,7 @@ class RingAllreduce(WorkerOptimizer, KeepsTimeline):
         """Broadcast rank 0's weights, wrap the optimizer, identify the allreduce. Collective."""
         super().prepare(model, optimizer)
         hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+        self._given_optimizer = optimizer
         self._optimizer = hvd.DistributedOptimizer(
             optimizer,
             named_parameters=model.named_parameters(),
@@ -108,6 +110,7 @@ class RingAllreduce(WorkerOptimizer, KeepsTimeline):
     def _apply(self) -> None:
         with self._optimizer.skip_synchronize():  # type: ignore[attr-defined]
             self._optimizer.step()
+        mark_stepped(self._given_optimizer)
 
     def start_timeline(self) -> None:
         """Let Horovod record on rank 0; HOROVOD_TIMELINE=DYNAMIC must have been set before its start.

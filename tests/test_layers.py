@@ -23,7 +23,13 @@ LIGHT = (
     "bench.report", "bench.predict", "bench.sweep", "bench.nodes",
 )  # fmt: skip
 HOMES = {
-    "mpi4py": ("bench.rank", "strategies.parameter_server", "strategies.mpi_ring", "strategies.group"),
+    "mpi4py": (
+        "bench.rank",
+        "strategies.parameter_server",
+        "strategies.mpi_ring",
+        "strategies.group",
+        "strategies.join",
+    ),
     "horovod": ("strategies.ring_allreduce",),
     "matplotlib": ("bench.report",),
     "pyroute2": ("bench.nodes",),

@@ -41,7 +41,9 @@ class Roles:
         if placement == "colocated":
             return Roles(tuple(range(size)), tuple(range(size)), (1,) * size)
         if not 0 < num_servers < size:
-            raise ValueError(f"{num_servers} servers of {size} ranks leave no worker or no server")
+            raise ValueError(
+                f"{num_servers} servers of {size} ranks leave no worker or no server; start more with mpirun -n"
+            )
         dedicated = tuple(range(workers, size))
         if placement == "dedicated" or num_servers >= workers:
             return Roles(tuple(range(workers)), dedicated, (1,) * num_servers)

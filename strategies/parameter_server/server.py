@@ -220,6 +220,7 @@ class ParameterServer(Strategy):
         self._progress = Progress(comm, options.poll_s)
         self._server = Server(comm, roles, options, self._progress, self.counters)
         self.scaler = self._server.scaler
+        self._prepared = False
 
     @property
     def num_workers(self) -> int:
@@ -237,6 +238,7 @@ class ParameterServer(Strategy):
         self._server.prepare(self._plan, self._buffers, optimizer, settings)
         self._server.distribute_weights()
         self._server.finish_weights()
+        self._prepared = True
         return model
 
     def observe(self) -> Observed:
@@ -246,6 +248,8 @@ class ParameterServer(Strategy):
 
     def serve(self) -> None:
         """Sum, update and return chunks until every worker has closed."""
+        if not self._prepared:
+            raise RuntimeError("serve() before prepare(): a server, too, prepares the model and the optimizer first")
         self._progress.wait(until=lambda: self._server.closed)
         self._server.free()
 

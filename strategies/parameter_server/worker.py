@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from strategies.base import Observed, Strategy
 from strategies.buffers import as_bytes
-from strategies.gradients import apply_mean_gradient, on_gradient
+from strategies.gradients import apply_mean_gradient, mark_stepped, on_gradient
 from strategies.group import Group
 from strategies.options import Options
 from strategies.parameter_server.agreement import agree
@@ -54,6 +54,7 @@ class ParameterServerWorker(Strategy):
         self._comm = comm
         self._roles = roles
         self._memory_of_node = memory_of_node
+        self._worker = roles.workers.index(comm.rank)
         self._progress = Progress(comm, options.poll_s)
         self._server: Server | None = None
         if comm.rank in roles.servers:
@@ -76,7 +77,7 @@ class ParameterServerWorker(Strategy):
     @property
     def worker(self) -> int:
         """This rank's index among the workers."""
-        return self._roles.workers.index(self._comm.rank)
+        return self._worker
 
     def observe(self) -> Observed:
         """Add the forward's wait, the balance of the shards, and the staleness on this rank's server."""
@@ -205,7 +206,7 @@ class ParameterServerWorker(Strategy):
             apply_mean_gradient(self._parameters, self._optimizer.step, self.options.clip_norm, self.scaler)
             self._optimizer.zero_grad()
         else:
-            vars(self._optimizer)["_opt_called"] = True  # else torch's schedulers warn that nothing was updated
+            mark_stepped(self._optimizer)
         self._wait_in_forward_s = 0.0
 
     def _before_forward(self, indices: Sequence[int], *_: object) -> None:

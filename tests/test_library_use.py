@@ -1,0 +1,107 @@
+"""A user's own script under plain mpirun: it trains as one process does, and no failure hangs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.mpi import find_launcher
+from strategies.environment import mpi_environment
+from tests.support.processes import REPOSITORY, Launched, run_command
+
+pytestmark = pytest.mark.launcher
+
+EXAMPLE = REPOSITORY / "examples" / "train.py"
+HEAD = """
+import sys, time, torch, strategies
+strategy = strategies.create("parameter_server", num_servers=1, timeout_s=5.0)
+model = torch.nn.Linear(3, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+"""
+TRAIN = """
+strategy.prepare(model, optimizer)
+if strategy.is_server:
+    strategy.serve()
+else:
+    for step in range(5):
+        if strategy.worker == 1 and step == 3:
+            {failure}
+        model(torch.ones(3)).sum().backward()
+        strategy.synchronize()
+        strategy.step()
+strategy.close()
+"""
+SERVER = "{act} if strategy.is_server else strategy.prepare(model, optimizer)"
+FAILURES = {
+    "an exception": (
+        TRAIN.format(failure="raise ValueError('no data')"),
+        "rank 1 failed: ValueError: no data",
+    ),
+    "an early end": (TRAIN.format(failure="sys.exit()"), "rank 1 failed: the process ends without strategy.close()"),
+    "no prepare on the server": (SERVER.format(act="strategy.serve()"), "serve() before prepare()"),
+    "a server that stays away": (SERVER.format(act="time.sleep(60)"), "a rank did not come to prepare() within 5 s"),
+    "another model": ("if strategy.is_server: model = torch.nn.Linear(3, 3)\n" + TRAIN, "must build the same"),
+}
+
+
+def mpirun(ranks: int, *argv: object) -> Launched:
+    """Run Python on n ranks, without the settings that psring's own launches give MPI."""
+    unset = [word for name in mpi_environment({}) if name.startswith("OMPI_MCA_") for word in ("-u", name)]
+    prefix = [find_launcher("mpirun"), "-n", str(ranks), "--oversubscribe", "--bind-to", "none"]
+    return run_command(["env", *unset, *prefix, sys.executable, "-W", "error::UserWarning", *map(str, argv)])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights of one process without MPI."""
+    path = tmp_path_factory.mktemp("alone") / "weights"
+    ended = run_command([sys.executable, str(EXAMPLE), "local", str(path)])
+    assert ended.returncode == 0, ended.stderr
+    return load(path, 0)
+
+
+def load(path: Path, worker: int) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = torch.load(f"{path}.{worker}")
+    return weights
+
+
+@pytest.mark.parametrize(("strategy", "ranks"), [("parameter_server", 3), ("ring_allreduce", 2)])
+def test_the_example_ends_with_one_processs_weights(
+    strategy: str, ranks: int, alone: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    ended = mpirun(ranks, EXAMPLE, strategy, tmp_path / "weights")
+    assert ended.returncode == 0, ended.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["weights.0", "weights.1"]
+    first, second = (load(tmp_path / "weights", worker) for worker in (0, 1))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    torch.testing.assert_close(first, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("script", "reason"), FAILURES.values(), ids=FAILURES)
+def test_a_failure_of_one_rank_ends_all_and_is_named(script: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(HEAD + script)
+    ended = mpirun(3, tmp_path / "train.py")
+    assert ended.returncode != 0
+    assert reason in ended.stderr
+
+
+RING = """
+{before}
+import strategies, torch
+with strategies.create("ring_allreduce") as strategy:
+    model = torch.nn.Linear(3, 2)
+    strategy.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    print(strategy.observe().allreduce_algorithm)
+"""
+
+
+def test_a_scripts_allreduce_is_a_ring_or_it_is_told_why_not(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(RING.format(before=""))
+    ended = mpirun(3, tmp_path / "train.py")
+    assert ended.stdout.split() == ["ring"] * 3, ended.stderr
+    (tmp_path / "train.py").write_text(RING.format(before="from mpi4py import MPI"))
+    ended = mpirun(3, tmp_path / "train.py")
+    assert "mpi4py.MPI was imported before strategies.create()" in ended.stderr
