@@ -19,8 +19,8 @@ MODULES = {
 }
 # What starts fast, and works where torch, MPI and Horovod are not installed.
 LIGHT = (
-    "strategies.options", "strategies.group", "strategies.volume", "bench.cli", "bench.arguments", "bench.config",
-    "bench.report", "bench.predict", "bench.sweep", "bench.nodes",
+    "strategies.options", "strategies.group", "strategies.join", "strategies.environment", "strategies.volume",
+    "bench.cli", "bench.arguments", "bench.config", "bench.report", "bench.predict", "bench.sweep", "bench.nodes",
 )  # fmt: skip
 HOMES = {
     "mpi4py": (
