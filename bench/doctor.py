@@ -14,21 +14,25 @@ from rich.table import Table
 
 from bench import environment
 from bench.config import BadInput
-from bench.mpi import find_launcher
+from bench.mpi import find_launcher, is_open_mpi
 from strategies.environment import mpi_environment
 
 PROBE_TIMEOUT_S = 90
 
 # Each runs in a process of its own: a broken library must not take the doctor with it.
-_MPI = "from mpi4py import MPI; assert MPI.COMM_WORLD.allreduce(1) == MPI.COMM_WORLD.size"
+_MPI = (
+    "from mpi4py import MPI; size = MPI.COMM_WORLD.allreduce(1);"
+    "assert size == 2, 'ranks do not find each other: mpirun and the library that mpi4py loads are of different MPIs'"
+)
 _HOROVOD = (
     "import torch, horovod.torch as hvd; hvd.init();"
     "assert hvd.allreduce(torch.ones(1), op=hvd.Sum).item() == hvd.size()"
 )
 _ONE_MPI = (
-    "import os, mpi4py.MPI, horovod.torch;"
-    "found = {os.path.realpath(l.split()[-1]) for l in open('/proc/self/maps') if '/libmpi.so' in l};"
-    "assert len(found) == 1, 'two MPI libraries: ' + ', '.join(found)"
+    "import os, re, mpi4py.MPI as m, horovod.torch;"
+    "found = {os.path.realpath(l.split()[-1]) for l in open('/proc/self/maps') if re.search(r'/libmpi(ch)?\\.so', l)};"
+    "assert len(found) == 1, 'two MPI libraries: ' + ', '.join(found);"
+    "print(re.split(r'[,\\n]', m.Get_library_version())[0] + ' in ' + os.path.dirname(*found))"
 )
 
 
@@ -63,10 +67,11 @@ def examine() -> list[Finding]:
         _library("PyTorch", "torch", setup),
         _library("mpi4py", "mpi4py", setup),
         _library("Horovod", "horovod", "scripts/install_horovod.sh (with .venv active)"),
-        _attempt("one MPI for both", [sys.executable, "-c", _ONE_MPI], "remove .venv, then " + setup),
+        _attempt("one MPI library for both", [sys.executable, "-c", _ONE_MPI], "remove .venv, then " + setup),
         _attempt("mpirun, 2 ranks", lambda: _mpirun(_MPI), setup + ", or load your cluster's MPI module"),
         _attempt("Horovod over MPI", lambda: _mpirun("import mpi4py.MPI; " + _HOROVOD), setup),
         _attempt("horovodrun --gloo", _horovodrun, setup),
+        _emulated_nodes(),
         _cores(),
         _gpu(),
     ]
@@ -95,11 +100,21 @@ def _attempt(what: str, argv: list[str] | Callable[[], list[str]], mend: str) ->
         return Finding(what, False, str(error), mend)
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     good = result.returncode == 0
-    return Finding(what, good, "works" if good else (lines or ["no output"])[-1], mend)
+    return Finding(what, good, result.stdout.strip() or "works" if good else (lines or ["no output"])[-1], mend)
 
 
 def _mpirun(program: str) -> list[str]:
-    return [find_launcher("mpirun"), "-n", "2", "--oversubscribe", sys.executable, "-c", program]
+    mpirun = find_launcher("mpirun")
+    oversubscribe = ["--oversubscribe"] if is_open_mpi(mpirun) else []
+    return [mpirun, "-n", "2", *oversubscribe, sys.executable, "-c", program]
+
+
+def _emulated_nodes() -> Finding:
+    """Whether this mpirun is one that psring can start on emulated nodes."""
+    version = environment.mpi_version() or "no mpirun"
+    good = "Open MPI" in version
+    seen = version if good else f"{version}: no emulated nodes, no network_interface, no template for ranks"
+    return Finding("mpirun for emulated nodes", good, seen, "use Open MPI 4.1 or 5", needed=False)
 
 
 def _horovodrun() -> list[str]:

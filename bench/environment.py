@@ -34,7 +34,7 @@ def collect() -> dict[str, object]:
         "packages": {name: package_version(name) for name in PACKAGES},
         "mpi": mpi_version(),
         "commit": commit(),
-        "mpi_settings": {k: v for k, v in mpi_environment(os.environ).items() if k.startswith("OMPI_MCA_")},
+        "mpi_settings": {k: v for k, v in mpi_environment(os.environ).items() if k.startswith(("OMPI_MCA", "MPIR"))},
     }
 
 
@@ -67,11 +67,12 @@ def package_version(name: str) -> str | None:
 
 
 def mpi_version() -> str | None:
-    """Return the first line of `mpirun --version`, None without mpirun."""
+    """Return what `mpirun --version` says first, MPICH's with its version; None without mpirun."""
     try:
-        return _first_line([find_launcher("mpirun"), "--version"])
+        lines = _lines([find_launcher("mpirun"), "--version"])
     except BadInput:
         return None
+    return " ".join(lines[:2] if lines[:1] == ["HYDRA build details:"] else lines[:1]) or None
 
 
 def commit() -> str | None:
@@ -83,9 +84,12 @@ def commit() -> str | None:
 
 
 def _first_line(argv: list[str]) -> str | None:
+    return next(iter(_lines(argv)), None)
+
+
+def _lines(argv: list[str]) -> list[str]:
     try:
         result = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
-        return None
-    lines = result.stdout.strip().splitlines()
-    return lines[0].strip() if lines else None
+        return []
+    return [" ".join(line.split()) for line in result.stdout.strip().splitlines()]

@@ -70,7 +70,7 @@ def main() -> NoReturn:
 def _ask(arguments: list[str]) -> socket.socket | None:
     """Return a connection to the forked process once it runs; None if there is none."""
     folder = os.environ.get(FOLDER)
-    if not folder:
+    if not folder or "PMI_FD" in os.environ:  # MPICH gives its ranks an open file, which a template lacks
         return None
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank outlives its launcher
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

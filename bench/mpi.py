@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,6 +46,12 @@ class RankInfo:
             if size in environ:
                 return RankInfo(launcher, int(environ[rank]), int(environ[size]), int(environ.get(local_rank, 0)))
         return RankInfo("none", 0, 1, 0)
+
+
+def is_open_mpi(mpirun: str) -> bool:
+    """Whether this mpirun is Open MPI's, which psring knows best: flags, emulated nodes, sockets."""
+    version = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=30, check=False)
+    return "Open MPI" in version.stdout
 
 
 def complete_config(

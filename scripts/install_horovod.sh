@@ -10,7 +10,9 @@ die() { echo "install_horovod: $*" >&2; exit 1; }
 # Without a GPU here Horovod needs no CUDA, not even beside a CUDA build of torch: that is what PyPI has for Linux.
 cuda=none
 if nvidia-smi -L >/dev/null 2>&1; then cuda=$(python -c 'import torch; print(torch.version.cuda or "none")'); fi
-mpi=$(mpirun --version | head -1 | tr -cs 'A-Za-z0-9.\n' '_')
+mpi=$(echo $(mpirun --version | head -2) | tr -cs 'A-Za-z0-9.\n' '_')
+libdir=$(mpicxx -show | tr ' ' '\n' | sed -n 's/^-L//p' | head -1)  # an MPI outside .venv is found where it was built with
+case $libdir in "$VIRTUAL_ENV"/*) ;; *) mpi="$mpi$(echo "$libdir" | tr -cs 'A-Za-z0-9.\n' '_')_" ;; esac
 key=$(python -c 'import sys, platform, torch; print(f"py{sys.version_info[0]}.{sys.version_info[1]}-{platform.machine()}-torch{torch.__version__}")')
 key="horovod$version-$key-cuda$cuda-$mpi$(mpicxx --version | head -1 | tr -cs 'A-Za-z0-9.\n' '_')-1"
 cache="${PSRING_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/psring}/wheels/$key"

@@ -22,12 +22,14 @@ def mpi_environment(environ: Mapping[str, str]) -> dict[str, str]:
         "OMPI_MCA_coll_tuned_use_dynamic_rules": "1",
         "OMPI_MCA_coll_tuned_allreduce_algorithm": "4",  # ring
         "OMPI_MCA_coll_han_priority": "0",  # Open MPI 5 would put its hierarchical collectives first
+        "OMPI_MCA_osc": "^ucx",  # whose first window in Open MPI 5 prints an error where there is no InfiniBand
         "OMPI_MCA_mpi_yield_when_idle": "1",
         "OMPI_MCA_btl_tcp_sndbuf": str(DEFAULT_SOCKET_BYTES),
         "OMPI_MCA_btl_tcp_rcvbuf": str(DEFAULT_SOCKET_BYTES),
+        "MPIR_CVAR_ALLREDUCE_INTRA_ALGORITHM": "ring",  # MPICH
     }
-    if list(Path(sys.prefix, "lib").glob("libmpi.so*")):
-        settings["OPAL_PREFIX"] = sys.prefix  # an MPI inside the .venv does not know where that is
+    if list(Path(sys.prefix, "lib").glob("libmpi.so.40")):
+        settings["OPAL_PREFIX"] = sys.prefix  # an Open MPI inside the .venv does not know where that is
     if os.geteuid() == 0:
         settings["OMPI_ALLOW_RUN_AS_ROOT"] = settings["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
     return {name: environ.get(name, value) for name, value in settings.items()}

@@ -21,10 +21,11 @@ from bench.sweep.launch import Outcome
 OUT_OF_MEMORY_SIGNS = ("MemoryError", "out of memory", "can't allocate memory", "Cannot allocate memory")
 TIMEOUT_SIGN = "Timeout ("  # faulthandler's, past the deadline of a run
 _KILLED = re.compile(
-    r"process rank (\d+) with PID \d+ on node\s+(\S+)\s+exited on (signal \d+ \(.+?\))"
+    r"process\s+rank\s+(\d+)\s+with\s+PID\s+\d+\s+on\s+node\s+(\S+)\s+exited\s+on\s+(signal\s+\d+\s+\(.+?\))"
     r"|task (\d+): (Killed|Segmentation fault|Aborted)"
 )
-_FIRST_TO_EXIT = re.compile(r"Process name: (?:\[\[\d+,\d+\],)?(\d+)")
+_KILLED_MPICH = re.compile(r"APPLICATION TERMINATED WITH THE EXIT STRING: (.+)")
+_FIRST_TO_EXIT = re.compile(r"Process name: (?:\[\[\d+,\d+\],|\[prterun\S+,)?(\d+)")
 _FRAME = re.compile(r'^  File "(.+)", line (\d+) in (\S+)', flags=re.MULTILINE)
 _STACK = "(most recent call first):"
 _PROJECT = str(Path(__file__).parents[2])
@@ -93,11 +94,18 @@ def _last_words(outcome: Outcome, config: RunConfig, logs: Mapping[int, str]) ->
     if outcome.returncode < 0:
         who = "rank 0" if config.world_size == 1 else "the launcher"
         return f"{who} was ended by {signal.Signals(-outcome.returncode).name}"
+    ended = _KILLED_MPICH.search(outcome.output)
+    if ended:
+        return f"a rank was ended by {ended[1]}; MPICH does not say which"
     first = _FIRST_TO_EXIT.search(outcome.output)
     for rank in [int(first[1])] if first else logs:
         for line in reversed(list(_words(logs.get(rank, "")))):
             return f"rank {rank}: {line}"
-    return (launcher[:1] if "ORTE" in outcome.output else launcher[-1:] or ["no output"])[0]
+    if any(
+        name in outcome.output for name in ("ORTE", "PRTE")
+    ):  # Open MPI 4's or 5's daemons, who name the cause first
+        return launcher[0]
+    return (launcher or ["no output"])[-1]
 
 
 def _words(text: str) -> Iterator[str]:

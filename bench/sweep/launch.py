@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from bench.config import RunConfig
-from bench.mpi import find_launcher
+from bench.config import BadInput, RunConfig
+from bench.mpi import find_launcher, is_open_mpi
 from bench.nodes import nap
 from bench.nodes.layout import INTERFACE, Cluster, hostfile
 from bench.processes import FORKED_PSRING, PSRING, terminate_with_parent
@@ -47,6 +47,10 @@ def command(config: RunConfig, arguments: Sequence[str], nodes: Cluster | None =
     psring = FORKED_PSRING if _on_this_machine(config, nodes) else PSRING
     prefix: list[str] = []
     if nodes is not None:
+        if config.launcher == "mpirun" and not is_open_mpi(find_launcher("mpirun")):
+            raise BadInput(
+                "cluster: mpirun on emulated nodes must be Open MPI's, and this one is not; see psring doctor"
+            )
         prefix = [*psring, "cluster", "exec", "--name", nodes.name, nodes.nodes[0], "--"]
         hosts = {"link": None, "hostfile": str(hostfile(nodes.name)), "network_interface": INTERFACE}
         config = config.model_copy(update=hosts)
@@ -69,7 +73,7 @@ def _on_this_machine(config: RunConfig, nodes: Cluster | None) -> bool:
 def launcher_prefix(config: RunConfig) -> list[str]:
     """Return the launcher and its flags: the same placement and transport for every strategy."""
     program = find_launcher(config.launcher)
-    return [program, *launcher_flags(config, open_mpi=config.launcher == "mpirun" and _is_open_mpi(program))]
+    return [program, *launcher_flags(config, open_mpi=config.launcher == "mpirun" and is_open_mpi(program))]
 
 
 def launcher_flags(config: RunConfig, *, open_mpi: bool) -> list[str]:
@@ -83,13 +87,17 @@ def launcher_flags(config: RunConfig, *, open_mpi: bool) -> list[str]:
         return _srun_flags(config)
     flags = ["-n", ranks]
     flags += ["--hostfile", config.hostfile] if config.hostfile else []
-    if open_mpi:
-        # What horovodrun gives mpirun, so that no strategy is bound or routed otherwise than another.
-        flags += ["--oversubscribe", "--bind-to", "none", "--map-by", "slot"]
-        flags += ["--mca", "pml", "ob1", "--mca", "btl", "^openib"]
+    if not open_mpi:  # MPICH's
         if config.network_interface:
-            flags += ["--mca", "btl_tcp_if_include", config.network_interface]
-            flags += ["--mca", "oob_tcp_if_include", config.network_interface]
+            raise BadInput("network_interface: psring sets it for Open MPI only; for MPICH export FI_TCP_IFACE instead")
+        return flags
+    # What horovodrun gives mpirun, so that no strategy is bound or routed otherwise than another.
+    flags += ["--oversubscribe", "--bind-to", "none", "--map-by", "slot"]
+    flags += ["--mca", "pml", "ob1", "--mca", "btl", "^openib"]
+    if config.network_interface:
+        flags += ["--mca", "btl_tcp_if_include", config.network_interface]
+    if config.network_interface not in (None, "lo"):  # on one host its daemons need no network
+        flags += ["--mca", "oob_tcp_if_include", config.network_interface]
     return flags
 
 
@@ -100,11 +108,6 @@ def _srun_flags(config: RunConfig) -> list[str]:
     transport = ["OMPI_MCA_pml=ob1", "OMPI_MCA_btl=^openib"]
     transport += [f"OMPI_MCA_btl_tcp_if_include={config.network_interface}"] if config.network_interface else []
     return [*flags, "env", *transport]
-
-
-def _is_open_mpi(program: str) -> bool:
-    version = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30, check=False)
-    return "Open MPI" in version.stdout
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,17 @@ MPIRUN_EXIT = (
     f"{RULE}mpirun detected that one or more processes exited with non-zero status. The first to do so was:\n\n"
     f"  Process name: [[507,1],1]\n  Exit code:    3\n{RULE}"
 )
+MPIRUN_5_KILLED = (
+    f"{RULE}prterun noticed that process rank 1 with PID 14365 on node n1 exited on\nsignal 9 (Killed).\n{RULE}"
+)
+MPIRUN_5_EXIT = (
+    f"{RULE}prterun detected that one or more processes exited with non-zero status,\nthus causing the job to be "
+    f"terminated. The first process to do so was:\n\n   Process name: [prterun-n0-14377@1,1]\n   Exit code:    3\n"
+)
+MPICH_KILLED = (
+    "=   BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES\n=   EXIT CODE: 9\n"
+    "YOUR APPLICATION TERMINATED WITH THE EXIT STRING: Killed (signal 9)\nPlease see the FAQ page\n"
+)
 NO_HOST = f"ssh: Could not resolve hostname n9: Name or service not known\n{RULE}ORTE was unable to start\n{RULE}"
 STACK = 'Thread 0x1 (most recent call first):\n  File "/x/a.py", line 11 in wait\n'
 LATE = "Timeout (0:00:02)!\n" + STACK
@@ -67,6 +78,14 @@ def failed(rank: int, kind: str, message: str) -> Failure:
             "failed",
             "exit code 3: rank 1: KeyError: 'x'",
         ),
+        (Outcome(137, False, MPIRUN_5_KILLED), [], "failed", "rank 1 (worker) on n1 was ended by signal 9 (Killed)"),
+        (
+            Outcome(3, False, MPIRUN_5_EXIT),
+            [{0: "all is well here\n", 1: "Traceback\nKeyError: 'x'\n"}],
+            "failed",
+            "exit code 3: rank 1: KeyError: 'x'",
+        ),
+        (Outcome(9, False, MPICH_KILLED), [], "failed", "ended by Killed (signal 9); MPICH does not say which"),
         (Outcome(1, False, "srun: error: s0: task 2: Killed\n"), [], "failed", "rank 2 (worker) was ended by Killed"),
         (Outcome(255, False, NO_HOST), [], "failed", "Could not resolve hostname n9"),
         (

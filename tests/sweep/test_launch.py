@@ -13,10 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.config import RunConfig
+from bench.config import BadInput, RunConfig
 from bench.mpi import RankInfo
+from bench.nodes import layout
 from bench.processes import FORKED_PSRING
-from bench.sweep.launch import command, launcher_prefix, run
+from bench.sweep import launch
+from bench.sweep.launch import command, launcher_flags, launcher_prefix, run
 from strategies.environment import mpi_environment
 from tests.support.processes import alive, gone, is_rank
 
@@ -79,6 +81,23 @@ def test_hostfile_and_interface_reach_both_launchers() -> None:
         argv = launcher_prefix(RunConfig.model_validate({**on, "launcher": launcher}))
         assert argv[argv.index("--hostfile") + 1] == "hosts"
         assert "eth7" in argv
+
+
+def test_what_cannot_be_told_to_mpich_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = RunConfig(strategy="mpi_ring", num_workers=2)
+    assert launcher_flags(ring, open_mpi=False) == ["-n", "2"]
+    with pytest.raises(BadInput, match=r"network_interface: .* for MPICH export FI_TCP_IFACE"):
+        launcher_flags(ring.model_copy(update={"network_interface": "eth7"}), open_mpi=False)
+    monkeypatch.setattr(launch, "is_open_mpi", lambda _: False)
+    with pytest.raises(BadInput, match="cluster: mpirun on emulated nodes must be Open MPI's"):
+        command(ring, ["run"], layout.make("lab", 2, "50mbit"))
+
+
+def test_out_of_band_messages_of_one_host_need_no_interface() -> None:
+    """Open MPI 5 refuses to use the loopback for them."""
+    flags = launcher_flags(RunConfig(strategy="mpi_ring", num_workers=2, network_interface="lo"), open_mpi=True)
+    assert flags[flags.index("btl_tcp_if_include") + 1] == "lo"
+    assert "oob_tcp_if_include" not in flags
 
 
 @pytest.fixture
