@@ -100,8 +100,8 @@ def marked(mark: str) -> Iterator[psutil.Process]:
 def running(mark: str, *words: str) -> list[psutil.Process]:
     """Return the marked processes that run a program of this name, or this subcommand of psring."""
     commands = {process: process.cmdline() for process in marked(mark)}
-    own = [*PSRING[1:], *words]
-    return [p for p, found in commands.items() if found[1 : 1 + len(own)] == own or Path(found[0]).name == words[0]]
+    own, names = [*PSRING[1:], *words], (words[0], "prterun") if words[0] == "mpirun" else words[:1]  # Open MPI 5's
+    return [p for p, found in commands.items() if found[1 : 1 + len(own)] == own or Path(found[0]).name in names]
 
 
 def await_ranks(mark: str, command: str) -> None:

@@ -100,8 +100,8 @@ def rank(number: int) -> int:
 
 
 def launcher() -> int:
-    """Return the process id of mpirun."""
-    return next(p.pid for p in processes() if p.cmdline()[:1] and p.cmdline()[0].endswith("mpirun"))
+    """Return the process id of mpirun, which in Open MPI 5 executes prterun."""
+    return next(p.pid for p in processes() if "".join(p.cmdline()[:1]).endswith(("mpirun", "prterun")))
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:

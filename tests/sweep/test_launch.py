@@ -23,6 +23,7 @@ from strategies.environment import mpi_environment
 from tests.support.processes import alive, gone, is_rank
 
 NAP = "import time; time.sleep(60)"
+MPIRUN = ("mpirun", "prterun")  # Open MPI 5's mpirun executes prterun
 SLEEPER = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {NAP!r}]); {NAP}"
 
 
@@ -146,7 +147,7 @@ def test_no_rank_outlives_its_parent(victim: str) -> None:
     )
     parent = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, marker: "1"})
     ranks = wait_for_ranks(marker, count=3)
-    launcher = next(p for p in psutil.Process(parent.pid).children() if "mpirun" in p.cmdline()[0])
+    launcher = next(p for p in psutil.Process(parent.pid).children() if Path(p.cmdline()[0]).name in MPIRUN)
     client = next(p for p in alive(f"{marker}=1") if "run" in p.cmdline() and "fork_client.py" in str(p.cmdline()))
     target = {
         "parent": parent.pid, "mpirun": launcher.pid, "rank": ranks[1].pid, "client": client.pid,
