@@ -101,7 +101,7 @@ def test_receives_are_posted_ahead_for_what_arrived_first_last_time(monkeypatch:
             progress.wait(until=lambda number=number: len(arrived) == number)  # type: ignore[misc]
         assert arrived == order
         assert progress._posted_ahead == {(0, tag) for tag in order[:2]}
-    progress.withdraw()
+    progress.cancel()
 
 
 class SlowComm:
@@ -140,10 +140,10 @@ def test_an_unlimited_sleep_ends_only_for_messages_in_flight() -> None:
     progress.awaited = 0
     assert wait_for(lambda: progress._asleep)
     progress.post(lambda: done.append(True))
-    progress.look()
+    progress.wake()
     thread.join(DEADLINE_S)
     assert not thread.is_alive()
-    progress.withdraw()
+    progress.cancel()
 
 
 def test_a_post_during_a_probe_is_seen_before_the_thread_sleeps() -> None:
