@@ -25,6 +25,7 @@ FOLDER = "PSRING_TEMPLATE"  # the folder of the templates' sockets, one per kind
 START_S = 60.0  # a template that has not forked by then is not waited for
 NAMESPACES = ("net", "uts", "ipc", "mnt")  # the forked process enters those of its client
 LENGTH_BYTES = 8
+MOST_FILES = 200  # in one message (SCM_RIGHTS), below the kernel's 253
 # What takes effect when a process starts or imports a library, so that a forked process cannot change it any more.
 # LD_LIBRARY_PATH is not among them: launchers extend it, and a template has loaded MPI already.
 _AT_START = ("LD_PRELOAD", "PYTHON", "LC_", "LANG", "OMP_", "GOMP_", "KMP_", "MKL_", "TORCH", "MALLOC_", "GLIBC_")
@@ -32,7 +33,7 @@ _NOT_AT_START = ("PYTHONUNBUFFERED",)
 _RIGHTS = ("Uid", "Gid", "Groups", "Cap", "NoNewPrivs", "Seccomp")  # lines of /proc/self/status
 _LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2
 
 
 def kind(environ: Mapping[str, str]) -> str:
@@ -72,14 +73,17 @@ def _ask(arguments: list[str]) -> socket.socket | None:
     folder = os.environ.get(FOLDER)
     if not folder or "PMI_FD" in os.environ:  # MPICH gives its ranks an open file, which a template lacks
         return None
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank outlives its launcher
+    libc, before = ctypes.CDLL(None), ctypes.c_int()
+    libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(before))
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank outlives its launcher
+    inherited = _inherited_files()
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     files = [os.open(".", os.O_RDONLY), *(os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in NAMESPACES)]
-    request = marshal.dumps(_describe(arguments))
+    request = marshal.dumps({**_describe(arguments), "files": inherited})
     try:
         connection.settimeout(START_S)
         connection.connect(f"{folder}/{kind(os.environ)}")
-        socket.send_fds(connection, [len(request).to_bytes(LENGTH_BYTES, "big")], [0, 1, 2, *files])
+        socket.send_fds(connection, [len(request).to_bytes(LENGTH_BYTES, "big")], [*files, *inherited])
         connection.sendall(request)
         started = connection.recv(1) == b"+"
         connection.settimeout(None)
@@ -89,8 +93,19 @@ def _ask(arguments: list[str]) -> socket.socket | None:
         os.close(file)
     if not started:
         connection.close()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0)
+        libc.prctl(_PR_SET_PDEATHSIG, before.value)
     return connection if started else None
+
+
+def _inherited_files() -> list[int]:
+    """Open files that came with this process: its standard streams, and what a launcher gave it (MPICH's PMI_FD)."""
+    numbers = sorted(map(int, os.listdir("/proc/self/fd")))
+    found = []
+    for number in numbers:
+        with contextlib.suppress(OSError):  # the listing's own
+            if os.get_inheritable(number):
+                found.append(number)
+    return found[:MOST_FILES]
 
 
 def _describe(arguments: list[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import marshal
 import os
 import resource
@@ -14,21 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from bench import processes
-from bench.fork_client import LENGTH_BYTES, NAMESPACES
+from bench.fork_client import LENGTH_BYTES, MOST_FILES, NAMESPACES
 from bench.nodes import node
 
 REQUEST_S = 10.0  # a client that connects and does not ask within this time is dropped
 # A process's title is where its arguments were when it started, what /proc says of its environment where that was: a
 # template is started with so much room there.
 TITLE_BYTES, ENVIRON_BYTES, ROOM = 1 << 12, 1 << 16, "PSRING_ROOM"
-_MOST_FILES = 3 + 1 + len(NAMESPACES)
 _CLONE = {"net": 0x40000000, "uts": 0x04000000, "ipc": 0x08000000, "mnt": 0x00020000}
 
 
 def receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Return a client's request and its open files: 0 to 2, its working directory, its namespaces."""
+    """Return a client's request and open files: its working directory, its namespaces, then those it inherited."""
     client.settimeout(REQUEST_S)
-    length, files, _, _ = socket.recv_fds(client, LENGTH_BYTES, _MOST_FILES)
+    length, files, _, _ = socket.recv_fds(client, LENGTH_BYTES, 1 + len(NAMESPACES) + MOST_FILES)
     request = bytearray()
     while len(request) < int.from_bytes(length, "big"):
         part = client.recv(1 << 16)
@@ -36,7 +36,15 @@ def receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
             raise EOFError
         request += part
     client.settimeout(None)
-    return marshal.loads(request), files
+    found = marshal.loads(request)
+    return found, [above(found["files"], file) for file in files]
+
+
+def above(numbers: Sequence[int], file: int) -> int:
+    """Move an open file out of the way of files that shall have these numbers; return its own."""
+    moved = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, max([2, *numbers]) + 1)
+    os.close(file)
+    return moved
 
 
 def become(request: dict[str, Any], files: Sequence[int]) -> None:
@@ -46,10 +54,10 @@ def become(request: dict[str, Any], files: Sequence[int]) -> None:
     if os.getppid() == 1:
         os._exit(1)
     processes.rank_start = "template"
-    streams, folder, namespaces = files[:3], files[3], files[4:]
+    folder, namespaces, inherited = files[0], files[1 : 1 + len(NAMESPACES)], files[1 + len(NAMESPACES) :]
     _enter(namespaces)
     os.fchdir(folder)
-    for number, file in enumerate(streams):
+    for number, file in zip(request["files"], inherited, strict=True):
         os.dup2(file, number)
     for file in files:
         os.close(file)

@@ -147,9 +147,9 @@ class _Forker:
         pid = os.fork()
         if pid == 0:
             self._leave()
-            forked.become(request, files)
-            client.sendall(b"+")
-            client.close()
+            with socket.socket(fileno=forked.above(request["files"], client.detach())) as kept:
+                forked.become(request, files)
+                kept.sendall(b"+")
             return list(request["arguments"])
         for file in files:
             os.close(file)
