@@ -1,4 +1,4 @@
-"""The subjects: know tensors and ranks, nothing else."""
+"""The strategies: how gradients of many ranks become one update. They know tensors and ranks, nothing else."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ Range = tuple[int, int]  # begin, end: elements of the flat vector
 
 @dataclass(frozen=True)
 class FlatLayout:
-    """Where each parameter lives in the flat vector: reverse order of definition, as backward yields them."""
+    """Where each parameter lies in the flat vector: in reverse order of definition, as backward finishes them."""
 
     parameters: tuple[nn.Parameter, ...]
     offsets: tuple[int, ...]
@@ -35,7 +35,7 @@ class FlatLayout:
         return FlatLayout(parameters, offsets, int(ends[-1]))
 
     def ranges(self) -> list[Range]:
-        """The elements of each parameter, in the order of `parameters`."""
+        """Return the elements of each parameter, in the order of `parameters`."""
         return [(o, o + p.numel()) for p, o in zip(self.parameters, self.offsets, strict=True)]
 
     def overlapping(self, begin: int, end: int) -> list[tuple[int, Range]]:
@@ -95,15 +95,15 @@ def balanced_ranges(begin: int, end: int, parts: int) -> list[Range]:
 
 
 def chunk_ranges(begin: int, end: int, max_elements: int) -> list[Range]:
-    """Cut [begin, end) into the fewest balanced ranges of at most `max_elements`; none if it is empty."""
+    """Cut [begin, end) into the fewest balanced ranges of at most `max_elements`; no range if it is empty."""
     return balanced_ranges(begin, end, -(-(end - begin) // max_elements)) if end > begin else []
 
 
 def as_bytes(tensor: Tensor) -> np.ndarray:
-    """View a contiguous CPU tensor of any dtype as bytes: MPI has no bf16, and auto-typed fp16 raises."""
+    """Return a contiguous CPU tensor of any dtype viewed as bytes: MPI has no bf16, and mpi4py rejects fp16."""
     return tensor.view(torch.uint8).numpy()
 
 
 def host_buffer(num_elements: int, dtype: torch.dtype, pinned: bool) -> Tensor:
-    """Allocate a CPU buffer, page-locked where a GPU copies to and from it."""
+    """Return a CPU buffer, page-locked if a GPU copies to and from it."""
     return torch.empty(num_elements, dtype=dtype, pin_memory=pinned)

@@ -1,6 +1,6 @@
-"""PyTorch's DistributedDataParallel over Gloo or NCCL: what most users would pick instead."""
+"""PyTorch's DistributedDataParallel over Gloo or NCCL."""
 
-# No `from __future__ import annotations` here: DDP checks the hook's annotations, and wants types, not strings.
+# No `from __future__ import annotations` here: DDP checks that the hook's annotations are types, not strings.
 import socket
 import time
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from strategies.options import Options
 
 
 class DDP(WorkerOptimizer):
-    """DistributedDataParallel as its documentation says, with a hook that casts and counts each bucket."""
+    """DistributedDataParallel, used as its documentation says, with a hook that casts and counts each bucket."""
 
     def __init__(self, group: Group, options: Options) -> None:
         super().__init__(group, options)
@@ -52,7 +52,7 @@ class DDP(WorkerOptimizer):
         return self._module
 
     def _reduce(self, _: object, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-        """Average one bucket in the wire dtype."""
+        """Return the mean of one bucket over all workers, reduced in the wire dtype."""
         buffer = bucket.buffer()
         wire = buffer.to(torch_dtype(self.options.wire_dtype)).div_(self.group.size)
         self._count_ring(wire.numel())
@@ -67,7 +67,7 @@ class DDP(WorkerOptimizer):
 
     @contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
-        """Reduce after the last pass only."""
+        """Return the context of one pass; only the last one reduces."""
         assert self._module is not None
         if last:
             yield
@@ -76,7 +76,7 @@ class DDP(WorkerOptimizer):
                 yield
 
     def synchronize(self) -> None:
-        """Note how long backward() waited: DDP ends its communication inside it."""
+        """Record how long backward() waited: DDP waits for its communication inside it."""
         self._wait_in_backward_s = time.perf_counter() - self._last_gradient_at
         self._communication_ended()
 
@@ -91,7 +91,7 @@ class DDP(WorkerOptimizer):
 
 
 def _rendezvous(group: Group) -> Store:
-    """Let rank 0 listen on a free port and tell everyone where. Collective."""
+    """Return a store on a free port of rank 0's host. Collective."""
     hosts = group.broadcast(None if group.rank else socket.gethostname())
     alone = group.broadcast(len(set(group.gather(socket.gethostname()))) <= 1)
     host = "127.0.0.1" if alone else hosts

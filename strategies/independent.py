@@ -1,4 +1,4 @@
-"""Many workers and no communication: the ceiling that no strategy can pass."""
+"""Many workers without communication: the upper bound of throughput."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from strategies.base import WorkerOptimizer
 
 
 class Independent(WorkerOptimizer):
-    """Each worker trains a model of its own on its own share of the batches."""
+    """Each worker trains a model of its own on its share of the batches."""

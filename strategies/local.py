@@ -1,4 +1,4 @@
-"""One worker and no communication: the baseline that every speed-up is measured against."""
+"""One worker without communication: the baseline of speedup and scaling efficiency."""
 
 from __future__ import annotations
 

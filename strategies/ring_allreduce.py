@@ -1,4 +1,4 @@
-"""Horovod's ring-allreduce: every worker is also a part of the aggregation."""
+"""Ring-allreduce by Horovod."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class HorovodGroup:
-    """The ranks of a run that `horovodrun --gloo` started, where there is no MPI to ask."""
+    """The ranks that `horovodrun --gloo` started, which have no MPI."""
 
     def __init__(self, options: Options) -> None:
         self.epoch_s = _init(options)
@@ -31,7 +31,7 @@ class HorovodGroup:
 
     @property
     def comm(self) -> MPI.Intracomm:
-        """There is none: these ranks are no MPI world."""
+        """Raise ValueError: these ranks have none."""
         raise ValueError("ranks that horovodrun started have no MPI communicator; start them with mpirun")
 
     def gather(self, value: Any) -> list[Any]:
@@ -49,10 +49,10 @@ class HorovodGroup:
 
 
 class RingAllreduce(WorkerOptimizer, KeepsTimeline):
-    """Horovod's DistributedOptimizer, used as its documentation says, its knobs pinned.
+    """Horovod's DistributedOptimizer, used as its documentation says, with fixed fusion buffer and cycle time.
 
-    Horovod sums fp16 gradients in fp16 at every hop. Over MPI it calls MPI_Allreduce, whose algorithm is the
-    MPI library's choice: prepare() finds out which one runs.
+    Horovod sums fp16 gradients in fp16 at every hop. Over MPI it calls MPI_Allreduce, whose algorithm the
+    MPI library chooses: prepare() identifies it.
     """
 
     def __init__(self, group: Group, options: Options) -> None:
@@ -92,12 +92,12 @@ class RingAllreduce(WorkerOptimizer, KeepsTimeline):
         return model
 
     def compress(self, tensor: Tensor) -> tuple[Tensor, torch.dtype]:
-        """Bring a gradient to the wire dtype, and count it (Horovod's Compressor interface)."""
+        """Return a gradient in the wire dtype, and count its elements (Horovod's Compressor interface)."""
         self._payload_elements += tensor.numel()
         return tensor.to(torch_dtype(self.options.wire_dtype)), tensor.dtype
 
     def decompress(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """Bring a mean gradient back to its own dtype (Horovod's Compressor interface)."""
+        """Return a mean gradient in its own dtype (Horovod's Compressor interface)."""
         return tensor.to(dtype)
 
     def synchronize(self) -> None:
@@ -113,9 +113,9 @@ class RingAllreduce(WorkerOptimizer, KeepsTimeline):
         mark_stepped(self._given_optimizer)
 
     def start_timeline(self) -> None:
-        """Let Horovod record on rank 0; HOROVOD_TIMELINE=DYNAMIC must have been set before its start.
+        """Let Horovod record on rank 0; HOROVOD_TIMELINE=DYNAMIC must have been set before hvd.init().
 
-        The file has no name, so none is left behind, however this process ends.
+        The file is unlinked at once, so none is left behind however this process ends.
         """
         handle, name = tempfile.mkstemp()
         hvd.start_timeline(name)  # returns once Horovod has opened it
@@ -131,7 +131,7 @@ class RingAllreduce(WorkerOptimizer, KeepsTimeline):
             return spans(file.read(), self._epoch_s)
 
     def close(self) -> None:
-        """Wait for the others; Horovod stays initialised, for it cannot be twice. Collective."""
+        """Wait for the other ranks; Horovod stays initialised, because it can be only once per process. Collective."""
         hvd.barrier()
 
 
@@ -143,7 +143,7 @@ def _init(options: Options) -> float:
 
 
 def _pin_knobs(options: Options) -> None:
-    """Set what hvd.init() would otherwise tune, guess or inherit."""
+    """Set what hvd.init() would otherwise tune, or read from the user's environment."""
     os.environ["HOROVOD_FUSION_THRESHOLD"] = str(options.fusion_threshold_bytes)
     os.environ["HOROVOD_CYCLE_TIME"] = str(options.cycle_time_s * 1000)
     os.environ["HOROVOD_AUTOTUNE"] = "0"

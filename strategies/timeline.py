@@ -25,12 +25,12 @@ class KeepsTimeline(ABC):
 def spans(text: str, epoch_s: float) -> dict[str, list[Span]]:
     """Return what Horovod did for each gradient, in seconds of `time.perf_counter()`.
 
-    Barriers are left out: a rank that is done already waits at the next one while the recording rank ends its step.
-    The file's times are microseconds since a moment whose time of day its first line states. `epoch_s` is the time of
-    day less `time.perf_counter()`, read when Horovod began: both are clocks of one machine, so that what is left as an
-    error is the microseconds between the two readings and what the time of day was corrected by in between.
+    Barriers are left out: a faster rank waits at the next one while the recording rank still ends its step.
+    The file's times are microseconds since a time of day that its first event states. `epoch_s` is the time of day less
+    `time.perf_counter()`, read when Horovod was initialised. Their error is the microseconds between the two readings,
+    and any correction of the time of day since.
     """
-    events = json.loads(text or "[]")  # Horovod writes nothing at all where it had nothing to do
+    events = json.loads(text or "[]")  # Horovod writes no text if it had nothing to do
     zero = 0.0 if not events else events[0]["args"]["start_time_since_epoch_in_micros"] / 1e6 - epoch_s
     tensors: dict[int, str] = {}
     begun = defaultdict[int, list[tuple[str, float]]](list)
@@ -41,9 +41,9 @@ def spans(text: str, epoch_s: float) -> dict[str, list[Span]]:
             tensors[pid] = event["args"].get("name", tensors.get(pid, ""))
         elif event["ph"] == "B":
             begun[pid].append((event["name"], at))
-        elif event["ph"] == "E" and begun[pid]:  # else it began before the recording
+        elif event["ph"] == "E" and begun[pid]:  # otherwise it began before the recording
             what, begin = begun[pid].pop()
             found[tensors[pid]].append((what, begin, at))
         elif event["ph"] == "X":
             found[tensors[pid]].append((f"rank {event['name']} is ready", at, at))
-    return {tensor: said for tensor, said in found.items() if tensor.startswith(REDUCED)}
+    return {tensor: events for tensor, events in found.items() if tensor.startswith(REDUCED)}
