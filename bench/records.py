@@ -12,17 +12,19 @@ import errno
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
 from bench.config import LEAST_CONVERGENCE, BadInput, DiskFull, RunConfig
+from bench.ledger import Ledger
 from bench.summary import Summary
 from strategies.options import Unit
+from strategies.volume import Volume
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 Status = Literal["ok", "failed", "timeout", "out_of_memory", "unsupported", "invalid"]
 
 LABELS: dict[str, str] = {
-    "oversubscribed": "more ranks than CPU cores on a node: they wait for each other's core, not for the network",
+    "oversubscribed": "more compute threads (ranks x num_threads) than cores on a machine: they also wait for cores",
     "loopback": "all ranks on one machine: messages cross memory, not a network",
     "shared_memory": "workers and servers of one node read each other's messages where they lie: counted, not sent",
     "emulated": "the nodes are network namespaces of one machine, their links shaped; they share its cores",
@@ -55,44 +57,22 @@ class StepRecord:
     exposed_communication_s: float
     optimizer_s: float
     communication_s: float
-    bytes_sent: int | None
-    bytes_received: int | None
-    messages_sent: int | None
-    messages_received: int | None
-    wire_bytes_sent: int | None = None
-    wire_bytes_received: int | None = None
+    moved: Volume = field(default_factory=Volume)  # as this worker's strategy counted it
+    wire: Volume = field(default_factory=Volume.unknown)  # as the kernel counted bytes on an emulated node's link
+
+    def row(self) -> dict[str, Any]:
+        """Return the columns of steps/<run_id>.csv."""
+        times = {field.name: getattr(self, field.name) for field in fields(self)[:-2]}
+        wire = {"wire_bytes_sent": self.wire.bytes_sent, "wire_bytes_received": self.wire.bytes_received}
+        return {**times, **vars(self.moved), **wire}
 
 
-class Ledger(BaseModel):
-    """Bytes and messages of one step, averaged over measured steps; `*_predicted` is the closed form.
+def _ledger(value: Any) -> Any:
+    return Ledger.of_row(value) if isinstance(value, Mapping) else value
 
-    Per worker: the mean over workers. Per server: the mean over servers. Blank where there is no such rank
-    or nothing was counted.
-    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    bytes_sent_per_worker_per_step: float | None = None
-    bytes_sent_per_worker_per_step_predicted: float | None = None
-    bytes_sent_per_worker_per_step_wire: float | None = None
-    bytes_received_per_worker_per_step: float | None = None
-    bytes_received_per_worker_per_step_predicted: float | None = None
-    bytes_received_per_worker_per_step_wire: float | None = None
-    messages_sent_per_worker_per_step: float | None = None
-    messages_sent_per_worker_per_step_predicted: float | None = None
-    messages_received_per_worker_per_step: float | None = None
-    messages_received_per_worker_per_step_predicted: float | None = None
-    bytes_sent_per_server_per_step: float | None = None
-    bytes_sent_per_server_per_step_predicted: float | None = None
-    bytes_sent_per_server_per_step_wire: float | None = None
-    bytes_received_per_server_per_step: float | None = None
-    bytes_received_per_server_per_step_predicted: float | None = None
-    bytes_received_per_server_per_step_wire: float | None = None
-    messages_sent_per_server_per_step: float | None = None
-    messages_sent_per_server_per_step_predicted: float | None = None
-    messages_received_per_server_per_step: float | None = None
-    messages_received_per_server_per_step_predicted: float | None = None
-    ledger_agrees: bool | None = None
+# Stored as columns: what reads runs.jsonl needs no knowledge of roles and sources.
+StoredLedger = Annotated[Ledger, BeforeValidator(_ledger), PlainSerializer(Ledger.row)]
 
 
 class RunRecord(BaseModel):
@@ -128,7 +108,7 @@ class RunRecord(BaseModel):
     """In `runs.jsonl`: the RunConfig above."""
     summary: Summary | None = None
     """In `runs.jsonl`: the Summary above; null for a run without numbers."""
-    ledger: Ledger | None = None
+    ledger: StoredLedger | None = None
     """In `runs.jsonl`: the Ledger above; null for a run without numbers."""
 
     def describe(self) -> str:
@@ -150,9 +130,8 @@ class RunRecord(BaseModel):
 
     def row(self) -> dict[str, object]:
         """One flat table row; a failed run has blanks where its numbers would be."""
-        numbers = {name: None for model in (Summary, Ledger) for name in model.model_fields}
-        for part in (self.summary, self.ledger):
-            numbers.update(part.model_dump() if part else {})
+        numbers = self.summary.model_dump() if self.summary else dict.fromkeys(Summary.model_fields)
+        numbers |= (self.ledger or Ledger()).row()
         own = self.model_dump(exclude={"config", "summary", "ledger", "labels"})
         shape = self.config.gpt.model_dump()
         return {**own, "labels": " ".join(self.labels), **self.config.model_dump(), **shape, **numbers}
@@ -279,7 +258,7 @@ def size(folder: Path) -> int:
 
 
 def frame(records: Iterable[RunRecord]) -> pd.DataFrame:
-    """One row per run; the columns are the fields of RunConfig, Summary and Ledger."""
+    """One row per run; the columns are those of RunConfig, GPTShape, Summary and Ledger."""
     import pandas as pd  # here, so that no rank of a run waits for it
 
     return pd.DataFrame([record.row() for record in records])
@@ -313,11 +292,11 @@ def write_steps(folder: Path, name: str, steps: Iterable[StepRecord]) -> None:
     """Store the raw samples of one run as steps/<name>.csv, warm-up flagged."""
     with disk_full_is_said(folder):
         (folder / "steps").mkdir(exist_ok=True)
-    columns = [field.name for field in fields(StepRecord)]
+    rows = [step.row() for step in steps]
     table = io.StringIO()
-    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer = csv.DictWriter(table, rows[0] if rows else (), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(step) for step in steps)  # None becomes a blank
+    writer.writerows(rows)  # None becomes a blank
     write_whole(folder / "steps" / f"{name}.csv", table.getvalue())
 
 

@@ -19,6 +19,11 @@ class Volume:
     messages_sent: float | None = 0
     messages_received: float | None = 0
 
+    @staticmethod
+    def unknown() -> Volume:
+        """Return a volume of which nothing is known."""
+        return Volume(None, None, None, None)
+
     def add(
         self,
         sent: float | None = 0,

@@ -14,8 +14,8 @@ from bench.durations import MUST_MATCH, Calibration, forward_flops
 from bench.environment import cpu_name
 from bench.mpi import RankInfo
 from bench.rank import data
+from bench.rank.build import pick_device
 from bench.rank.clock import PhaseTimer
-from bench.rank.run import pick_device
 from bench.rank.train import build_model, build_optimizer, train
 from strategies.gradients import on_gradient
 from strategies.group import SingleGroup

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from bench.config import RunConfig
+from strategies.group import Group
 
 MIN_EXCHANGE_S = 0.05
 MIN_BYTES, MAX_BYTES = 1 << 18, 1 << 23
 REPEATS = 3
 
 
-def duplex_factor(config: RunConfig) -> float | None:
+def duplex_factor(config: RunConfig, ranks: Group) -> float | None:
     """Return φ between the first and the last rank, the same on every rank. Collective.
 
     φ is the time in which two ranks send each other the same bytes at once, over the time in which one sends them to
@@ -26,7 +27,7 @@ def duplex_factor(config: RunConfig) -> float | None:
         return None
     from mpi4py import MPI
 
-    comm = MPI.COMM_WORLD
+    comm = ranks.comm
     message_bytes: int = getattr(config, config.kind.message_knob)
 
     def exchange(nbytes: int, both: bool) -> float:

@@ -1,4 +1,4 @@
-"""From what every rank brought home to the numbers of one run."""
+"""From the reports of all ranks to the columns of one run."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from bench.config import RunConfig
+from bench.ledger import Ledger, RoleVolumes, make_ledger
 from bench.nodes.guard import Evidence
 from bench.rank.clock import PHASES
+from bench.rank.model import model_flops_utilization, peak_flops_per_s
 from bench.records import StepRecord
 from strategies.base import Observed
-from strategies.volume import Volume
+from strategies.volume import Volume, mean_volume
 
 
 @dataclass(frozen=True)
 class RankReport:
-    """What one rank brings to the gathering at the end of a run."""
+    """What one rank reports to rank 0 at the end of a run."""
 
     host: str
     cores: frozenset[int]  # that this rank may run on
@@ -37,29 +41,53 @@ class RankReport:
 
 
 def cpu_s() -> float:
-    """CPU seconds that this process has used, all threads, user and system."""
+    """Return the CPU seconds that this process has used, all threads, user and system."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 
 
 def reset_peak_memory() -> None:
-    """Forget the peak so far: it belongs to an earlier run of this process."""
+    """Reset the peak of resident memory: it belongs to an earlier run of this process."""
     with contextlib.suppress(OSError):  # a container may forbid it; the peak is then that of all runs
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_bytes() -> int:
-    """The most resident memory this process has held since the last reset (VmHWM)."""
+    """Return the most resident memory this process has held since the last reset (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def columns(config: RunConfig, reports: Sequence[RankReport], device: torch.device) -> dict[str, Any]:
+    """Return the columns that follow from what all ranks report; `device` is where workers compute."""
+    found = timing(config, reports)
+    return {
+        **found,
+        **losses(reports),
+        **resources(reports),
+        **serving(reports),
+        "num_nodes": len({report.host for report in reports}),
+        "rank_start": "template" if {report.rank_start for report in reports} == {"template"} else "exec",
+        "num_parameters": config.gpt.num_parameters,
+        "mfu": _mfu(config, found["tokens_per_s"], device),
+        "allreduce_algorithm": reports[0].observed.allreduce_algorithm,
+        "sleep_overshoot_s_p95": sleep_overshoot_s_p95(reports),
+    }
+
+
+def _mfu(config: RunConfig, tokens_per_s: float | None, device: torch.device) -> float | None:
+    peak = config.peak_flops_per_s or peak_flops_per_s(device, config.precision)
+    if peak is None or tokens_per_s is None or config.compute != "real":
+        return None
+    return model_flops_utilization(tokens_per_s / config.num_workers, config.gpt, peak)
 
 
 def timing(config: RunConfig, reports: Sequence[RankReport]) -> dict[str, float | None]:
     """Return the timing columns over the measured steps of all workers.
 
-    A step takes as long as its slowest worker; of workers that exchange every H-th step, as the mean of H. The rate is
-    all work over the longest worker's time from the common start. Phases are means over workers and steps, so that
-    they add up.
+    A step takes as long as on its slowest worker; if workers exchange every H-th step, the mean of H steps does.
+    Throughput is all tokens over the slowest worker's time. Phases are means over workers and steps, so that they add
+    up.
     """
     workers = [[s for s in report.steps if not s.warmup] for report in reports if not report.is_server]
     step_s = np.array([[step.step_s for step in steps] for steps in workers])  # (W, steps)
@@ -79,12 +107,12 @@ def timing(config: RunConfig, reports: Sequence[RankReport]) -> dict[str, float 
 
 
 def steps_s(reports: Sequence[RankReport]) -> float:
-    """Seconds that the longest worker spent in steps, warm-up included."""
+    """Return the seconds that the slowest worker spent in steps, warm-up included."""
     return max(sum(step.step_s for step in report.steps) for report in reports if not report.is_server)
 
 
 def losses(reports: Sequence[RankReport]) -> dict[str, float | None]:
-    """Return the loss of the first and of the last step, over the global batch; blank where nothing is trained."""
+    """Return the loss of the first and of the last step, over the global batch; None if compute is emulated."""
     workers = [report.steps for report in reports if not report.is_server]
     return {"first_loss": _mean_loss(workers, 0), "final_loss": _mean_loss(workers, -1)}
 
@@ -96,38 +124,23 @@ def _mean_loss(workers: Sequence[Sequence[StepRecord]], place: int) -> float | N
 
 
 def sleep_overshoot_s_p95(reports: Sequence[RankReport]) -> float | None:
-    """How late layers ended that were slept through, 95th percentile over layers, steps and workers; None: no sleep."""
+    """Return by how many seconds emulated layers ended late, 95th percentile over all of them; None without any."""
     late_s = [seconds for report in reports for seconds in report.overshoots_s]
     return float(np.percentile(late_s, 95)) if late_s else None
 
 
 def resources(reports: Sequence[RankReport]) -> dict[str, float | None]:
-    """Return CPU seconds (mean) and peak memory (largest) per role; blank for a role nobody had."""
+    """Return CPU seconds (mean) and peak memory (largest) per role; None for a role without ranks."""
     columns: dict[str, float | None] = {}
     for role, serves in (("worker", False), ("server", True)):
-        of_role = [report for report in reports if report.is_server == serves]
+        of_role = _of_role(reports, serves)
         columns[f"{role}_cpu_s"] = float(np.mean([r.cpu_s for r in of_role])) if of_role else None
         columns[f"{role}_peak_memory_bytes"] = max((r.peak_memory_bytes for r in of_role), default=None)
     return columns
 
 
-def wire(config: RunConfig, reports: Sequence[RankReport]) -> dict[str, float | None]:
-    """Return bytes per step that the kernel counted on the links of the mean worker and the mean server.
-
-    Headers included; blank where nobody counted.
-    """
-    columns: dict[str, float | None] = {}
-    for role, serves in (("worker", False), ("server", True)):
-        nodes = [report.evidence.counters for report in reports if report.is_server == serves and report.evidence]
-        for name in ("bytes_sent", "bytes_received"):
-            total = sum(getattr(counters, name) for counters in nodes)
-            column = f"{name}_per_{role}_per_step_wire"
-            columns[column] = total / len(nodes) / config.total_steps if nodes else None
-    return columns
-
-
 def serving(reports: Sequence[RankReport]) -> dict[str, float | str | None]:
-    """Return how a parameter server's load was balanced, how stale its gradients were, and who waited longest."""
+    """Return the balance of servers, the staleness of gradients, and the longest exposed communication."""
     missed = sum((report.observed.missed_updates for report in reports), Counter[int]())
     updates = missed.total()
     waits = [
@@ -144,22 +157,31 @@ def serving(reports: Sequence[RankReport]) -> dict[str, float | str | None]:
     }
 
 
-def volumes(config: RunConfig, reports: Sequence[RankReport]) -> tuple[list[Volume], list[Volume]]:
-    """Return what each worker and each dedicated server moved per step, in the whole run."""
-    of_role = [
-        [report.observed.moved / config.total_steps for report in reports if report.is_server == serves]
-        for serves in (False, True)
-    ]
-    return of_role[0], of_role[1]
+def ledger(config: RunConfig, reports: Sequence[RankReport]) -> Ledger:
+    """Return what the mean worker and the mean dedicated server moved per step, beside the closed form."""
+    return make_ledger(config, *(_volumes(config, _of_role(reports, serves)) for serves in (False, True)))
+
+
+def _volumes(config: RunConfig, reports: Sequence[RankReport]) -> RoleVolumes:
+    """Return the mean rank's volume per step, as strategies counted it and as the kernel did where it was asked."""
+    links = [report.evidence.counters for report in reports if report.evidence]
+    counted = mean_volume([report.observed.moved for report in reports]) or Volume.unknown()
+    wire = mean_volume([Volume(c.bytes_sent, c.bytes_received, None, None) for c in links]) or Volume.unknown()
+    return RoleVolumes(counted=counted / config.total_steps, wire=wire / config.total_steps)
+
+
+def _of_role(reports: Sequence[RankReport], serves: bool) -> list[RankReport]:
+    return [report for report in reports if report.is_server == serves]
 
 
 def labels(config: RunConfig, reports: Sequence[RankReport]) -> list[str]:
-    """Return what a reader of this run must know."""
+    """Return the names of those of `records.LABELS` that apply to a run."""
     hosts = {report.host for report in reports}
     emulated = any(report.evidence for report in reports)
+    # Emulated nodes share the cores of one machine.
     machines = [reports] if emulated else [[r for r in reports if r.host == host] for host in hosts]
     found = {
-        "oversubscribed": any(_crowded(config, ranks) for ranks in machines),
+        "oversubscribed": any(_oversubscribed(config, ranks) for ranks in machines),
         "loopback": config.world_size > 1 and len(hosts) == 1 and config.kind.communicates,
         "shared_memory": any(report.observed.shares_memory for report in reports),
         "emulated": emulated,
@@ -169,8 +191,8 @@ def labels(config: RunConfig, reports: Sequence[RankReport]) -> list[str]:
     return [label for label, applies in found.items() if applies]
 
 
-def _crowded(config: RunConfig, ranks: Sequence[RankReport]) -> bool:
-    """Whether the threads of one host's ranks outnumber the cores that they may use together."""
+def _oversubscribed(config: RunConfig, ranks: Sequence[RankReport]) -> bool:
+    """Return whether the compute threads of one machine's ranks outnumber the cores that they may use together."""
     cores = frozenset[int]().union(*(rank.cores for rank in ranks))
     return len(ranks) * config.num_threads > len(cores)
 

@@ -16,6 +16,7 @@ from bench.rank.data import Corpus
 from bench.rank.model import GPT
 from bench.records import StepRecord
 from strategies.base import Strategy
+from strategies.volume import Volume
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -56,7 +57,7 @@ def train(
     passes = config.gradient_accumulation
     before = strategy.observe().moved
     for step in range(config.total_steps):
-        link_before = bytes_on_link()
+        link_before = _on_link()
         clock.begin_step()
         with clock.phase("data"):
             tokens, targets = (part.to(device) for part in corpus.batch(config, strategy.worker, step))
@@ -87,17 +88,16 @@ def train(
             step_s=step_s,
             communication_s=seen.communication_s,
             **columns,
-            **vars(seen.moved - before),
-            **_wire_bytes(link_before, bytes_on_link()),
+            moved=seen.moved - before,
+            wire=_on_link() - link_before,
         )
         before = seen.moved
 
 
-def _wire_bytes(before: tuple[int, int] | None, after: tuple[int, int] | None) -> dict[str, Any]:
-    """What the kernel counted on an emulated node's link meanwhile; nothing elsewhere."""
-    if before is None or after is None:
-        return {}
-    return {"wire_bytes_sent": after[0] - before[0], "wire_bytes_received": after[1] - before[1]}
+def _on_link() -> Volume:
+    """Return what the kernel has counted on this emulated node's link so far; unknown elsewhere."""
+    sent, received = bytes_on_link() or (None, None)
+    return Volume(sent, received, None, None)
 
 
 @torch.no_grad()

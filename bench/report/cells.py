@@ -14,9 +14,9 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 
+from bench import ledger
 from bench.config import BadInput, RunConfig
 from bench.intervals import Estimate, confidence, median_interval, ratio_interval
-from bench.records import Ledger
 from bench.shape import GPTShape
 from bench.summary import Summary
 from strategies import catalogue
@@ -64,7 +64,7 @@ PLACES = ("network", "emulated nodes", "one machine")
 NOT_AVERAGED = ("allreduce_algorithm", "ledger_agrees", "rank_start", "staleness_histogram")
 WORST = ("equivalence_error", "largest_lead")
 WHOLE = ("num_nodes", "num_parameters")
-MEASURED = tuple(f for f in (*Summary.model_fields, *Ledger.model_fields) if f not in NOT_AVERAGED)
+MEASURED = tuple(f for f in (*Summary.model_fields, *ledger.COLUMNS) if f not in NOT_AVERAGED)
 
 
 def summarize(runs: pd.DataFrame, *, allow_mixed: bool = False) -> pd.DataFrame:

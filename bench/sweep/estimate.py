@@ -60,15 +60,15 @@ def cost(launches: Iterable[Sequence[PlannedRun]], found: Iterable[RunRecord]) -
 
 def bytes_per_step(config: RunConfig) -> float:
     """Bytes that all ranks together send in one step, by the closed forms of the strategies."""
-    worker, server = ledger.predict(config)
-    sent = config.num_workers * (worker.bytes_sent or 0)
-    return sent + (config.num_servers * (server.bytes_sent or 0) if server else 0)
+    found = ledger.predict(config)
+    by_servers = config.num_servers * (found.server.bytes_sent or 0) if found.server else 0
+    return config.num_workers * (found.worker.bytes_sent or 0) + by_servers
 
 
 def rough_training_s(config: RunConfig) -> float:
     """Seconds of all steps without overlap: compute, then the busiest rank's bytes over the slowest link's rate."""
-    worker, server = ledger.predict(config)
-    busiest = max(worker.bytes_sent or 0, (server.bytes_sent or 0) if server else 0)
+    found = ledger.predict(config)
+    busiest = max(role.bytes_sent or 0 for role in (found.worker, found.server) if role)
     rate = min(links.parse_links(config.link, config.world_size, config.num_servers)) / 8 if config.link else None
     return config.total_steps * (_rough_compute_s(config) + busiest / (rate or BYTES_PER_S))
 

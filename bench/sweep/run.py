@@ -79,7 +79,7 @@ def describe_plan(launches: list[list[PlannedRun]], found: Sequence[RunRecord] =
         where = f" on emulated nodes, {config.link}" if emulated_cluster(config) else ""
         lines.append(f"launch {number}: {config.world_size} ranks{where}")
         for run in planned:
-            worker, _ = ledger.predict(run.config)
+            worker = ledger.predict(run.config).worker
             reason = run.config.unsupported()
             note = (
                 f"unsupported: {reason}"

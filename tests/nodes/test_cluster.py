@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from bench import links, records
 from bench.config import BadInput
-from bench.ledger import wire_ratios
 from bench.mpi import find_launcher
 from bench.nodes import cluster, layout
 from bench.nodes.layout import NAMESPACES, Cluster
@@ -175,8 +174,8 @@ def test_a_sweep_runs_on_nodes_under_every_launcher_and_the_kernel_confirms_the_
         assert record.ledger is not None
         assert "the wire carried" not in record.reason
         if record.config.num_workers > 1:
-            assert wire_ratios(record.ledger)
-        for name, ratio in wire_ratios(record.ledger).items():
+            assert record.ledger.wire_ratios()
+        for name, ratio in record.ledger.wire_ratios().items():
             assert 0.99 <= ratio <= 1.06, (record.config.strategy, name)
     assert sorted(NAMESPACES.glob("*")) == before  # made in a mount namespace of their own
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.ledger import header_shares, wire_ratios
+from bench.ledger import Ledger, RoleVolumes
 from bench.nodes import guard, layout
 from bench.nodes.guard import Counters, Evidence
 from bench.nodes.probe import worst_ratio
-from bench.records import Ledger
 from strategies.group import SingleGroup
+from strategies.volume import Volume
 
 GOOD: dict[str, Any] = {
     "probe_ratio_before": 1.01, "probe_ratio_after": 0.99, "run_delay_share": 0.1, "foreign_cpu_share": 0.02,
@@ -129,18 +129,18 @@ def test_on_uneven_links_the_receiver_of_the_slowest_decides() -> None:
 
 
 def test_wire_ratios_need_both_counts() -> None:
-    ledger = Ledger(
-        bytes_sent_per_worker_per_step=100, bytes_sent_per_worker_per_step_wire=102,
-        bytes_received_per_server_per_step=0, bytes_received_per_server_per_step_wire=5,
-    )  # fmt: skip
-    assert wire_ratios(ledger) == {"bytes_sent_per_worker_per_step": 1.02}
+    worker = RoleVolumes(counted=Volume(100, None, None, None), wire=Volume(102, None, None, None))
+    server = RoleVolumes(counted=Volume(None, 0, None, None), wire=Volume(None, 5, None, None))
+    assert Ledger(worker, server).wire_ratios() == {"bytes_sent_per_worker_per_step": 1.02}
 
 
 def test_header_shares_grow_as_messages_shrink() -> None:
-    ledger = Ledger(
-        bytes_sent_per_worker_per_step=10_000, messages_sent_per_worker_per_step=5, bytes_sent_per_server_per_step=100
-    )
-    assert header_shares(ledger) == {"bytes_sent_per_worker_per_step": 0.1, "bytes_sent_per_server_per_step": 0}
+    worker = RoleVolumes(counted=Volume(10_000, None, 5, None))
+    server = RoleVolumes(counted=Volume(100, None, None, None))
+    assert Ledger(worker, server).header_shares() == {
+        "bytes_sent_per_worker_per_step": 0.1,
+        "bytes_sent_per_server_per_step": 0,
+    }
 
 
 def test_counters_are_read_from_this_machines_kernel() -> None:

@@ -14,7 +14,7 @@ from bench.config import RunConfig
 from bench.durations import by_flops, durations, forward_flops, slowdown
 from bench.rank import asleep as room
 from bench.rank.asleep import EmulatedGPT, EmulatedOptimizer
-from bench.rank.run import build, load_data
+from bench.rank.build import build_training, load_data
 from bench.rank.train import build_model, train
 from bench.records import StepRecord
 from strategies import create
@@ -58,7 +58,7 @@ def watch(model: nn.Module, events: list[Event]) -> None:
 
 
 def steps_of(config: RunConfig, strategy: Strategy, events: list[Event]) -> Iterator[StepRecord]:
-    model, optimizer = build(config, strategy, CPU)
+    model, optimizer = build_training(config, strategy, CPU)
     module = strategy.prepare(model, optimizer)
     watch(model, events)
     yield from train(config, module, strategy, load_data(config), CPU)

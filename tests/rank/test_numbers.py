@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from bench import ledger
 from bench.config import RunConfig
+from bench.ledger import Ledger, RoleVolumes
 from bench.rank import numbers
 from bench.rank.numbers import RankReport
 from bench.records import StepRecord
 from strategies.base import Observed
+from strategies.volume import Volume
 
 CONFIG = RunConfig(strategy="independent", num_workers=2, steps=3, warmup_steps=1)
 step_times = st.lists(st.floats(0.001, 10), min_size=3, max_size=3)
@@ -23,8 +25,7 @@ def report(worker: int, times: list[float], warmup_s: float = 99.0, loss: float 
     steps = [
         StepRecord(
             worker=worker, step=i, warmup=i == 0, loss=loss, step_s=t, data_s=0, forward_s=t / 2, backward_s=t / 4,
-            exposed_communication_s=t / 8, optimizer_s=t / 8, communication_s=t / 4, bytes_sent=8, bytes_received=8,
-            messages_sent=1, messages_received=1,
+            exposed_communication_s=t / 8, optimizer_s=t / 8, communication_s=t / 4,
         )
         for i, t in enumerate([warmup_s, *times])
     ]  # fmt: skip
@@ -70,18 +71,19 @@ def test_what_workers_send_is_what_servers_receive(workers: int, servers: int, c
     config = RunConfig(
         strategy="parameter_server", num_workers=workers, num_servers=servers, clip_norm=1.0 if clipped else None
     )
-    worker, server = ledger.predict(config)
-    assert server is not None
+    found = ledger.predict(config)
     for unit in ("bytes", "messages"):
-        sent = getattr(worker, f"{unit}_sent") * workers + getattr(server, f"{unit}_sent") * servers
-        received = getattr(worker, f"{unit}_received") * workers + getattr(server, f"{unit}_received") * servers
+        sent = getattr(found.worker, f"{unit}_sent") * workers + getattr(found.server, f"{unit}_sent") * servers
+        received = (
+            getattr(found.worker, f"{unit}_received") * workers + getattr(found.server, f"{unit}_received") * servers
+        )
         assert sent == pytest.approx(received)
 
 
 @given(st.integers(2, 600))
 def test_a_ring_sends_at_most_twice_the_gradient_and_more_with_every_rank(workers: int) -> None:
     here, there = (
-        ledger.predict(RunConfig(strategy="ring_allreduce", num_workers=n))[0].bytes_sent
+        ledger.predict(RunConfig(strategy="ring_allreduce", num_workers=n)).worker.bytes_sent
         for n in (workers, workers + 1)
     )
     assert here < there < 2 * CONFIG.wire_bytes
@@ -89,11 +91,30 @@ def test_a_ring_sends_at_most_twice_the_gradient_and_more_with_every_rank(worker
 
 def test_a_byte_too_many_is_a_disagreement() -> None:
     config = RunConfig(strategy="parameter_server", num_servers=1)
-    worker, _ = ledger.predict(config)
-    honest = {"bytes_sent_per_worker_per_step": worker.bytes_sent}
+    predicted = ledger.predict(config).worker
     for extra, verdict in ((0, True), (1, False)):
-        values = {**honest, "bytes_sent_per_worker_per_step_predicted": worker.bytes_sent + extra}
-        assert ledger.agrees(config, ledger.Ledger.model_validate(values)) is verdict
+        counted = Volume(predicted.bytes_sent, predicted.bytes_received, None, None)
+        counted.add(sent=extra)
+        assert ledger.make_ledger(config, RoleVolumes(counted), RoleVolumes()).agrees is verdict
+
+
+def test_nothing_counted_is_no_agreement() -> None:
+    config = RunConfig(strategy="parameter_server", num_servers=1)
+    assert ledger.make_ledger(config, RoleVolumes(), RoleVolumes()).agrees is None
+
+
+def test_a_ledger_survives_its_columns() -> None:
+    volumes = [Volume(1.0 + i, 2.0 + i, 3.0 + i, 4.0 + i) for i in range(4)]
+    found = Ledger(
+        RoleVolumes(volumes[0], volumes[1], Volume(5.0, 6.0, None, None)), RoleVolumes(volumes[2], volumes[3]), False
+    )
+    row = found.row()
+    assert row["bytes_received_per_worker_per_step_wire"] == 6
+    assert row["messages_sent_per_server_per_step_predicted"] == 6
+    assert Ledger.of_row(row) == found
+    assert Ledger.of_row({}) == Ledger()
+    with pytest.raises(ValueError, match="bytes_sent_per_step is no column"):
+        Ledger.of_row({"bytes_sent_per_step": 1})
 
 
 def test_peak_memory_can_be_forgotten() -> None:

@@ -9,6 +9,7 @@ import pytest
 from bench import records
 from bench.records import StepRecord
 from bench.report.events import write_events
+from strategies.volume import Volume
 from tests.support.synthetic import make_failure, make_record
 
 
@@ -17,9 +18,8 @@ def steps(workers: int, count: int) -> list[StepRecord]:
         ("step_s", "data_s", "forward_s", "backward_s", "exposed_communication_s", "optimizer_s", "communication_s"),
         0.25,
     )
-    moved = dict.fromkeys(("bytes_sent", "bytes_received", "messages_sent", "messages_received"))
     return [
-        StepRecord(worker=worker, step=step, warmup=step == 0, loss=5.0 - step, **times, **moved)
+        StepRecord(worker=worker, step=step, warmup=step == 0, loss=5.0 - step, moved=Volume.unknown(), **times)
         for worker in range(workers)
         for step in range(count)
     ]

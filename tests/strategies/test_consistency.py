@@ -81,7 +81,7 @@ def test_a_straggler_is_waited_for_within_the_bound(
     (record,) = records.read(tmp_path / "out")
     assert record.summary is not None
     assert record.ledger is not None
-    assert record.ledger.ledger_agrees
+    assert record.ledger.agrees
     lead = record.summary.largest_lead
     assert lead is not None
     assert lead == 2 if consistency == "ssp" else lead > 2

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench.config import RunConfig
-from bench.ledger import padding_bytes, predict
+from bench.ledger import predict
 from bench.rank.equivalence import checksum
 from strategies.parameter_server import progress
 from strategies.parameter_server.outbox import Outbox, sending_order
@@ -63,9 +63,9 @@ def assert_trains_the_reference_model_and_counts_every_byte(config: RunConfig, l
     assert_equivalent(config, weights[0])
     assert len(weights) == config.num_workers
     assert len({checksum(each) for each in weights}) == 1
-    predicted = list(vars(predict(config)[0]).values())
-    padding = padding_bytes(config)
-    assert counted_per_step(config, strategies) == pytest.approx(predicted, rel=1e-12, abs=padding)
+    found = predict(config)
+    predicted = list(vars(found.worker).values())
+    assert counted_per_step(config, strategies) == pytest.approx(predicted, rel=1e-12, abs=found.tolerance_bytes)
 
 
 @pytest.mark.parametrize("placement", [{"num_servers": 2}, {"placement": "colocated"}], ids=str)

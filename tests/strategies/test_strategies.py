@@ -48,7 +48,7 @@ def test_a_server_and_its_worker_train_the_reference_model(wire_dtype: str, knob
     config = served_alone(wire_dtype=wire_dtype, chunk_bytes=4096, **knobs)
     weights, strategy = served_in_one_process(config)
     assert_equivalent(config, weights)
-    assert strategy.observe().moved / config.total_steps == predict(config)[0]
+    assert strategy.observe().moved / config.total_steps == predict(config).worker
 
 
 @pytest.mark.parametrize("wire_dtype", ["fp32", "fp16"])
@@ -56,7 +56,7 @@ def test_a_server_and_its_worker_train_the_reference_model(wire_dtype: str, knob
 def test_a_wire_of_one_worker_carries_nothing(strategy: str, wire_dtype: str) -> None:
     config = small(strategy=strategy, wire_dtype=wire_dtype)
     assert_equivalent(config, alone(config))
-    assert predict(config)[0].bytes_sent == 0
+    assert predict(config).worker.bytes_sent == 0
 
 
 def test_two_runs_through_a_server_are_bitwise_equal() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from bench.config import RunConfig
-from bench.records import Ledger, PlannedRun, RunRecord, Status, StepRecord
+from bench.ledger import Ledger, RoleVolumes
+from bench.records import PlannedRun, RunRecord, Status, StepRecord
 from bench.summary import Summary
 from bench.sweep.file import cross_product
+from strategies.volume import Volume
 
 RATES = {"local": 1.0, "parameter_server": 0.7, "ring_allreduce": 0.85, "mpi_ring": 0.87, "ddp": 0.9}
 PHASES = ("data_s", "forward_s", "backward_s", "exposed_communication_s", "optimizer_s")
@@ -68,16 +70,15 @@ def make_ledger(config: RunConfig) -> Ledger:
     """What the closed forms say, counted exactly."""
     workers, servers, size = config.num_workers, config.num_servers, float(config.wire_bytes)
     if servers:
-        of = {"worker": size, "server": workers * size / servers}
-        ways = ("sent", "received")
-        numbers = {f"bytes_{way}_per_{role}_per_step": of[role] for way in ways for role in of}
-    elif config.strategy in ("ring_allreduce", "mpi_ring", "ddp"):
-        ring = 2 * size * (workers - 1) / workers
-        numbers = {f"bytes_{way}_per_worker_per_step": ring for way in ("sent", "received")}
-    else:
-        return Ledger()
-    predicted = {f"{name}_predicted": value for name, value in numbers.items()}
-    return Ledger.model_validate({**numbers, **predicted, "ledger_agrees": True})
+        return Ledger(_exact(size), _exact(workers * size / servers), agrees=True)
+    if config.strategy in ("ring_allreduce", "mpi_ring", "ddp"):
+        return Ledger(_exact(2 * size * (workers - 1) / workers), agrees=True)
+    return Ledger()
+
+
+def _exact(nbytes: float) -> RoleVolumes:
+    """As many bytes each way, counted and predicted alike."""
+    return RoleVolumes(*(Volume(nbytes, nbytes, None, None) for _ in ("counted", "predicted")))
 
 
 def demo_records(repeats: int = 3) -> list[RunRecord]:
@@ -123,7 +124,7 @@ def make_steps(record: RunRecord) -> list[StepRecord]:
             worker=worker, step=step, warmup=step < config.warmup_steps,
             loss=(found.final_loss or 0) + fall * 0.8**step + 0.01 * ((3 * step + worker) % 4),
             step_s=found.step_s * (1 + 0.01 * ((step + worker) % 3)), communication_s=found.communication_s, **phases,
-            bytes_sent=None, bytes_received=None, messages_sent=None, messages_received=None,
+            moved=Volume.unknown(),
         )
         for worker in range(config.num_workers)
         for step in range(config.total_steps)

@@ -12,7 +12,7 @@ import torch
 
 from bench import records
 from bench.config import RunConfig
-from bench.ledger import padding_bytes, predict
+from bench.ledger import predict
 from bench.records import RunRecord
 from bench.sweep.launch import run_flags
 from strategies.parameter_server.progress import LARGE_BYTES, MOST_AHEAD
@@ -107,15 +107,13 @@ def assert_true_run(record: RunRecord) -> None:
     assert record.summary.equivalence_bound is not None
     assert record.summary.equivalence_error <= record.summary.equivalence_bound
     assert record.ledger is not None
-    assert record.ledger.ledger_agrees
-    values = record.ledger.model_dump()
-    for direction in ("sent", "received"):
-        for role in ("worker", "server") if record.config.num_servers else ("worker",):
-            counted = values[f"bytes_{direction}_per_{role}_per_step"]
-            predicted = values[f"bytes_{direction}_per_{role}_per_step_predicted"]
-            assert abs(counted - predicted) <= padding_bytes(record.config)
-    servers_sent = (record.ledger.bytes_sent_per_server_per_step or 0) * record.config.num_servers
-    workers_received = (record.ledger.bytes_received_per_worker_per_step or 0) * record.config.num_workers
+    assert record.ledger.agrees
+    tolerance_bytes = predict(record.config).tolerance_bytes
+    for role in (record.ledger.worker, record.ledger.server) if record.config.num_servers else (record.ledger.worker,):
+        for name in ("bytes_sent", "bytes_received"):
+            assert abs(getattr(role.counted, name) - getattr(role.predicted, name)) <= tolerance_bytes
+    servers_sent = (record.ledger.server.counted.bytes_sent or 0) * record.config.num_servers
+    workers_received = (record.ledger.worker.counted.bytes_received or 0) * record.config.num_workers
     if record.config.num_servers == 1 and record.config.placement == "dedicated":
         assert servers_sent == workers_received
     if record.config.strategy == "parameter_server":
@@ -151,7 +149,7 @@ def test_emulated_compute_sends_the_same_bytes_and_has_no_loss(
     assert (record.summary.first_loss, record.summary.final_loss, record.summary.held_out_loss) == (None, None, None)
     assert record.summary.sleep_overshoot_s_p95 is not None
     assert record.ledger is not None
-    assert record.ledger.ledger_agrees
+    assert record.ledger.agrees
     assert "emulated_compute" in record.labels
 
 
@@ -160,9 +158,9 @@ def test_compression_and_local_steps_are_counted(launched: dict[str, RunRecord],
     record = record_of(launched, {**cell, "check_equivalence": False})
     assert record.status == "ok"
     assert record.ledger is not None
-    assert record.ledger.ledger_agrees
+    assert record.ledger.agrees
     dense = RunConfig.model_validate({**SHORT, **cell, "compression": "none", "sync_every": 1})
-    assert record.ledger.bytes_sent_per_worker_per_step < 0.51 * predict(dense)[0].bytes_sent
+    assert record.ledger.worker.counted.bytes_sent < 0.51 * predict(dense).worker.bytes_sent
 
 
 def flags(values: dict[str, Any]) -> list[str]:

@@ -1,0 +1,82 @@
+"""What a run needs before its first step: strategy, device, data, model and optimizer, agreed by all ranks."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bench.config import BadInput, RunConfig
+from bench.durations import durations
+from bench.mpi import RankInfo
+from bench.rank import data, group
+from bench.rank.asleep import EmptyCorpus, EmulatedGPT, EmulatedOptimizer
+from bench.rank.train import build_model, build_optimizer
+from strategies import create
+from strategies.base import Strategy
+from strategies.group import Group
+
+
+@dataclass(frozen=True)
+class Built:
+    """What one rank trains or serves with."""
+
+    strategy: Strategy
+    device: torch.device
+    corpus: data.Corpus | None  # None: this rank only serves
+    model: nn.Module
+    module: nn.Module  # the model as the strategy wraps it
+
+
+def build(config: RunConfig, rank_info: RankInfo, ranks: Group) -> Built:
+    """Return this rank's part of a run, with rank 0's weights; BadInput on all ranks if one refuses. Collective."""
+    strategy = create(config.strategy, ranks, config)
+    device = group.together(ranks, lambda: pick_device(config, rank_info, strategy))
+    corpus = group.together(ranks, lambda: None if strategy.is_server else load_data(config))
+    names = [name for name in ranks.gather(corpus.name if corpus else None) if name]
+    group.raise_together(ranks, _different_data(names))
+    model, optimizer = group.together(ranks, lambda: build_training(config, strategy, device))
+    return Built(strategy, device, corpus, model, strategy.prepare(model, optimizer))
+
+
+def pick_device(config: RunConfig, rank_info: RankInfo, strategy: Strategy) -> torch.device:
+    """Return where this rank computes: a GPU per local rank, the CPU, or torch's meta device for a server."""
+    if strategy.is_server:
+        return torch.device("meta")
+    if (
+        config.compute != "real"
+        or config.device == "cpu"
+        or (config.device == "auto" and not torch.cuda.is_available())
+    ):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise BadInput(f"device: no CUDA device on {platform.node()}; use --device cpu")
+    device = torch.device("cuda", rank_info.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def load_data(config: RunConfig) -> data.Corpus:
+    """Return what to train on; reads nothing where compute is emulated."""
+    return data.load(config) if config.compute == "real" else EmptyCorpus()
+
+
+def _different_data(names: list[str]) -> str | None:
+    others = [name for name in names if name != names[0]]
+    return f"data: the workers read different tokens: {names[0]} and {others[0]}" if others else None
+
+
+def build_training(
+    config: RunConfig, strategy: Strategy, device: torch.device
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Return the model and the optimizer; a worker whose compute is emulated gets emulated ones."""
+    if config.compute == "real" or strategy.is_server:
+        model = build_model(config, device)
+        return model, build_optimizer(config, model)
+    emulated = EmulatedGPT(config, durations(config), strategy.worker)
+    # Where servers update in every step, workers never do; a server on a worker's rank reads the optimizer's settings.
+    if config.kind.has_servers and config.server_role == "update" and config.sync_every == 1:
+        return emulated, build_optimizer(config, emulated)
+    return emulated, EmulatedOptimizer(emulated.parameters(), emulated.schedule)

@@ -1,0 +1,56 @@
+"""Whether a run's numbers may be compared: the gate judges the trained model, the guard the emulated network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from bench.config import RunConfig
+from bench.ledger import Ledger
+from bench.nodes import guard
+from bench.rank import equivalence, numbers
+from bench.rank.data import Corpus
+from bench.rank.equivalence import Weights
+from bench.rank.numbers import RankReport
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a check found, as columns of the record, and why the run is invalid; no reason: it is valid."""
+
+    columns: Mapping[str, float | bool] = field(default_factory=dict)
+    reason: str = ""
+
+
+def judge_model(
+    config: RunConfig, reports: Sequence[RankReport], held_out_loss: float | None, at_gate: Weights,
+    corpus: Corpus, device: torch.device,
+) -> Judgement:  # fmt: skip
+    """Compare the trained model with the one that a single process trains: its weights, or how far its loss fell.
+
+    Only a cell's first repeat is judged (its reports have checksums); the others train the same model.
+    """
+    checksums = {report.checksum for report in reports if not report.is_server}
+    if checksums == {None}:
+        return Judgement()
+    different = len(checksums) if config.workers_agree else 1
+    if not config.exact:
+        assert held_out_loss is not None  # a gate that compares losses needs held-out batches; RunConfig checks it
+        convergence = equivalence.convergence(config, held_out_loss, corpus, device)
+        return Judgement({"convergence": convergence}, equivalence.convergence_failure(convergence, different))
+    verdict = equivalence.compare(config, at_gate, *equivalence.reference_weights(config, corpus, device))
+    columns = {"equivalence_error": verdict.error, "equivalence_bound": verdict.bound}
+    return Judgement(columns, verdict.failure(different))
+
+
+def judge_network(config: RunConfig, reports: Sequence[RankReport], ledger: Ledger) -> Judgement:
+    """Return whether the emulated links, and not this machine, set the pace; nothing off emulated nodes."""
+    evidence = [report.evidence for report in reports if report.evidence]
+    if not evidence:
+        return Judgement()
+    columns = guard.to_columns(evidence, config.total_steps)
+    overshoot_s = numbers.sleep_overshoot_s_p95(reports)
+    reason = guard.invalid_reason(columns, ledger.wire_ratios(), ledger.header_shares(), overshoot_s)
+    return Judgement(columns, reason)
