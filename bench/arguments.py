@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, NoReturn, get_args, get_origin
 
 from bench.config import GROUPS, BadInput, RunConfig, nearest
+from bench.config.network import DEFAULT_CONGESTION_CONTROL
 
 RUN_FLAGS = {name: "--" + name.replace("_", "-") for name in RunConfig.model_fields if name != "num_workers"}
 Add = Callable[[str, str], argparse.ArgumentParser]
@@ -165,7 +166,9 @@ def _add_cluster_actions(cluster: argparse.ArgumentParser) -> None:
         "--num-servers", type=int, default=0, metavar="S", help="number of last nodes whose link server=RATE sets [0]"
     )
     up.add_argument("--delay", metavar="TIME", help="one way, on every link: 2ms (needs the kernel's netem)")
-    up.add_argument("--congestion-control", default="reno", metavar="reno|cubic", help="of the nodes' TCP [reno]")
+    up.add_argument(
+        "--congestion-control", default=DEFAULT_CONGESTION_CONTROL, metavar="reno|cubic", help="of the nodes' TCP"
+    )
     add("down", "kill the processes on a cluster and remove it")
     actions.add_parser("status", help="list the clusters that are up and the bytes on their links")
     execute = add("exec", "run a command on a node: exec NODE -- COMMAND")

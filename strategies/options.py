@@ -128,6 +128,10 @@ class Options(WireOptions, GradientOptions, TopologyOptions):
         return gradients_travel and (self.clip_norm is not None or self.loss_scaling)
 
 
+# What strategies read; an entry of the catalogue says which of them its strategy does.
+STRATEGY_KNOBS = TopologyOptions.model_fields | WireOptions.model_fields
+
+
 class _Format(NamedTuple):
     torch_name: str
     nbytes: int

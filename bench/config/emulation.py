@@ -48,9 +48,8 @@ class Emulation(Knobs):
 def check(config: RunConfig) -> Iterator[str]:
     """Yield why a run cannot know how long to sleep, or is told though it does not sleep."""
     if config.compute != "emulated":
-        for name, field in Emulation.model_fields.items():
-            if getattr(config, name) != field.default:
-                yield f"{name}: compute: {config.compute} does not sleep; use compute: emulated, or leave it out"
+        for name in config.given(Emulation.model_fields):
+            yield f"{name}: compute: {config.compute} does not sleep; use compute: emulated, or leave it out"
         return
     sources: dict[str, list[object]] = {
         "compute_from": [config.compute_from],

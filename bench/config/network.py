@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Names the emulated cluster on whose nodes a process and its children run.
 CLUSTER_VARIABLE = "PSRING_CLUSTER"
+CongestionControl = Literal["reno", "cubic"]
+DEFAULT_CONGESTION_CONTROL: CongestionControl = "reno"
 
 
 class Network(Knobs):
@@ -31,7 +33,7 @@ class Network(Knobs):
     none: no emulated cluster. One rank per node; under `psring cluster exec` it is detected."""
     delay: str | None = None
     """One-way delay of each emulated link (2ms; needs the kernel's netem); none: the machine's own."""
-    congestion_control: Literal["reno", "cubic"] = "reno"
+    congestion_control: CongestionControl = DEFAULT_CONGESTION_CONTROL
     """Congestion control of the emulated nodes' TCP."""
     patience_s: float = Field(20.0, ge=0)
     """Emulated nodes: how long a run waits at most for other processes to stop using this machine's cores and links,
@@ -53,11 +55,12 @@ def check(config: RunConfig) -> Iterator[str]:
     """Yield what a launcher cannot start, and what does not fit an emulated network."""
     if config.launcher == "none" and config.world_size > 1:
         yield f"launcher: {config.world_size} ranks need one; use launcher: mpirun"
-    if config.link is None and (config.delay or config.congestion_control != "reno"):
+    if config.link is None and config.given(("delay", "congestion_control")):
         yield "delay and congestion_control belong to emulated nodes; give a link (link: 200mbit)"
     if config.link and (config.hostfile or config.network_interface):
         yield "link: emulated nodes have their own hosts; leave hostfile and network_interface out"
-    if config.world_size > 1 and config.launcher not in config.kind.launchers:
+    # Without communication any launcher is let through: folders hold such runs, which failed.
+    if config.world_size > 1 and config.kind.communicates and config.launcher not in config.kind.launchers:
         yield f"launcher: {config.launcher} cannot start {config.strategy}; use launcher: {config.kind.launchers[0]}"
     if config.launcher == "srun" and (config.hostfile or config.link):
         yield "launcher: srun starts ranks on the job's own nodes; leave hostfile and link out"

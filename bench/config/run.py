@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 
 from pydantic import model_validator
 
@@ -45,6 +46,10 @@ class RunConfig(Measuring, Network, Emulation, Compute, Optimizer, Data, Model, 
             for problem in check(self):
                 raise ValueError(problem)
         return self
+
+    def given(self, names: Iterable[str]) -> list[str]:
+        """Return those knobs whose values are not their defaults."""
+        return [name for name in names if getattr(self, name) != RunConfig.model_fields[name].default]
 
     def role(self, rank: int) -> str:
         """What a rank of this run does: the last ones serve."""

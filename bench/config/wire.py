@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def check(config: RunConfig) -> Iterator[str]:
     """Yield what does not fit together among the knobs that reduce bytes."""
-    asked = [name for name in ("compression", "sync_every") if getattr(config, name) not in ("none", 1)]
+    asked = config.given(("compression", "sync_every"))
     if asked and (not config.kind.has_servers or not config.synchronous):
         yield f"{asked[0]}: needs a parameter_server and consistency: bsp; or leave it out"
     yield from _compression(config)
@@ -23,7 +23,7 @@ def _compression(config: RunConfig) -> Iterator[str]:
         yield "compression: fp16's loss scale would change the scale of the residual; use fp32 or bf16"
     if config.compression in ("int8", "onebit") and config.wire_dtype != "fp32":
         yield f"compression: {config.compression} is a number format itself; leave wire_dtype out"
-    if config.compression != "topk" and config.topk_ratio != 0.01:
+    if config.compression != "topk" and config.given(("topk_ratio",)):
         yield "topk_ratio: belongs to compression: topk; leave it out"
 
 
@@ -31,7 +31,7 @@ def _local_steps(config: RunConfig) -> Iterator[str]:
     every = config.sync_every
     if every > 1 and config.server_role == "sum":
         yield "sync_every: the servers update with the change of the workers' weights; leave server_role out"
-    if every == 1 and (config.outer_learning_rate, config.outer_momentum) != (0.7, 0.9):
+    if every == 1 and config.given(("outer_learning_rate", "outer_momentum")):
         yield "outer_learning_rate and outer_momentum belong to sync_every above 1; leave them out"
     if config.steps % every or config.warmup_steps % every:
         yield (

@@ -6,8 +6,10 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from bench.config import BadInput
+from bench.config.network import DEFAULT_CONGESTION_CONTROL, CongestionControl
 from bench.links import parse_delay, parse_links
 
 STATE = Path("/run/psring")
@@ -30,7 +32,7 @@ class Cluster:
     link: str
     num_servers: int = 0
     delay: str | None = None
-    congestion_control: str = "reno"
+    congestion_control: str = DEFAULT_CONGESTION_CONTROL
 
     @property
     def nodes(self) -> list[str]:
@@ -65,13 +67,13 @@ class Cluster:
 
 def make(
     name: str, num_nodes: int, link: str, num_servers: int = 0,
-    delay: str | None = None, congestion_control: str = "reno",
+    delay: str | None = None, congestion_control: str = DEFAULT_CONGESTION_CONTROL,
 ) -> Cluster:  # fmt: skip
     """Return a cluster whose last `num_servers` nodes are those that `server=RATE` means; BadInput for a bad value."""
     check_name(name)
     if not 1 <= num_nodes <= MAX_NODES:
         raise BadInput(f"--num-nodes: {num_nodes} is not from 1 to {MAX_NODES}")
-    if congestion_control not in ("reno", "cubic"):
+    if congestion_control not in get_args(CongestionControl):
         raise BadInput(f"--congestion-control: {congestion_control!r} is neither reno nor cubic")
     rates = parse_links(link, num_nodes, num_servers)
     made = Cluster(name, rates, link, num_servers, delay, congestion_control)

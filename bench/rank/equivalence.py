@@ -18,6 +18,7 @@ from bench.rank.train import build_model, build_optimizer, held_out_loss, train
 from strategies import catalogue
 from strategies.group import SingleGroup
 from strategies.local import Local
+from strategies.options import STRATEGY_KNOBS
 
 Weights = dict[str, Tensor]
 
@@ -75,18 +76,12 @@ def reference_config(config: RunConfig, steps: int) -> RunConfig:
     passes = config.num_workers * config.gradient_accumulation if config.precision == "fp16" else 1
     return config.model_copy(
         update={
+            **{name: field.default for name, field in STRATEGY_KNOBS.items()},
             "strategy": catalogue.LOCAL.name,
             "num_workers": 1,
-            "num_servers": 0,
-            "placement": "dedicated",
-            "consistency": "bsp",
-            "staleness": 0,
-            "compression": "none",
-            "sync_every": 1,
             "launcher": "none",
             "batch_size": config.global_batch_size,
             "gradient_accumulation": passes,
-            "wire_dtype": "fp32",
             "warmup_steps": 0,
             "steps": steps,
         }

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 import pandas as pd
 
 from bench.config import RunConfig
+from bench.config.network import DEFAULT_CONGESTION_CONTROL
 from bench.nodes.layout import INTERFACE, hostfile
 from bench.report.tables import Columns, Table, cell_names, table
 from bench.sweep.launch import launcher_flags, run_flags
 
 CLUSTER = "psring"  # the default name of `psring cluster`
-NO_LINK = {"link": None, "delay": None, "congestion_control": "reno"}
+NO_LINK = {"link": None, "delay": None, "congestion_control": DEFAULT_CONGESTION_CONTROL}
 
 
 def commands(summary: pd.DataFrame, configs: Mapping[str, RunConfig]) -> Table:
@@ -33,7 +34,7 @@ def command(config: RunConfig) -> str:
     up = ["--num-nodes", str(config.world_size), "--link", config.link]
     up += ["--num-servers", str(config.num_servers)] if config.num_servers else []
     up += ["--delay", config.delay] if config.delay else []
-    up += ["--congestion-control", config.congestion_control] if config.congestion_control != "reno" else []
+    up += ["--congestion-control", config.congestion_control] if config.given(["congestion_control"]) else []
     on_nodes = config.model_copy(update=NO_LINK)
     hosts = on_nodes.model_copy(update={"hostfile": str(hostfile(CLUSTER)), "network_interface": INTERFACE})
     run = launched(on_nodes, hosts)

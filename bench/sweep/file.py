@@ -6,17 +6,16 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bench.config import BadInput, RunConfig, first_problem, make_config, nearest
+from bench.config.network import DEFAULT_CONGESTION_CONTROL, CongestionControl
 from strategies import catalogue
 from strategies.catalogue import Entry
-from strategies.options import TopologyOptions, WireOptions
-
-STRATEGY_KNOBS = frozenset({*TopologyOptions.model_fields, *WireOptions.model_fields})
+from strategies.options import STRATEGY_KNOBS
 
 
 class EmulatedCluster(BaseModel):
@@ -27,7 +26,7 @@ class EmulatedCluster(BaseModel):
     num_nodes: int = Field(ge=1)
     link: str
     delay: str | None = None
-    congestion_control: Literal["reno", "cubic"] = "reno"
+    congestion_control: CongestionControl = DEFAULT_CONGESTION_CONTROL
 
 
 class Sweep(BaseModel):
