@@ -301,9 +301,9 @@ def _cluster(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from bench.doctor import report
+    from bench.doctor import print_findings
 
-    return report()
+    return print_findings()
 
 
 ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {

@@ -1,4 +1,4 @@
-"""What this machine can run, what is missing, and the command that mends it."""
+"""psring doctor: what this machine can run, what is missing, and the command that installs it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from strategies.environment import mpi_environment
 
 PROBE_TIMEOUT_S = 90
 
-# Each runs in a process of its own: a broken library must not take the doctor with it.
+# Each runs in a process of its own: a broken library must not end psring doctor.
 _MPI = (
     "from mpi4py import MPI; size = MPI.COMM_WORLD.allreduce(1);"
     "assert size == 2, 'ranks do not find each other: mpirun and the library that mpi4py loads are of different MPIs'"
@@ -38,30 +38,30 @@ _ONE_MPI = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: is it there, what was seen, and what to do if not."""
+    """The result of one check: what was checked, whether it works, what was found, and how to fix it."""
 
     what: str
-    good: bool
-    seen: str
-    mend: str = ""
+    works: bool
+    found: str
+    fix: str = ""
     needed: bool = True
 
 
-def report() -> int:
-    """Print what was found; return 0 if every strategy can run, 1 otherwise."""
+def print_findings() -> int:
+    """Run and print all checks; return 0 if every strategy can run, 1 otherwise."""
     findings = examine()
     table = Table(title="psring doctor")
-    for column in ("", "what", "seen", "to mend it"):
+    for column in ("", "what", "found", "how to fix it"):
         table.add_column(column, overflow="fold")
     for finding in findings:
-        mark = "ok" if finding.good else ("MISSING" if finding.needed else "absent")
-        table.add_row(mark, finding.what, escape(finding.seen), escape("" if finding.good else finding.mend))
+        mark = "ok" if finding.works else ("MISSING" if finding.needed else "absent")
+        table.add_row(mark, finding.what, escape(finding.found), escape("" if finding.works else finding.fix))
     Console().print(table)
-    return 0 if all(finding.good for finding in findings if finding.needed) else 1
+    return 0 if all(finding.works for finding in findings if finding.needed) else 1
 
 
 def examine() -> list[Finding]:
-    """Try every part for real, in processes of their own."""
+    """Run every check, each in processes of its own."""
     setup = "scripts/setup.sh"
     return [
         _library("PyTorch", "torch", setup),
@@ -77,16 +77,16 @@ def examine() -> list[Finding]:
     ]
 
 
-def _library(what: str, package: str, mend: str) -> Finding:
+def _library(what: str, package: str, fix: str) -> Finding:
     version = environment.package_version(package)
-    return Finding(what, version is not None, version or "not installed", mend)
+    return Finding(what, version is not None, version or "not installed", fix)
 
 
-def _attempt(what: str, argv: list[str] | Callable[[], list[str]], mend: str) -> Finding:
+def _attempt(what: str, argv: list[str] | Callable[[], list[str]], fix: str) -> Finding:
     try:
-        found = argv() if callable(argv) else argv
+        command = argv() if callable(argv) else argv
         result = subprocess.run(
-            found,
+            command,
             capture_output=True,
             text=True,
             timeout=PROBE_TIMEOUT_S,
@@ -95,12 +95,12 @@ def _attempt(what: str, argv: list[str] | Callable[[], list[str]], mend: str) ->
             env={**os.environ, **mpi_environment(os.environ)},
         )
     except BadInput as error:
-        return Finding(what, False, str(error), mend)
+        return Finding(what, False, str(error), fix)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding(what, False, str(error), mend)
+        return Finding(what, False, str(error), fix)
     lines = [line for line in result.stderr.splitlines() if line.strip()]
-    good = result.returncode == 0
-    return Finding(what, good, result.stdout.strip() or "works" if good else (lines or ["no output"])[-1], mend)
+    works = result.returncode == 0
+    return Finding(what, works, result.stdout.strip() or "works" if works else (lines or ["no output"])[-1], fix)
 
 
 def _mpirun(program: str) -> list[str]:
@@ -110,11 +110,11 @@ def _mpirun(program: str) -> list[str]:
 
 
 def _emulated_nodes() -> Finding:
-    """Whether this mpirun is one that psring can start on emulated nodes."""
+    """Check whether psring can use this mpirun on emulated nodes."""
     version = environment.mpi_version() or "no mpirun"
-    good = "Open MPI" in version
-    seen = version if good else f"{version}: no emulated nodes, no network_interface, no template for ranks"
-    return Finding("mpirun for emulated nodes", good, seen, "use Open MPI 4.1 or 5", needed=False)
+    works = "Open MPI" in version
+    found = version if works else f"{version}: no emulated nodes, no network_interface, no template for ranks"
+    return Finding("mpirun for emulated nodes", works, found, "use Open MPI 4.1 or 5", needed=False)
 
 
 def _horovodrun() -> list[str]:
@@ -123,9 +123,9 @@ def _horovodrun() -> list[str]:
 
 def _cores() -> Finding:
     cores = environment.cores()
-    seen = f"{environment.cpu_name()}, {cores}"
+    found = f"{environment.cpu_name()}, {cores}"
     return Finding(
-        "CPU cores", cores >= 2, seen, "with more ranks than cores every row is labelled oversubscribed", needed=False
+        "CPU cores", cores >= 2, found, "with more ranks than cores every row is labelled oversubscribed", needed=False
     )
 
 

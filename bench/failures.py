@@ -1,4 +1,4 @@
-"""What each rank of a sweep's launch leaves in a folder: `rank-N.log`, and `rank-N.failure` if it fails."""
+"""The files that each rank of a sweep's launch writes: `rank-N.log`, and `rank-N.failure` if it fails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _folder: Path | None = None  # of this rank; None where it prints to its launche
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a rank ended its launch. `type` is the exception's class, blank where the rank accuses another one."""
+    """Why a rank ended its launch. `type` is the exception's class, blank where the rank reports another one."""
 
     rank: int
     role: str
@@ -53,7 +53,7 @@ def redirect(folder: Path, rank: int) -> None:
 
 
 def keep(failure: Failure) -> None:
-    """Write this rank's failure file where ranks have a folder; its first failure stays."""
+    """Write this rank's failure file where ranks have a folder; only its first failure is kept."""
     if _folder is None:
         return
     with contextlib.suppress(OSError), (_folder / f"rank-{failure.rank}.failure").open("x") as file:
@@ -70,7 +70,7 @@ def read(folder: Path) -> list[Failure]:
 
 
 def logs(folder: Path) -> dict[int, str]:
-    """What each rank of a launch has printed, by rank; ranks that did not get so far are left out."""
+    """What each rank of a launch has printed, by rank; ranks without a log are left out."""
     paths = {int(re.sub(r"\D", "", path.stem)): path for path in folder.glob("rank-*.log")}
     return {rank: paths[rank].read_text(errors="replace") for rank in sorted(paths)}
 

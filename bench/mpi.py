@@ -1,4 +1,4 @@
-"""Which rank this process is, and MPI's settings of one run."""
+"""The rank of this process, and Open MPI's settings of one run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from bench.config import BadInput, RunConfig, make_config
 from strategies.environment import DEFAULT_SOCKET_BYTES
 
-FRAGMENT_BYTES = 1 << 17  # Open MPI's own largest fragment over TCP; none that is sent unasked may be larger
-QUESTION_BYTES = 1 << 10  # what may travel along when a sender asks, which the receiver copies once more
+FRAGMENT_BYTES = 1 << 17  # Open MPI's default largest fragment over TCP; the eager limit may not be larger than it
+RENDEZVOUS_BYTES = 1 << 10  # payload in a rendezvous request, which the receiver copies once more
 
-# (launcher, rank, size, rank on this host): the first set whose size is there decides. In a batch script Slurm sets
-# SLURM_PROCID too, but only in a step that srun started does it say how many ranks there are.
+# (launcher, rank, size, rank on this host): the first set whose size is defined applies. Slurm defines SLURM_PROCID
+# also in a batch script, but SLURM_STEP_NUM_TASKS only in a step that srun started.
 _LAUNCHER_VARIABLES = [
     ("mpirun", *(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK"))),
     ("horovodrun", *(f"HOROVOD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK"))),
@@ -27,7 +27,7 @@ _LAUNCHER_VARIABLES = [
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Which rank this process is, as its launcher says before any library is imported."""
+    """The rank of this process, from its launcher's variables, known before any library is imported."""
 
     launcher: str
     rank: int
@@ -41,7 +41,7 @@ class RankInfo:
 
     @staticmethod
     def detect(environ: Mapping[str, str]) -> RankInfo:
-        """Read the launcher's variables; a process without them is alone."""
+        """Read the launcher's variables; without them the process is the only rank."""
         for launcher, rank, size, local_rank in _LAUNCHER_VARIABLES:
             if size in environ:
                 return RankInfo(launcher, int(environ[rank]), int(environ[size]), int(environ.get(local_rank, 0)))
@@ -49,7 +49,7 @@ class RankInfo:
 
 
 def is_open_mpi(mpirun: str) -> bool:
-    """Whether this mpirun is Open MPI's, which psring knows best: flags, emulated nodes, sockets."""
+    """Whether this mpirun is Open MPI's, whose flags, sockets and use on emulated nodes psring supports."""
     version = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=30, check=False)
     return "Open MPI" in version.stdout
 
@@ -57,18 +57,20 @@ def is_open_mpi(mpirun: str) -> bool:
 def complete_config(
     given: Mapping[str, object], rank_info: RankInfo, links: Mapping[str, object] | None = None
 ) -> RunConfig:
-    """Return a command line's config with what only the launcher, and the emulated node it runs on, know.
+    """Return a command line's config, completed by the launcher's world and the links of the emulated node.
 
-    BadInput if they do not fit.
+    BadInput if they do not fit together.
     """
     if links is None and "link" in given:
-        raise BadInput("link: this is no emulated node; psring cluster up, then psring cluster exec n0 -- mpirun ...")
+        raise BadInput(
+            "link: this is not an emulated node; psring cluster up, then psring cluster exec n0 -- mpirun ..."
+        )
     given_servers = str(given.get("num_servers", 0))
-    num_servers = int(given_servers) if given_servers.isdigit() else 0  # RunConfig says what is wrong with others
+    num_servers = int(given_servers) if given_servers.isdigit() else 0  # RunConfig reports other values
     num_workers = rank_info.world_size - num_servers
     values = {"launcher": rank_info.launcher, **given, **(links or {}), "num_workers": max(num_workers, 1)}
     if num_workers < 1:
-        make_config({**values, "launcher": "mpirun"}, "run")  # a wrong value is named before ranks that are missing
+        make_config({**values, "launcher": "mpirun"}, "run")  # a wrong value is reported before missing ranks
         raise BadInput(
             f"num_servers: {num_servers} of {rank_info.world_size} ranks leave no worker; "
             f"start at least {num_servers + 1}: mpirun -n {num_servers + 1} psring run ..."
@@ -81,18 +83,20 @@ def complete_config(
 
 
 def tcp_settings(config: RunConfig) -> dict[str, str]:
-    """What Open MPI must find in a rank's environment for the wanted sockets, and messages sent over them unasked.
+    """Return the environment variables that set Open MPI's TCP socket buffers and eager limit.
 
-    Of what is asked for nothing travels with the question: the whole is then written where its receiver wants it.
+    A rendezvous request carries almost no payload: the message is then received directly into its buffer.
     """
     settings = {}
-    if config.socket_bytes != DEFAULT_SOCKET_BYTES:  # else mpi_environment's, which the user's own may replace
+    if (
+        config.socket_bytes != DEFAULT_SOCKET_BYTES
+    ):  # else mpi_environment's default, which the user's variables override
         settings = dict.fromkeys(("btl_tcp_sndbuf", "btl_tcp_rcvbuf"), config.socket_bytes or 0)
     if config.eager_limit_bytes is not None:
         settings |= {
             "btl_tcp_eager_limit": config.eager_limit_bytes,
             "btl_tcp_max_send_size": max(config.eager_limit_bytes, FRAGMENT_BYTES),
-            "btl_tcp_rndv_eager_limit": QUESTION_BYTES,
+            "btl_tcp_rndv_eager_limit": RENDEZVOUS_BYTES,
             "btl_tcp_rdma_pipeline_send_length": 0,
             "btl_tcp_min_rdma_pipeline_size": 0,
         }

@@ -1,4 +1,4 @@
-"""How the ranks of a launch find each other, agree, and end together."""
+"""The ranks of a launch: joining them, agreeing on errors, deadlines, and ending all of them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _import(kind: catalogue.Entry) -> None:
 
 
 def agree(group: Group, planned: Sequence[PlannedRun]) -> None:
-    """Refuse to run if the ranks were given different configs. Collective."""
+    """Raise BadInput on every rank if their configs differ. Collective."""
     raise_together(group, _first_difference(group.gather([run.config for run in planned])))
 
 
@@ -73,14 +73,14 @@ def _first_difference(configs: list[list[RunConfig]]) -> str | None:
 
 
 def raise_together(group: Group, problem: str | None) -> None:
-    """Raise rank 0's problem on every rank. Collective."""
+    """Raise rank 0's `problem` as BadInput on every rank, if it has one. Collective."""
     problem = group.broadcast(problem)
     if problem:
         raise AgreedBadInput(problem)
 
 
 def together(group: Group, act: Callable[[], Value]) -> Value:
-    """Do what some ranks may refuse; if any does, raise its refusal on all. Collective."""
+    """Return the value of `act`; if it raises BadInput on any rank, raise that on all ranks. Collective."""
     value, problem = None, None
     try:
         value = act()
@@ -93,31 +93,31 @@ def together(group: Group, act: Callable[[], Value]) -> Value:
 
 @contextmanager
 def watched(group: Group, rank_info: RankInfo, config: Callable[[], RunConfig]) -> Iterator[None]:
-    """End the whole launch if a thread of a rank fails, or if a rank does not answer any more. Collective."""
+    """During a block, end the launch if a thread of a rank fails or a rank stops answering. Collective."""
 
     def failed(arguments: threading.ExceptHookArgs) -> None:
         end_everyone(rank_info, config(), arguments.exc_value or RuntimeError("a thread failed"))
 
     def silent(rank: int, host: str) -> None:
-        faulthandler.dump_traceback()  # where this rank waits for that one
+        faulthandler.dump_traceback()  # shows where this rank waits for the other one
         message = f"rank {rank} ({config().role(rank)}) on {host} does not answer any more"
         role = config().role(rank_info.rank)
         _end(rank_info, Failure(rank_info.rank, role, platform.node(), "", message))
 
     threading.excepthook = failed
-    heart = Heartbeat(group, silent) if group.size > 1 else None
+    heartbeat = Heartbeat(group, silent) if group.size > 1 else None
     try:
         yield
     finally:
         threading.excepthook = threading.__excepthook__
-        if heart:
-            heart.stop()
+        if heartbeat:
+            heartbeat.stop()
 
 
 def set_deadline(timeout_s: float) -> None:
-    """Past the deadline print the stacks of all threads, whatever they wait in, and end some seconds later.
+    """At the deadline, print the stacks of all threads, also inside C calls; end this rank STACKS_S later.
 
-    The first rank that ends takes the others with it: in between they all print theirs.
+    The launcher ends all ranks when the first one ends: in between, all print their stacks.
     """
     faulthandler.register(signal.SIGALRM, chain=False)
     signal.setitimer(signal.ITIMER_REAL, timeout_s)
@@ -125,13 +125,13 @@ def set_deadline(timeout_s: float) -> None:
 
 
 def clear_deadline() -> None:
-    """There is no deadline any more."""
+    """Cancel the deadline."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     faulthandler.cancel_dump_traceback_later()
 
 
 def end_everyone(rank_info: RankInfo, config: RunConfig, error: BaseException) -> NoReturn:
-    """Say which rank failed and why, then end the whole launch: nobody waits for a rank that is gone."""
+    """Record which rank failed and why, then end the whole launch, so that no rank waits for this one."""
     _end(rank_info, Failure.of(error, rank_info.rank, config.role(rank_info.rank)))
 
 
@@ -142,6 +142,6 @@ def _end(rank_info: RankInfo, failure: Failure) -> NoReturn:
     if rank_info.starts_mpi:
         from mpi4py import MPI
 
-        time.sleep(FLUSH_S)  # let the line above leave first
+        time.sleep(FLUSH_S)  # so that the line above is forwarded first
         MPI.COMM_WORLD.Abort(1)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""How a launch ended: its status, and one line that says why, from its exit code and what its ranks left.
+"""Diagnose how a launch ended: status and reason, from its exit code and the files of its ranks.
 
 Ranks leave a log and, if they fail, a failure file each (bench/failures.py). What only the launcher knows, that a rank
 was killed or which one exited first, is read from the launcher's own output. A rank that did not get so far as to have
@@ -51,7 +51,7 @@ def diagnose(outcome: Outcome, config: RunConfig, folder: Path) -> tuple[Status,
 
 
 def where_ranks_are(logs: Mapping[int, str], num_ranks: int) -> str:
-    """Say from the stacks in ranks' logs what each of them was doing when it was ended."""
+    """Name the function in which each rank was when it was ended, from the stacks in the ranks' logs."""
     ranks: defaultdict[str, list[int]] = defaultdict(list)
     for rank in range(num_ranks):
         ranks[_place(logs.get(rank, ""))].append(rank)
@@ -77,7 +77,7 @@ def _names(ranks: Sequence[int]) -> str:
 
 
 def _killed(launcher: str, config: RunConfig) -> str:
-    """The rank that a signal has ended, as the launcher says; blank if it says nothing of that kind."""
+    """Name the rank that a signal has ended, from the launcher's output; blank if it names none."""
     killed = _KILLED.search(launcher)
     if killed is None:
         return ""
@@ -86,7 +86,7 @@ def _killed(launcher: str, config: RunConfig) -> str:
 
 
 def _last_words(outcome: Outcome, config: RunConfig, logs: Mapping[int, str]) -> str:
-    """Why a launch ended none of whose ranks says so: its own signal, else the last line of whom it ended at."""
+    """Return why a launch without failure files ended: its signal, else the last line of the rank or launcher."""
     launcher = list(_words(outcome.output))
     ours = [line for line in launcher if "psring: " in line]  # of a rank that had no files yet
     if ours:
@@ -109,7 +109,7 @@ def _last_words(outcome: Outcome, config: RunConfig, logs: Mapping[int, str]) ->
 
 
 def _words(text: str) -> Iterator[str]:
-    """Lines with something in them; the rules that launchers draw around their messages left out."""
+    """Yield lines with text, without the rules that launchers draw around their messages."""
     for line in text.splitlines():
         if line.strip("-=* \t"):
             yield line.strip()

@@ -1,4 +1,4 @@
-"""From a RunConfig to a tree of processes with a deadline, and from a process back to its rank."""
+"""Launch the ranks of a RunConfig: the launcher's command, and a process tree with a deadline."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run_flags(config: RunConfig) -> list[str]:
 def command(config: RunConfig, arguments: Sequence[str], nodes: Cluster | None = None) -> list[str]:
     """Return the argument list that runs `psring ARGUMENTS` on all ranks of a config, on these nodes if given.
 
-    To the launcher an emulated cluster is a host file and an interface, as a real one is.
+    The launcher gets an emulated cluster as a host file and an interface, like a real one.
     """
     psring = FORKED_PSRING if _on_this_machine(config, nodes) else PSRING
     prefix: list[str] = []
@@ -91,7 +91,7 @@ def launcher_flags(config: RunConfig, *, open_mpi: bool) -> list[str]:
         if config.network_interface:
             raise BadInput("network_interface: psring sets it for Open MPI only; for MPICH export FI_TCP_IFACE instead")
         return flags
-    # What horovodrun gives mpirun, so that no strategy is bound or routed otherwise than another.
+    # The flags that horovodrun gives mpirun, so that every strategy has equal binding and transport.
     flags += ["--oversubscribe", "--bind-to", "none", "--map-by", "slot"]
     flags += ["--mca", "pml", "ob1", "--mca", "btl", "^openib"]
     if config.network_interface:
@@ -123,7 +123,7 @@ class Outcome:
 def run(argv: Sequence[str], environ: Mapping[str, str], log: Path, deadline: Callable[[], float]) -> Outcome:
     """Run a process tree to its end or its deadline; nothing of it is left when this returns or raises.
 
-    `deadline` is asked several times a second for the time.monotonic() at which patience ends.
+    `deadline` is called several times a second; it returns a time.monotonic().
     """
     kills_before = _oom_kills()
     with log.open("wb") as output:
@@ -148,7 +148,7 @@ def _oom_kills() -> int:
 
 
 def end_tree(process: subprocess.Popen[bytes]) -> None:
-    """Ask a launcher to end its ranks, then end whatever is left of its tree."""
+    """Terminate a launcher, which ends its ranks; then kill what is left of its process tree."""
     if process.poll() is not None:
         return
     tree = psutil.Process(process.pid).children(recursive=True)
