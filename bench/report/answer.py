@@ -18,10 +18,10 @@ from bench.report.sections import label_counts
 from bench.report.tables import Row, Table, interval, number
 from bench.report.verdicts import EQUIVALENT, LEAST_PAIRS, NO_VERDICT, UNDECIDED
 
-BESIDE = ("scaling_efficiency", "scaling_efficiency_per_rank", "held_out_loss")
+BESIDE = ("scaling_efficiency", "scaling_efficiency_per_node", "held_out_loss")
 HEAD = [
     "setting", "equal", "size", "ring", "servers", "pairs", "ring ÷ servers", "verdict", "p",
-    "efficiency per worker", "per rank", "held-out loss",
+    "efficiency per worker", "per node", "held-out loss",
 ]  # fmt: skip
 MAX_LINES = 6  # settings described in sentences; the table has all
 MAX_HEADLINE = 2  # sentences

@@ -215,7 +215,7 @@ def _scaling(
     same work in 1/n of the time (strong scaling).
     """
     ranks = int(config["num_workers"] + config["num_servers"])
-    ideals = {"speedup": 1, "scaling_efficiency": config["num_workers"], "scaling_efficiency_per_rank": ranks}
+    ideals = {"speedup": 1, "scaling_efficiency": config["num_workers"], "scaling_efficiency_per_node": ranks}
     row: dict[str, object] = {}
     for prefix, found in baselines.items():
         baseline, name = found.get(cell, ("", ""))

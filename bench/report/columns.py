@@ -49,13 +49,16 @@ DERIVED: Rows = {
     "tokens_per_s_high": ("tokens/s", "Upper end of the interval of tokens_per_s."),
     "speedup": (BLANK, "tokens_per_s over that of the baseline."),
     "scaling_efficiency": (BLANK, "speedup / num_workers. Weak scaling: batch_size is per worker; 1 is ideal."),
-    "scaling_efficiency_per_rank": (BLANK, "speedup / world_size: dedicated servers are not free."),
+    "scaling_efficiency_per_node": (
+        BLANK,
+        "speedup / world_size: dedicated servers count as workers.",
+    ),
     "strong_speedup": (
         BLANK,
         "tokens_per_s over that of `strong_baseline`. Strong scaling: the same global batch, num_workers is ideal.",
     ),
     "strong_scaling_efficiency": (BLANK, "strong_speedup / num_workers."),
-    "strong_scaling_efficiency_per_rank": (BLANK, "strong_speedup / world_size."),
+    "strong_scaling_efficiency_per_node": (BLANK, "strong_speedup / world_size."),
     "strong_baseline": (
         BLANK,
         "What strong_speedup is measured against, as `baseline`, but with the whole global batch.",
@@ -80,8 +83,8 @@ DERIVED: Rows = {
     ),
 }
 WITH_INTERVAL = (
-    "speedup", "scaling_efficiency", "scaling_efficiency_per_rank", "strong_speedup", "strong_scaling_efficiency",
-    "strong_scaling_efficiency_per_rank", "time_to_loss_s",
+    "speedup", "scaling_efficiency", "scaling_efficiency_per_node", "strong_speedup", "strong_scaling_efficiency",
+    "strong_scaling_efficiency_per_node", "time_to_loss_s",
 )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ DESCRIPTIONS = {
     "overview": "Left: tokens per second against size; dotted: workers × baseline. Right: tokens per second of the "
     "ring ÷ those of parameter servers; above the grey band the ring is faster. Bars: intervals over launches.",
     "throughput": "Tokens per second against workers; dotted: workers × baseline. Bars: interval over launches.",
-    "scaling_efficiency": "Weak-scaling efficiency against workers; hollow: per rank, dedicated servers included.",
+    "scaling_efficiency": "Weak-scaling efficiency against workers; hollow: per node, dedicated servers included.",
     "strong_scaling": "Speedup against workers with the global batch fixed; dotted: ideal.",
     "communication_volume": "Megabytes sent per step against workers. Lines: predicted; markers: counted; crosses: "
     "on the wire.",
@@ -119,7 +119,7 @@ def throughput(ok: pd.DataFrame) -> Figure:
 
 
 def scaling_efficiency(ok: pd.DataFrame) -> Figure:
-    """Weak-scaling efficiency per worker and, with dedicated servers, per rank."""
+    """Weak-scaling efficiency per worker and, with dedicated servers, per node."""
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
         axes.axhline(1, color=INK, linestyle=":", linewidth=1, label="ideal")
@@ -127,7 +127,7 @@ def scaling_efficiency(ok: pd.DataFrame) -> Figure:
             points(axes, curve, "scaling_efficiency", label=label, **look)
             if (curve["num_servers"] > 0).any():
                 hollow = {**look, "markerfacecolor": "none", "linewidth": 0.8, "alpha": 0.75}
-                points(axes, curve, "scaling_efficiency_per_rank", label=f"{label}, per rank", **hollow)
+                points(axes, curve, "scaling_efficiency_per_node", label=f"{label}, per node", **hollow)
 
     return grid(ok, {"scaling efficiency (1 = ideal)": draw}, "workers")
 

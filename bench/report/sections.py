@@ -131,7 +131,7 @@ def scaling_columns(prefix: str) -> Columns:
         "n": lambda row: str(row["n"]),
         "speedup": lambda row: interval(row, f"{prefix}speedup"),
         "efficiency per worker": lambda row: interval(row, f"{prefix}scaling_efficiency"),
-        "efficiency per rank": lambda row: interval(row, f"{prefix}scaling_efficiency_per_rank"),
+        "efficiency per node": lambda row: interval(row, f"{prefix}scaling_efficiency_per_node"),
         "baseline": lambda row: str(row[f"{prefix}baseline"]) or BLANK,
     }
 
@@ -157,7 +157,7 @@ SCALING = (
     "Tokens per second is the tokens of all workers over their common measured time. The held-out loss, on the same "
     "batches for every cell, shows whether the work was equal. Weak scaling keeps the batch of each worker fixed, "
     "strong scaling the global batch. The ideal is the number of workers times the baseline; efficiency is the share "
-    "of that ideal. Per rank, dedicated servers count in the ideal as if they were workers. n is the number of ok "
+    "of that ideal. Per node, dedicated servers count as workers (a rank stands for a node). n is the number of ok "
     "launches."
 )
 THROUGHPUT_COLUMNS: Columns = {
@@ -165,7 +165,7 @@ THROUGHPUT_COLUMNS: Columns = {
     "tokens/s": lambda row: interval(row, "tokens_per_s"),
     "held-out loss": partial(number_of, "held_out_loss"),
     "per worker": lambda row: number(row["tokens_per_s"] / row["num_workers"]),
-    "per rank": lambda row: number(row["tokens_per_s"] / row["world_size"]),
+    "per node": lambda row: number(row["tokens_per_s"] / row["world_size"]),
     "status": lambda row: str(row["status"]),
     "labels": lambda row: ", ".join(str(row["labels"]).split()),
 }

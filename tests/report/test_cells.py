@@ -70,20 +70,20 @@ def test_the_columns_of_the_design_are_there(demo_summary: pd.DataFrame) -> None
     design = """strategy consistency num_workers num_servers num_nodes model precision wire_dtype batch_size compute
         n tokens_per_s tokens_per_s_low tokens_per_s_high step_s step_s_p95 exposed_communication_s overlap_fraction
         bytes_sent_per_worker_per_step bytes_sent_per_worker_per_step_predicted bytes_sent_per_worker_per_step_wire
-        num_parameters scaling_efficiency scaling_efficiency_per_rank baseline final_loss status labels"""
+        num_parameters scaling_efficiency scaling_efficiency_per_node baseline final_loss status labels"""
     assert set(design.split()) <= set(demo_summary.columns)
 
 
 def test_a_baseline_is_its_own_measure(demo_summary: pd.DataFrame) -> None:
     local = demo_summary[demo_summary["strategy"] == "local"]
-    assert (local[["speedup", "scaling_efficiency", "scaling_efficiency_per_rank"]] == 1).all(axis=None)
+    assert (local[["speedup", "scaling_efficiency", "scaling_efficiency_per_node"]] == 1).all(axis=None)
     assert local[["speedup_low", "scaling_efficiency_high"]].isna().all(axis=None)  # there is no chance in it
 
 
 def test_efficiency_per_rank_is_at_most_per_worker(demo_summary: pd.DataFrame) -> None:
     known = demo_summary[demo_summary["scaling_efficiency"].notna()]
-    equal = known["scaling_efficiency_per_rank"] == known["scaling_efficiency"]
-    assert (known["scaling_efficiency_per_rank"] <= known["scaling_efficiency"]).all()
+    equal = known["scaling_efficiency_per_node"] == known["scaling_efficiency"]
+    assert (known["scaling_efficiency_per_node"] <= known["scaling_efficiency"]).all()
     assert (equal == (known["num_servers"] == 0)).all()
 
 
@@ -91,7 +91,7 @@ def test_efficiency_is_throughput_over_workers_times_the_local_baseline() -> Non
     server = runs_of([150.0] * 2, strategy="parameter_server", num_workers=2, wire_dtype="fp16")
     row = only(summarize(*runs_of([100.0] * 2), *server), strategy="parameter_server")
     assert row["baseline"] == "local"  # wire_dtype is nothing to a lone process
-    assert (row["speedup"], row["scaling_efficiency"], row["scaling_efficiency_per_rank"]) == (1.5, 0.75, 0.5)
+    assert (row["speedup"], row["scaling_efficiency"], row["scaling_efficiency_per_node"]) == (1.5, 0.75, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -276,10 +276,8 @@ def test_sizes_with_the_same_verdict_share_a_sentence() -> None:
 @given(st.floats(0.981, 1.019), st.integers(1, 6), st.floats(0, 0.3))
 @settings(max_examples=25)
 def test_nobody_is_faster_within_the_margin(ratio: float, n: int, spread: float) -> None:
-    speeds = {
-        "ring_allreduce": 100 * ratio * (1 + spread * (-1) ** np.arange(n)),
-        "parameter_server": np.full(n, 100.0),
-    }
+    ring = 100 * ratio * (1 + spread * (-1) ** np.arange(n))
+    speeds = {"ring_allreduce": ring, "parameter_server": np.full(n, 100.0)}
     runs = [
         make_record(strategy=strategy, num_workers=2, repeat=repeat, tokens_per_s=speed)
         for strategy, found in speeds.items()
