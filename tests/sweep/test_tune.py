@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from bench import records
 from bench.config import BadInput, RunConfig, make_config, read_tuned
 from bench.intervals import Estimate
+from bench.mpi import RankInfo
 from bench.sweep import tune
 from bench.sweep.file import Sweep
 from strategies.catalogue import CATALOGUE
@@ -82,6 +85,13 @@ def test_only_ok_runs_can_win() -> None:
     assert getattr(candidates[0], knob) not in tune.intervals(knob, candidates, samples)
     with pytest.raises(SystemExit, match="no run was valid"):
         tune.intervals(knob, candidates, [[] for _ in candidates])
+
+
+def test_the_printed_path_is_the_given_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "measure", lambda candidates, _: [[1.0] for _ in candidates])
+    out, printed = tmp_path / "tuned[v2].yaml", io.StringIO()
+    tune.tune(config_of("mpi_ring", num_workers=2), RankInfo.detect({}), out, Console(file=printed, width=200))
+    assert f"{out}: --tuned {out} sets segment_bytes" in printed.getvalue()
 
 
 def test_a_tuned_knob_holds_unless_another_is_given(tmp_path: Path) -> None:
