@@ -33,11 +33,11 @@ class Built:
 def build(config: RunConfig, rank_info: RankInfo, ranks: Group) -> Built:
     """Return this rank's part of a run, with rank 0's weights; BadInput on all ranks if one refuses. Collective."""
     strategy = create(config.strategy, ranks, config)
-    device = group.together(ranks, lambda: pick_device(config, rank_info, strategy))
-    corpus = group.together(ranks, lambda: None if strategy.is_server else load_data(config))
+    device = group.agreed(ranks, lambda: pick_device(config, rank_info, strategy))
+    corpus = group.agreed(ranks, lambda: None if strategy.is_server else load_data(config))
     names = [name for name in ranks.gather(corpus.name if corpus else None) if name]
     group.raise_together(ranks, _different_data(names))
-    model, optimizer = group.together(ranks, lambda: build_training(config, strategy, device))
+    model, optimizer = group.agreed(ranks, lambda: build_training(config, strategy, device))
     return Built(strategy, device, corpus, model, strategy.prepare(model, optimizer))
 
 

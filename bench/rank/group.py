@@ -79,7 +79,7 @@ def raise_together(group: Group, problem: str | None) -> None:
         raise AgreedBadInput(problem)
 
 
-def together(group: Group, act: Callable[[], Value]) -> Value:
+def agreed(group: Group, act: Callable[[], Value]) -> Value:
     """Return the value of `act`; if it raises BadInput on any rank, raise that on all ranks. Collective."""
     value, problem = None, None
     try:
@@ -92,7 +92,7 @@ def together(group: Group, act: Callable[[], Value]) -> Value:
 
 
 @contextmanager
-def watched(group: Group, rank_info: RankInfo, config: Callable[[], RunConfig]) -> Iterator[None]:
+def monitored(group: Group, rank_info: RankInfo, config: Callable[[], RunConfig]) -> Iterator[None]:
     """During a block, end the launch if a thread of a rank fails or a rank stops answering. Collective."""
 
     def failed(arguments: threading.ExceptHookArgs) -> None:

@@ -64,7 +64,7 @@ def run_all(
     try:
         ranks = group.join([run.config.strategy for run in planned], rank_info, now.config)
         group.agree(ranks, planned)
-        with group.watched(ranks, rank_info, lambda: now.config):
+        with group.monitored(ranks, rank_info, lambda: now.config):
             for now in planned:
                 group.set_deadline(now.config.timeout_s)
                 _run(now, rank_info, ranks, keep, keep_trace)
@@ -84,7 +84,7 @@ def _run(
     torch.set_num_threads(config.num_threads)
     numbers.reset_peak_memory()
     # Before anything is built, so that a scale model whose target is not understood is refused at once.
-    scaled = group.together(ranks, lambda: scales(config) if ranks.rank == 0 else {})
+    scaled = group.agreed(ranks, lambda: scales(config) if ranks.rank == 0 else {})
     built = build(config, rank_info, ranks)
     before = {**scaled, "duplex_factor": duplex_factor(config, ranks)}
     ranks.barrier()

@@ -77,7 +77,7 @@ rank_info = RankInfo.detect(os.environ)
 config = RunConfig(strategy="parameter_server", num_workers=2, num_servers=1)
 die_with_parent()
 failures.redirect(Path({folder!r}), rank_info.rank)
-with group.watched(MPIGroup(MPI.COMM_WORLD), rank_info, lambda: config):
+with group.monitored(MPIGroup(MPI.COMM_WORLD), rank_info, lambda: config):
     if rank_info.rank == 2:
         {act}
     time.sleep(60)
