@@ -1,4 +1,4 @@
-"""What every strategy is: the interface that one training loop drives, and what a strategy lets be observed."""
+"""The interface of a strategy: what the training loop calls, and what the harness observes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from strategies.volume import Volume
 
 @dataclass(frozen=True)
 class Observed:
-    """What a strategy has done on this rank so far, as far as it knows; the defaults say that it does not.
+    """A strategy's counters and times on this rank; the defaults mean unknown.
 
     The harness reads it after every step's `synchronize()`, so it must be cheap. Times are seconds.
     """
@@ -30,9 +30,11 @@ class Observed:
     wait_in_forward_s: float = 0.0  # of the last step: how long forward() waited for new weights
     wait_in_backward_s: float = 0.0  # of the last step: how long backward() waited for the end of communication
     allreduce_algorithm: str | None = None  # "ring", "any" or "not_ring" (`identify_allreduce`)
-    shard_imbalance: float | None = None  # λ: the largest server's share of the parameters over its due, 1.0 at best
+    shard_imbalance: float | None = (
+        None  # λ: the largest server's share of the parameters over an equal share; 1.0 is balanced
+    )
     shares_memory: bool = False  # whether messages to another rank lie in shared memory and are not sent
-    # Staleness on this rank's server: how many updates used a gradient computed without so many other updates.
+    # Staleness on this rank's server: number of updates by the number of other updates that their gradient missed.
     missed_updates: Counter[int] = field(default_factory=Counter)
     largest_lead: int = 0  # steps by which a worker that was given weights was ahead of the slowest, at most
 
@@ -116,7 +118,7 @@ class Strategy(ABC):
             self.close()
 
     def _watch_gradients(self, model: nn.Module) -> None:
-        """Note when each step's first and last gradient are ready: the span that communication can use."""
+        """Record when each step's first and last gradient are ready, between which communication can overlap."""
 
         def ready(_: Tensor) -> None:
             self._last_gradient_at = time.perf_counter()
@@ -162,7 +164,7 @@ class WorkerOptimizer(Strategy):
         self._optimizer.step()
 
     def _identify(self, allreduce: Allreduce) -> None:
-        """Find out which algorithm sums the gradients. Collective."""
+        """Identify the algorithm that sums the gradients. Collective."""
         self._allreduce_algorithm = identify_allreduce(allreduce, self.group.rank, self.group.size)
 
     def _count_ring(self, num_elements: int) -> None:

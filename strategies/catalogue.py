@@ -1,6 +1,6 @@
-"""Every strategy, declared once: what it is called and what is known of it without running it. No torch.
+"""Every strategy, declared once: its name and properties that are known without running it. No torch.
 
-A strategy of somebody else's is named `package.module:Class`; what its class defines of an entry's fields (as class
+A user's own strategy is named `package.module:Class`; what its class defines of an entry's fields (as class
 attributes of the same names) is its entry, the defaults hold for the rest.
 """
 
@@ -31,7 +31,7 @@ SERVER_KNOBS = (
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a strategy before it runs."""
+    """The properties of a strategy."""
 
     name: str
     path: str  # "package.module:Class", or a function of (group, options) that returns this rank's strategy
@@ -171,7 +171,7 @@ def full_name(name: str) -> str:
 
 @lru_cache
 def find(name: str) -> Entry:
-    """Return a strategy's entry; one of somebody else's that cannot be imported here has the defaults."""
+    """Return a strategy's entry; a user's own that cannot be imported has the defaults."""
     if name in CATALOGUE:
         return CATALOGUE[name]
     try:

@@ -27,8 +27,8 @@ POLL_S = 1e-3
 SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "HOROVOD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
-class PunctualGroup(MPIGroup):
-    """The ranks of an MPI world, which must all come to each call within `timeout_s` seconds."""
+class TimeoutGroup(MPIGroup):
+    """The ranks of an MPI world; a collective call fails after `timeout_s` seconds without one of them."""
 
     def __init__(self, comm: MPI.Intracomm, timeout_s: float) -> None:
         super().__init__(comm)
@@ -45,7 +45,7 @@ class PunctualGroup(MPIGroup):
         return super().broadcast(value)
 
     def barrier(self) -> None:
-        """Return once every rank is here; TimeoutError if one does not come. Collective."""
+        """Return once every rank is here; TimeoutError if one does not arrive. Collective."""
         deadline = time.monotonic() + self._timeout_s
         request = self.comm.Ibarrier()
         while not request.Test():
@@ -80,7 +80,7 @@ def join(timeout_s: float) -> Group:
             f"the launcher started {launched} ranks, MPI knows of {MPI.COMM_WORLD.size}: start them with the mpirun of "
             f"the MPI that mpi4py loads ({MPI.Get_library_version().splitlines()[0]})"
         )
-    group = PunctualGroup(MPI.COMM_WORLD, timeout_s)
+    group = TimeoutGroup(MPI.COMM_WORLD, timeout_s)
     group.comm.Barrier()
     end_together(group.comm)
     return group
@@ -104,7 +104,7 @@ def end_together(comm: MPI.Intracomm) -> None:
 
 def watch_exit(strategy: Strategy) -> None:
     """End all ranks if this one ends before it has closed its strategy: the others would wait for it."""
-    if not isinstance(strategy.group, PunctualGroup):
+    if not isinstance(strategy.group, TimeoutGroup):
         return
     comm, close = strategy.group.comm, strategy.close
 
@@ -122,6 +122,6 @@ def watch_exit(strategy: Strategy) -> None:
 def abort(comm: MPI.Intracomm, reason: str) -> NoReturn:
     """Print why this rank fails, and end all ranks with exit code 1."""
     print(f"psring: rank {comm.rank} failed: {reason}; all ranks end", file=sys.stderr, flush=True)
-    time.sleep(FLUSH_S)  # let the line above leave first
+    time.sleep(FLUSH_S)  # so that the line above is forwarded first
     comm.Abort(1)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Bytes and messages moved: one type for whoever predicts or counts them. No torch."""
+"""Communication volume: one type for predicted and counted bytes and messages. No torch."""
 
 from __future__ import annotations
 

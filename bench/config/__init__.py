@@ -1,4 +1,4 @@
-"""What was asked for: RunConfig, its groups of knobs, how it is read, and the errors of what cannot be done."""
+"""The configuration of a run: RunConfig, its groups of knobs, how it is read, and the errors of bad input."""
 
 from __future__ import annotations
 

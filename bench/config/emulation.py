@@ -1,4 +1,4 @@
-"""Where the time between messages comes from: training, or sleeping as long as training would take."""
+"""Real or emulated compute: knobs of workers that train, and of workers that sleep instead."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Compute(Knobs):
 
 
 class Emulation(Knobs):
-    """What only a sleeping worker reads."""
+    """Durations of emulated compute; read only by workers that sleep."""
 
     compute_from: str | None = None
     """Emulated compute: the file of `psring calibrate` that holds the time of every layer."""
@@ -46,7 +46,7 @@ class Emulation(Knobs):
 
 
 def check(config: RunConfig) -> Iterator[str]:
-    """Yield why a run cannot know how long to sleep, or is told though it does not sleep."""
+    """Yield what is missing or contradictory in the durations, and durations without emulated compute."""
     if config.compute != "emulated":
         for name in config.given(Emulation.model_fields):
             yield f"{name}: compute: {config.compute} does not sleep; use compute: emulated, or leave it out"

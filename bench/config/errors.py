@@ -1,10 +1,10 @@
-"""What ends a command with one line for the user."""
+"""The errors that end a command with one line for the user."""
 
 from __future__ import annotations
 
 
 class BadInput(Exception):
-    """What the user asked for cannot be done: one line that says what, where, and how to mend it."""
+    """Bad input; its text is one line that says what is wrong, where, and how to fix it."""
 
 
 class AgreedBadInput(BadInput):
@@ -12,4 +12,4 @@ class AgreedBadInput(BadInput):
 
 
 class DiskFull(Exception):
-    """Nothing more can be written; what was written is whole."""
+    """The file system is full; files that were written are complete."""

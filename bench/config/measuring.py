@@ -1,4 +1,4 @@
-"""What is measured, how often, on which device, and how it is checked."""
+"""Steps, device, equivalence gate and deadline of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # Training is chaotic: runs that differ by rounding diverge exponentially. The equivalence gate compares early.
 GATE_STEPS = 10
-# Runs that do not promise one process's model must let the held-out loss fall at least this share of its fall.
+# Least decrease of the held-out loss, over one process's, of runs that do not promise one process's model.
 LEAST_CONVERGENCE = 0.8
 
 
@@ -43,7 +43,7 @@ class Measuring(Knobs):
 
 
 def check(config: RunConfig) -> Iterator[str]:
-    """Yield why the equivalence gate has nothing to compare."""
+    """Yield why the equivalence gate cannot compare anything."""
     if config.check_equivalence and config.compute != "real":
         yield f"check_equivalence: compute: {config.compute} trains nothing; use compute: real, or leave it out"
     if config.check_equivalence and not config.exact and not config.eval_batches:

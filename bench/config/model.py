@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Model(Knobs):
-    """A preset and what differs from it."""
+    """A preset and overrides of its dimensions."""
 
     model: Literal["gpt-nano", "gpt-micro", "gpt-mini", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = "gpt-nano"
     """Preset GPT; the next five fields override its dimensions one by one."""
@@ -38,6 +38,6 @@ class Model(Knobs):
 
 
 def check(config: RunConfig) -> Iterator[str]:
-    """Yield what no GPT can be."""
+    """Yield impossible dimensions."""
     if config.gpt.n_embd % config.gpt.n_head:
         yield f"n_embd: {config.gpt.n_embd} does not divide into n_head: {config.gpt.n_head} heads"

@@ -1,4 +1,4 @@
-"""How ranks are started, and the network between them, real or emulated."""
+"""The launcher, and the real or emulated network between ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from strategies.options import Knobs
 if TYPE_CHECKING:
     from bench.config.run import RunConfig
 
-# Names the emulated cluster on whose nodes a process and its children run.
+# Environment variable: the name of the emulated cluster on whose nodes a process runs.
 CLUSTER_VARIABLE = "PSRING_CLUSTER"
 CongestionControl = Literal["reno", "cubic"]
 DEFAULT_CONGESTION_CONTROL: CongestionControl = "reno"
@@ -52,14 +52,14 @@ class Network(Knobs):
 
 
 def check(config: RunConfig) -> Iterator[str]:
-    """Yield what a launcher cannot start, and what does not fit an emulated network."""
+    """Yield what the launcher cannot start, and what contradicts an emulated network."""
     if config.launcher == "none" and config.world_size > 1:
         yield f"launcher: {config.world_size} ranks need one; use launcher: mpirun"
     if config.link is None and config.given(("delay", "congestion_control")):
         yield "delay and congestion_control belong to emulated nodes; give a link (link: 200mbit)"
     if config.link and (config.hostfile or config.network_interface):
         yield "link: emulated nodes have their own hosts; leave hostfile and network_interface out"
-    # Without communication any launcher is let through: folders hold such runs, which failed.
+    # Without communication any launcher is accepted: old folders have such (failed) runs.
     if config.world_size > 1 and config.kind.communicates and config.launcher not in config.kind.launchers:
         yield f"launcher: {config.launcher} cannot start {config.strategy}; use launcher: {config.kind.launchers[0]}"
     if config.launcher == "srun" and (config.hostfile or config.link):

@@ -1,4 +1,4 @@
-"""A RunConfig from what a user gave: strings or values, and the file of `psring tune` that they may name."""
+"""Build a RunConfig from a user's strings or values, and from a file of `psring tune`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_config(values: Mapping[str, object], where: str) -> RunConfig:
 
 
 def _tuned_knobs(values: Mapping[str, object], where: str) -> Mapping[str, object]:
-    """The knobs that a file of `psring tune` has for a strategy; strategies that send nothing need none."""
+    """Return a strategy's knobs in a file of `psring tune`; none for strategies without communication."""
     path, strategy = str(values["tuned"]), str(values.get("strategy", catalogue.LOCAL.name))
     found = read_tuned(path)
     if catalogue.find(strategy).tunes and strategy not in found:
@@ -40,7 +40,7 @@ def _tuned_knobs(values: Mapping[str, object], where: str) -> Mapping[str, objec
 
 
 def read_tuned(path: str) -> dict[str, dict[str, Any]]:
-    """Read a file of `psring tune`: an entry per strategy, its `knobs` among what they come from."""
+    """Read a file of `psring tune`: an entry per strategy, with `knobs`; BadInput if it cannot be read."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -54,7 +54,7 @@ def read_tuned(path: str) -> dict[str, dict[str, Any]]:
 
 
 def first_problem(error: ValidationError, known: Iterable[str]) -> str:
-    """The first of pydantic's complaints as one line that names the field and the value."""
+    """Return pydantic's first error as one line that names the field and the value."""
     problem = error.errors(include_url=False)[0]
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
@@ -66,6 +66,6 @@ def first_problem(error: ValidationError, known: Iterable[str]) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """'; did you mean …?' for the closest known word, or nothing."""
+    """Return '; did you mean …?' with the closest known word, '' if none is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""

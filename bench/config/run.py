@@ -23,7 +23,7 @@ from strategies.closed_forms import payload_bytes
 from strategies.options import GradientOptions, Knobs, Options, TopologyOptions, WireOptions
 
 CHECKS = (topology.check, wire.check, training.check, model.check, network.check, measuring.check, emulation.check)
-# As help lists them, the everyday ones first.
+# In the order of the help text.
 GROUPS: dict[str, tuple[type[Knobs], ...]] = {
     "topology": (Workers, TopologyOptions),
     "model": (Model,),
@@ -48,26 +48,26 @@ class RunConfig(Measuring, Network, Emulation, Compute, Optimizer, Data, Model, 
         return self
 
     def given(self, names: Iterable[str]) -> list[str]:
-        """Return those knobs whose values are not their defaults."""
+        """Return the knobs that differ from their defaults."""
         return [name for name in names if getattr(self, name) != RunConfig.model_fields[name].default]
 
     def role(self, rank: int) -> str:
-        """What a rank of this run does: the last ones serve."""
+        """Return the role of a rank; the last ranks are servers."""
         return "worker" if rank < self.num_workers else "server"
 
     @property
     def world_size(self) -> int:
-        """Ranks in all: workers and dedicated servers."""
+        """Number of ranks: workers and dedicated servers."""
         return self.num_workers + self.num_servers
 
     @property
     def global_batch_size(self) -> int:
-        """Sequences that one update learns from."""
+        """Sequences per optimizer step, all workers together."""
         return self.num_workers * self.batch_size
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that one update learns from."""
+        """Tokens per optimizer step, all workers together."""
         return self.global_batch_size * self.gpt.block_size
 
     @property
@@ -87,20 +87,20 @@ class RunConfig(Measuring, Network, Emulation, Compute, Optimizer, Data, Model, 
 
     @property
     def exact(self) -> bool:
-        """Whether it promises the model that one process would train, but for rounding."""
+        """Whether the run promises the model that one process trains, up to rounding."""
         return self.kind.exact and self.synchronous and self.compression == "none" and self.sync_every == 1
 
     @property
     def workers_agree(self) -> bool:
-        """Whether it promises that all workers hold the same weights after the last step."""
+        """Whether the run promises that all workers have the same weights after the last step."""
         return self.kind.exact and self.synchronous
 
     def digest(self) -> str:
-        """Twelve hex digits that name this config, whatever its place in a sweep."""
+        """Return twelve hexadecimal digits that identify this config."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     def unsupported(self) -> str | None:
-        """Why no library can run this valid config, or None."""
+        """Return why no library can run this valid config, None if one can."""
         reasons = self.kind.unsupported.items()
         return next((why for (knob, value), why in reasons if getattr(self, knob) == value), None)

@@ -1,4 +1,4 @@
-"""Which strategy trains, on how many ranks of which role."""
+"""The strategy, and its numbers of workers and servers."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Workers(Knobs):
 
     @property
     def kind(self) -> catalogue.Entry:
-        """What is known of the strategy."""
+        """Return the strategy's entry in the catalogue."""
         return catalogue.find(self.strategy)
 
 
 def check(config: RunConfig) -> Iterator[str]:
-    """Yield what is wrong with the numbers of workers and servers, and with who waits for whom."""
+    """Yield errors in the numbers of workers and servers, and in the consistency model."""
     yield from _servers(config)
     yield from _consistency(config)
     if config.kind.single_process and config.num_workers != 1:

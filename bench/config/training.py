@@ -1,4 +1,4 @@
-"""What is learnt from, and by which rule."""
+"""The data and the optimizer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Data(Knobs):
 
 
 class Optimizer(Knobs):
-    """The update rule."""
+    """The optimizer and its settings."""
 
     optimizer: Literal["sgd", "adamw"] = "adamw"
     """Update rule; on the servers under parameter_server, on every worker otherwise."""

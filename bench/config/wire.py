@@ -1,4 +1,4 @@
-"""Checks of what travels: compression, and how often workers exchange; the knobs are the strategies' own."""
+"""Checks of compression and local steps; their knobs are in `strategies.options`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def check(config: RunConfig) -> Iterator[str]:
-    """Yield what does not fit together among the knobs that reduce bytes."""
+    """Yield contradictions among the knobs that reduce bytes."""
     asked = config.given(("compression", "sync_every"))
     if asked and (not config.kind.has_servers or not config.synchronous):
         yield f"{asked[0]}: needs a parameter_server and consistency: bsp; or leave it out"
