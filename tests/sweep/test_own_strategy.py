@@ -12,8 +12,9 @@ import yaml
 
 from bench import records
 from bench.config import BadInput, RunConfig, make_config
-from bench.ledger import predict
+from bench.ledger import RoleVolumes, make_ledger, predict
 from strategies import catalogue
+from strategies.volume import Volume
 from tests.support.processes import PSRING, REPOSITORY, run_command
 
 PACKAGE = Path(__file__).parent.parent / "packages" / "gossip"
@@ -40,7 +41,7 @@ def test_it_runs_alone_by_its_short_name(site: str, tmp_path: Path) -> None:
     (record,) = records.read(tmp_path / "out")
     assert record.config.strategy == "gossip:Gossip"
     assert record.ledger is not None
-    assert record.ledger.bytes_sent_per_worker_per_step == 0
+    assert record.ledger.worker.counted.bytes_sent == 0
 
 
 @pytest.mark.launcher
@@ -57,8 +58,8 @@ def test_it_is_swept_checked_counted_and_reported(site: str, tmp_path: Path) -> 
     for record in records.read(out):
         if record.config.num_workers > 1:
             assert record.ledger is not None
-            assert record.ledger.ledger_agrees
-            assert (record.ledger.bytes_sent_per_worker_per_step or 0) == 8 * record.config.gpt.num_parameters
+            assert record.ledger.agrees
+            assert record.ledger.worker.counted.bytes_sent == 8 * record.config.gpt.num_parameters
             assert record.summary is not None
             assert record.summary.convergence is not None
     for environ in ({"PYTHONPATH": site}, {}):  # also where the package is not installed
@@ -93,9 +94,11 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("module")
 def test_without_a_closed_form_nothing_is_predicted() -> None:
     config = make_config({"strategy": "mine:Quiet", "num_workers": 2}, "here")
-    worker, server = predict(config)
-    assert set(vars(worker).values()) == {None}
-    assert server is None
+    found = predict(config)
+    assert set(vars(found.worker).values()) == {None}
+    assert found.server is None
+    counted = RoleVolumes(Volume(8, 8, 1, 1))
+    assert make_ledger(config, counted, RoleVolumes()).agrees is None
     assert config.kind.title == "Quiet"
     assert not config.exact
 
