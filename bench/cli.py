@@ -57,8 +57,9 @@ def _print_once(error: BadInput) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from bench.files import check_writable, open_folder
     from bench.mpi import RankInfo, complete_config
-    from bench.records import PlannedRun, check_writable, open_folder
+    from bench.records import PlannedRun
 
     rank_info = RankInfo.detect(os.environ)
     config = complete_config(knobs(arguments), rank_info, _node_links())
@@ -100,8 +101,8 @@ def _node_links() -> dict[str, object] | None:
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
+    from bench.files import check_writable, write_json
     from bench.mpi import RankInfo, complete_config
-    from bench.records import check_writable, write_json
 
     rank_info = RankInfo.detect(os.environ)
     config = complete_config(knobs(arguments), rank_info)
@@ -214,7 +215,7 @@ def _enter_sandbox(cells: Sequence[RunConfig]) -> None:
 
 
 def _write_batch_script(arguments: argparse.Namespace, cells: Sequence[RunConfig], options: Sequence[str]) -> int:
-    from bench.records import check_writable, write_whole
+    from bench.files import check_writable, write_whole
     from bench.sweep.slurm import batch_script
 
     check_writable(arguments.slurm)

@@ -1,18 +1,15 @@
-"""What a run leaves behind: StepRecord and RunRecord, and how a results folder holds them.
+"""StepRecord, RunRecord and PlannedRun, and how a results folder stores them.
 
-A results folder has one truth, ``runs.jsonl`` (append-only, one line per run), beside the raw samples in
-``steps/<run_id>.csv``. Everything else in it can be rebuilt from these.
+A results folder holds ``runs.jsonl`` (append-only, one line per run) and the raw samples in ``steps/<run_id>.csv``.
+Every other file in it can be rebuilt from these.
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import errno
 import io
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
-from bench.config import LEAST_CONVERGENCE, BadInput, DiskFull, RunConfig
+from bench.config import LEAST_CONVERGENCE, BadInput, RunConfig
+from bench.files import raising_disk_full, write_whole
 from bench.ledger import Ledger
 from bench.summary import Summary
 from strategies.options import Unit
@@ -34,8 +32,8 @@ Status = Literal["ok", "failed", "timeout", "out_of_memory", "unsupported", "inv
 LABELS: dict[str, str] = {
     "oversubscribed": "more compute threads (ranks x num_threads) than cores on a machine: they also wait for cores",
     "loopback": "all ranks on one machine: messages cross memory, not a network",
-    "shared_memory": "workers and servers of one node read each other's messages where they lie: counted, not sent",
-    "emulated": "the nodes are network namespaces of one machine, their links shaped; they share its cores",
+    "shared_memory": "workers and servers of one node read each other's messages in shared memory: counted, not sent",
+    "emulated": "the nodes are network namespaces of one machine with shaped links; they share its cores",
     "emulated_compute": "workers slept instead of computing: nothing was trained, so there is no loss and no gate",
     "not_ring": "the allreduce that ran was not a ring",
     "few_launches": "fewer than 5 launches: the interval is the range of very few samples",
@@ -76,7 +74,7 @@ StoredLedger = Annotated[Ledger, BeforeValidator(_ledger), PlainSerializer(Ledge
 
 
 class RunRecord(BaseModel):
-    """One line of runs.jsonl: what was asked, what came of it, and what a reader must know."""
+    """One line of runs.jsonl: the configuration of a run, its outcome, and labels that a reader must know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -112,7 +110,7 @@ class RunRecord(BaseModel):
     """In `runs.jsonl`: the Ledger above; null for a run without numbers."""
 
     def describe(self) -> str:
-        """The run in one line: what, how fast, to which loss, and what a reader must know."""
+        """Return the run in one line: throughput, loss, verdict of the gate, labels."""
         if self.summary is None:
             return f"{self.status}: {self.reason}"
         found = self.summary
@@ -129,7 +127,7 @@ class RunRecord(BaseModel):
         return ", ".join([line, *bad]) + "".join(f" [{label}]" for label in self.labels)
 
     def row(self) -> dict[str, object]:
-        """One flat table row; a failed run has blanks where its numbers would be."""
+        """Return one flat table row; the numbers of a failed run are None."""
         numbers = self.summary.model_dump() if self.summary else dict.fromkeys(Summary.model_fields)
         numbers |= (self.ledger or Ledger()).row()
         own = self.model_dump(exclude={"config", "summary", "ledger", "labels"})
@@ -138,7 +136,7 @@ class RunRecord(BaseModel):
 
 
 class PlannedRun(BaseModel):
-    """The repeat-th run of a cell: what a launch is asked for, and what its record answers to."""
+    """The repeat-th run of a cell, before it has run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -147,11 +145,11 @@ class PlannedRun(BaseModel):
 
     @property
     def run_id(self) -> str:
-        """The name of its record and of its samples."""
+        """Name of its record and of its file of samples."""
         return f"{self.config.digest()}-r{self.repeat}"
 
     def describe(self) -> str:
-        """The run in a few words."""
+        """Return the run's strategy, ranks and unusual knobs in a few words."""
         c = self.config
         servers = f" + {c.num_servers}" if c.num_servers else ""
         words = [f"{c.strategy} {c.num_workers}{servers}"]
@@ -164,7 +162,7 @@ class PlannedRun(BaseModel):
         return ", ".join(words)
 
     def record(self, status: Status, environment: str, **found: Any) -> RunRecord:
-        """Return its record; what is not given stays blank."""
+        """Return its record; fields that are not given have their defaults."""
         values: dict[str, Any] = {"started_at": now(), **found}
         return RunRecord(
             run_id=self.run_id,
@@ -178,7 +176,7 @@ class PlannedRun(BaseModel):
 
 
 class RunningNow(BaseModel):
-    """What a sweep's folder says of the run that it is at, for `psring status`."""
+    """The run that a sweep is at, stored in its folder for `psring status`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -189,14 +187,14 @@ class RunningNow(BaseModel):
 
 
 def now() -> str:
-    """The time of day as records state it."""
+    """Return the time of day in UTC, ISO 8601, whole seconds."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def append(folder: Path, record: RunRecord) -> None:
-    """Add one line to runs.jsonl and force it to the disk before returning."""
+    """Append one line to runs.jsonl; it is on the disk when this returns. DiskFull if there is no room."""
     path = folder / "runs.jsonl"
-    with disk_full_is_said(path):
+    with raising_disk_full(path):
         _end_half_written_line(path)
         try:
             with path.open("a", encoding="utf-8") as file:
@@ -208,19 +206,8 @@ def append(folder: Path, record: RunRecord) -> None:
             raise
 
 
-@contextlib.contextmanager
-def disk_full_is_said(path: Path) -> Iterator[None]:
-    """Raise DiskFull instead of the OSError of a file system that takes no more."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskFull(f"{path}: {error.strerror}; make room, then the same command runs what is missing") from None
-
-
 def _end_half_written_line(path: Path) -> None:
-    """A writer that was killed may have left a line without its end: drop it, its run is run again."""
+    """Remove a last line without a newline, which a killed writer left; its run is repeated."""
     if not path.exists():
         return
     content = path.read_bytes()
@@ -230,7 +217,7 @@ def _end_half_written_line(path: Path) -> None:
 
 
 def read(folder: Path) -> list[RunRecord]:
-    """All runs of a folder, the last word on each run_id, in the order they were first written."""
+    """Return a folder's runs: the last record of each run_id, in the order of the first. BadInput without a file."""
     path = folder / "runs.jsonl"
     if not path.is_file():
         raise BadInput(f"{folder}: no runs.jsonl there; give the folder that `psring sweep --out` wrote")
@@ -242,7 +229,7 @@ def read(folder: Path) -> list[RunRecord]:
         try:
             record = RunRecord.model_validate_json(line)
         except ValidationError as error:
-            if number == len(lines):  # no newline after it: its writer was killed
+            if number == len(lines):  # no newline follows: its writer was killed
                 continue
             problem = error.errors(include_url=False)[0]["msg"]
             raise BadInput(f"{path}:{number}: not a run record ({problem}); remove the line") from None
@@ -251,45 +238,21 @@ def read(folder: Path) -> list[RunRecord]:
 
 
 def size(folder: Path) -> int:
-    """Bytes of runs.jsonl: a cheap way to see whether there is something new."""
+    """Return the bytes of runs.jsonl, 0 without one: cheap to compare for changes."""
     path = folder / "runs.jsonl"
     return path.stat().st_size if path.exists() else 0
 
 
 def frame(records: Iterable[RunRecord]) -> pd.DataFrame:
-    """One row per run; the columns are those of RunConfig, GPTShape, Summary and Ledger."""
-    import pandas as pd  # here, so that no rank of a run waits for it
+    """Return one row per run; the columns are those of RunConfig, GPTShape, Summary and Ledger."""
+    import pandas as pd  # imported here, because ranks do not need it and it is slow to import
 
     return pd.DataFrame([record.row() for record in records])
 
 
-def open_folder(out: Path, resumable: bool = False) -> None:
-    """Make the folder of `--out`; BadInput if it cannot be written or holds something else."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ".writable").touch()
-        (out / ".writable").unlink()
-    except OSError as error:
-        raise BadInput(f"--out {out}: cannot be written: {error.strerror}") from None
-    others = [path.name for path in out.iterdir() if path.name != ".lock"]
-    if others and not (resumable and "environment.json" in others):
-        raise BadInput(f"--out {out}: not empty ({sorted(others)[0]} is there); choose a new folder")
-
-
-def check_writable(path: Path) -> None:
-    """BadInput if a file cannot be made there: found out before the run, not after it."""
-    try:
-        with path.open("ab"):
-            pass
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be written: {error.strerror}") from None
-    if path.stat().st_size == 0:
-        path.unlink()
-
-
 def write_steps(folder: Path, name: str, steps: Iterable[StepRecord]) -> None:
-    """Store the raw samples of one run as steps/<name>.csv, warm-up flagged."""
-    with disk_full_is_said(folder):
+    """Write the raw samples of one run, warm-up steps included, to steps/<name>.csv."""
+    with raising_disk_full(folder):
         (folder / "steps").mkdir(exist_ok=True)
     rows = [step.row() for step in steps]
     table = io.StringIO()
@@ -297,20 +260,3 @@ def write_steps(folder: Path, name: str, steps: Iterable[StepRecord]) -> None:
     writer.writeheader()
     writer.writerows(rows)  # None becomes a blank
     write_whole(folder / "steps" / f"{name}.csv", table.getvalue())
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file in one move, so that nobody ever reads half of it."""
-    partial = path.with_name(path.name + ".partial")
-    with disk_full_is_said(path):
-        try:
-            partial.write_text(text, encoding="utf-8")
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
-        partial.replace(path)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Replace a file with readable JSON in one move."""
-    write_whole(path, json.dumps(value, indent=2, sort_keys=True) + "\n")

@@ -19,9 +19,9 @@ from bench.durations import (
     forward_flops,
     slowdown,
 )
+from bench.files import write_json
 from bench.mpi import RankInfo
 from bench.rank.calibrate import calibrate
-from bench.records import write_json
 from bench.shape import PRESETS
 from tests.support.worlds import small
 

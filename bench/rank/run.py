@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from bench import environment, processes, records
+from bench import environment, files, processes, records
 from bench.config import BadInput
 from bench.mpi import RankInfo, tcp_settings
 from bench.nodes.guard import Evidence, Monitor
@@ -185,8 +185,8 @@ def write_folder(out: Path, result: Result) -> None:
     """Add one run to a results folder."""
     if not (out / "environment.json").exists():
         values = result.record.config.model_dump(mode="json", exclude_defaults=True)
-        records.write_whole(out / "sweep.yaml", yaml.safe_dump({"grid": [values]}, sort_keys=False))
-        records.write_json(out / "environment.json", environment.collect())
+        files.write_whole(out / "sweep.yaml", yaml.safe_dump({"grid": [values]}, sort_keys=False))
+        files.write_json(out / "environment.json", environment.collect())
     records.write_steps(out, result.record.run_id, result.steps)
     records.append(out, result.record)
 

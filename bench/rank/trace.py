@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import records
+from bench import files
 from bench.rank.clock import PhaseTimer
 from strategies.base import Strategy
 from strategies.timeline import KeepsTimeline, Span
@@ -65,7 +65,7 @@ def write(path: Path, ranks: Sequence[RankTrace]) -> None:
     start = min((begin - barrier_end for _, barrier_end, (_, begin, _) in spans), default=0.0)
     events = [event for each in ranks for event in _events(each, each.barrier_end + start)]
     events += [event for each in ranks for event in _timeline_events(each, each.barrier_end + start, len(ranks))]
-    records.write_whole(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}) + "\n")
+    files.write_whole(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}) + "\n")
 
 
 def _events(trace: RankTrace, zero: float) -> Iterator[dict[str, object]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from bench import records
+from bench import files, records
 from bench.config import BadInput
 from bench.report import answer, cells, commands, duels, figures, loss, method, sections, tables
 from bench.report.looks import INK, PAPER
@@ -55,7 +55,7 @@ def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MAR
         "report.md": render("report.md.j2", most_rows=MOST_ROWS, **context),
     }
     for name, text in texts.items():
-        records.write_whole(folder / name, text)
+        files.write_whole(folder / name, text)
     write_parquet({"runs.parquet": runs, "summary.parquet": summary}, folder)
     images = [f"figures/{name}.{kind}" for name in drawn for kind in figures.KINDS]
     return [folder / name for name in (*texts, "runs.parquet", "summary.parquet", *images)]

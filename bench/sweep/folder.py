@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from filelock import FileLock, Timeout
 
-from bench import environment, failures, records
+from bench import environment, failures, files, records
 from bench.config import BadInput, DiskFull
 from bench.records import RunRecord
 from bench.sweep.file import Sweep
@@ -26,7 +26,7 @@ def locked(out: Path, sweep: Sweep) -> Iterator[str]:
     If the block raises, the scratch folder stays, so that the next sweep can recover its records.
     BadInput if the folder is not writable, holds something else, is in use, or has another environment's runs.
     """
-    records.open_folder(out, resumable=True)
+    files.open_folder(out, resumable=True)
     lock = FileLock(out / ".lock", timeout=0)
     try:
         lock.acquire()
@@ -54,8 +54,8 @@ def _prepare(out: Path, sweep: Sweep) -> str:
     for record in collect_records(out, digest):
         if record.run_id not in names:
             records.append(out, record)
-    records.write_json(out / "environment.json", current)
-    records.write_whole(out / "sweep.yaml", yaml.safe_dump(sweep.model_dump(exclude_none=True), sort_keys=False))
+    files.write_json(out / "environment.json", current)
+    files.write_whole(out / "sweep.yaml", yaml.safe_dump(sweep.model_dump(exclude_none=True), sort_keys=False))
     return digest
 
 
@@ -68,7 +68,7 @@ def new_scratch(out: Path) -> Path:
     """Return an empty scratch folder for a launch, with a folder `result` for its ranks' records and samples."""
     scratch = out / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
-    with records.disk_full_is_said(scratch):
+    with files.raising_disk_full(scratch):
         (scratch / "result").mkdir(parents=True)
     return scratch
 
@@ -90,7 +90,7 @@ def check_disk_space(out: Path, reason: str) -> None:
     """Raise DiskFull if a launch failed for lack of disk space: the failure is not the cell's."""
     if DiskFull.__name__ in reason:
         raise DiskFull(f"--out {out}: {reason}")
-    records.write_whole(out / SCRATCH / "free", "\0" * MIN_FREE_BYTES)
+    files.write_whole(out / SCRATCH / "free", "\0" * MIN_FREE_BYTES)
 
 
 def save_log(out: Path, run_id: str) -> str:
@@ -103,5 +103,5 @@ def save_log(out: Path, run_id: str) -> str:
         return ""
     (out / "logs").mkdir(exist_ok=True)
     said = failures.logs(out / SCRATCH)
-    records.write_whole(out / name, failures.join_logs(launcher.read_text(errors="replace"), said.items()))
+    files.write_whole(out / name, failures.join_logs(launcher.read_text(errors="replace"), said.items()))
     return name

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench import records
+from bench import files, records
 from bench.records import PlannedRun, RunningNow, RunRecord
 from bench.sweep.folder import SCRATCH
 
@@ -44,7 +44,7 @@ class Journal:
     def begin(self, run: PlannedRun) -> None:
         """Note that a run begins, on the progress bar and for `psring status`."""
         now = RunningNow(run_id=run.run_id, pid=os.getpid(), host=platform.node(), since=records.now())
-        records.write_whole(self._out / SCRATCH / "now", now.model_dump_json())
+        files.write_whole(self._out / SCRATCH / "now", now.model_dump_json())
         self.progress.update(self._task, now=f"#{run.repeat} {run.describe()}")
 
     def end(self, run: PlannedRun, record: RunRecord) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import durations, ledger, mpi, records
+from bench import durations, files, ledger, mpi, records
 from bench.config import BadInput, RunConfig
 from bench.nodes import cluster, layout, sandbox
 from bench.nodes.layout import Cluster
@@ -243,7 +243,7 @@ def _launch(
     """
     scratch = out / SCRATCH
     remaining = {run.run_id: run for run in planned}
-    records.write_whole(scratch / "plan", "".join(run.model_dump_json() + "\n" for run in planned))
+    files.write_whole(scratch / "plan", "".join(run.model_dump_json() + "\n" for run in planned))
     last_record_at, bytes_read = time.monotonic(), 0
 
     def poll() -> float:

@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from bench import environment, records
+from bench import environment, files, records
 from bench.config import BadInput, RunConfig, read_tuned
 from bench.intervals import Estimate, median_interval
 from bench.mpi import RankInfo
@@ -43,13 +43,13 @@ def tune(config: RunConfig, rank_info: RankInfo, out: Path, console: Console) ->
             f"psring tune --num-workers {config.num_workers} --strategy {config.strategy} ..."
         )
     if rank_info.rank == 0:
-        records.check_writable(out)
+        files.check_writable(out)
         known = read_tuned(str(out)) if out.exists() else {}
     samples = measure(candidates, round_on_ranks(rank_info) if launched else round_with_launches)
     if rank_info.rank == 0:
         found = intervals(knob, candidates, samples)
         entry = make_entry(config, knob, found, max(map(len, samples)))
-        records.write_whole(out, yaml.safe_dump({**known, config.strategy: entry}, sort_keys=False))
+        files.write_whole(out, yaml.safe_dump({**known, config.strategy: entry}, sort_keys=False))
         show(config, knob, found, console)
         text = f"{out}: --tuned {out} sets {knob}: {fastest(found)} for {config.strategy}"
         console.print(text, markup=False, soft_wrap=True)

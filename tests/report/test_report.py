@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import cli, records
+from bench import cli, files, records
 from bench.config import BadInput
 from bench.records import LABELS, RunRecord
 from bench.report import answer, cells, duels, loss, sections, tables
@@ -66,7 +66,7 @@ def write_runs(folder: Path, runs: list[RunRecord]) -> Path:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_runs(tmp_path_factory.mktemp("study"), demo_records(repeats=2))
-    records.write_json(folder / "environment.json", {"hosts": {"node0": {"cores": 2}}, "commit": None})
+    files.write_json(folder / "environment.json", {"hosts": {"node0": {"cores": 2}}, "commit": None})
     (folder / "sweep.yaml").write_text("# Held equal: <everything>\ngrid: [{strategy: local}]\n")
     write_report(folder)
     return folder
