@@ -113,7 +113,7 @@ def _emulated_nodes() -> Finding:
     """Check whether psring can use this mpirun on emulated nodes."""
     version = environment.mpi_version() or "no mpirun"
     works = "Open MPI" in version
-    found = version if works else f"{version}: no emulated nodes, no network_interface, no template for ranks"
+    found = version if works else f"{version}: no emulated nodes, no network_interface"
     return Finding("mpirun for emulated nodes", works, found, "use Open MPI 4.1 or 5", needed=False)
 
 

@@ -71,7 +71,7 @@ def main() -> NoReturn:
 def _ask(arguments: list[str]) -> socket.socket | None:
     """Return a connection to the forked process once it runs; None if there is none."""
     folder = os.environ.get(FOLDER)
-    if not folder or "PMI_FD" in os.environ:  # MPICH gives its ranks an open file, which a template lacks
+    if not folder:
         return None
     libc, before = ctypes.CDLL(None), ctypes.c_int()
     libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(before))
