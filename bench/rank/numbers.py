@@ -96,7 +96,7 @@ def timing(config: RunConfig, reports: Sequence[RankReport]) -> dict[str, float 
     means = {f"{name}_s": _mean(steps, f"{name}_s") for name in (*PHASES, "communication")}
     total = means["communication_s"]
     communicates = config.num_workers > 1 or config.num_servers > 0
-    overlap = 1 - means["exposed_communication_s"] / total if communicates and total > 0 else None
+    overlap = max(0.0, 1 - means["exposed_communication_s"] / total) if communicates and total > 0 else None
     return {
         **means,
         "tokens_per_s": config.tokens_per_step * config.steps / float(step_s.sum(axis=1).max()),
