@@ -58,7 +58,7 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
     ranks = commands.add_parser("ranks")  # internal: `psring sweep` starts it on every rank of a launch
     ranks.add_argument("plan", type=Path)
     ranks.add_argument("--out", type=Path, required=True)
-    template = commands.add_parser("template")  # no help: whoever launches ranks starts it
+    template = commands.add_parser("template")  # internal: the process that launches ranks starts it
     template.add_argument("listener", type=int)
     template.add_argument("room", nargs="*")
     flags = {

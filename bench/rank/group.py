@@ -96,7 +96,7 @@ def monitored(group: Group, rank_info: RankInfo, config: Callable[[], RunConfig]
     """During a block, end the launch if a thread of a rank fails or a rank stops answering. Collective."""
 
     def failed(arguments: threading.ExceptHookArgs) -> None:
-        end_everyone(rank_info, config(), arguments.exc_value or RuntimeError("a thread failed"))
+        end_all_ranks(rank_info, config(), arguments.exc_value or RuntimeError("a thread failed"))
 
     def silent(rank: int, host: str) -> None:
         faulthandler.dump_traceback()  # shows where this rank waits for the other one
@@ -130,7 +130,7 @@ def clear_deadline() -> None:
     faulthandler.cancel_dump_traceback_later()
 
 
-def end_everyone(rank_info: RankInfo, config: RunConfig, error: BaseException) -> NoReturn:
+def end_all_ranks(rank_info: RankInfo, config: RunConfig, error: BaseException) -> NoReturn:
     """Record which rank failed and why, then end the whole launch, so that no rank waits for this one."""
     _end(rank_info, Failure.of(error, rank_info.rank, config.role(rank_info.rank)))
 

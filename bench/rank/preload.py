@@ -32,6 +32,6 @@ def end(code: int) -> NoReturn:
     if MPI.Is_initialized() and not MPI.Is_finalized():
         MPI.Finalize()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+        with contextlib.suppress(OSError, ValueError):  # its reader is gone
             stream.flush()
     os._exit(code)

@@ -71,7 +71,7 @@ def run_all(
     except BadInput:
         raise
     except Exception as error:
-        group.end_everyone(rank_info, now.config, error)
+        group.end_all_ranks(rank_info, now.config, error)
     finally:
         group.clear_deadline()
 

@@ -61,7 +61,7 @@ def complaints() -> list[str]:
 
 @cache
 def _folder() -> Path:
-    """A folder for sockets that nobody else may enter; removed when this process ends."""
+    """Return this process's private folder for sockets, which is removed when it ends."""
     folder = Path(tempfile.mkdtemp(prefix="psring-template-"))
     owner = os.getpid()
 
@@ -92,7 +92,7 @@ def _start(path: Path, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
 
 def serve(listener_fd: int) -> list[str]:
     """Fork a process per client until this process is ended; in each forked process, return its arguments."""
-    import bench.rank.preload  # noqa: F401  # here, so that whoever starts a template does not import torch
+    import bench.rank.preload  # noqa: F401  # imported here: the process that starts a template needs no torch
 
     gc.collect()
     gc.freeze()  # or a collection would write to, and so copy, every page that is shared

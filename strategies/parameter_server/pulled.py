@@ -39,7 +39,7 @@ class Pulled:
         flat = self._weights_on_server(options)
         self._reads_on_server = flat is not None
         # Whether an arriving reply calls for action: it brings a payload, or is to be copied. A rank with a GPU reads
-        # its weights on the server but sends its gradients, which MPI moves only while somebody calls it.
+        # its weights on the server but sends its gradients, which MPI moves only while a thread calls it.
         self.looks_for_replies = flat is None or buffers.is_sent_to(plan.roles.servers[0])
         if flat is None:
             dtype = torch.float32 if compressed else torch_dtype(options.wire_dtype)
@@ -105,8 +105,8 @@ class Pulled:
         for chunk in self._plan.chunks:
             server = self._plan.roles.servers[chunk.server]
             buffer = self._wire.message(chunk.index) if self._buffers.is_sent_from(server) else NOTHING
-            travels = server != self._rank  # what a rank hands to itself does not
-            moved = (sent_bytes(chunk.index), self._wire.message(chunk.index).nbytes) if travels else None
+            is_sent = server != self._rank
+            moved = (sent_bytes(chunk.index), self._wire.message(chunk.index).nbytes) if is_sent else None
             self._progress.expect(server, chunk.pull_tag, buffer, partial(self._arrived, chunk, moved))
 
     def expect(self, index: int) -> None:

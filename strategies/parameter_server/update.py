@@ -151,9 +151,9 @@ def refusal(optimizer: torch.optim.Optimizer) -> str | None:
     steps on a matrix and on its two halves as vectors show whether that holds.
     """
     name = type(optimizer).__name__
-    mend = 'set server_role="sum", so that every worker runs it'
+    fix = 'set server_role="sum", so that every worker runs it'
     if any(float(state.get("step", 1)) for state in optimizer.state.values()):
-        return f"{name} already holds state, which servers do not take over: {mend}, or make a new optimizer"
+        return f"{name} already holds state, which servers do not take over: {fix}, or make a new optimizer"
     settings = dict(optimizer.param_groups[0])
     if "lr" in settings:
         settings["lr"] = 0.1  # a warm-up may start at 0, where no weight changes
@@ -172,9 +172,9 @@ def refusal(optimizer: torch.optim.Optimizer) -> str | None:
             whole(None)
             split(None)
     except Exception as error:
-        return f"servers cannot run {name} on ranges of the parameters ({type(error).__name__}: {error}): {mend}"
+        return f"servers cannot run {name} on ranges of the parameters ({type(error).__name__}: {error}): {fix}"
     if not torch.allclose(torch.cat(pieces), weights.flatten(), rtol=1e-3, atol=1e-5):
-        return f"{name} does not update every element alike, and a server holds parts of tensors: {mend}"
+        return f"{name} does not update every element alike, and a server holds parts of tensors: {fix}"
     return None
 
 
