@@ -10,6 +10,7 @@ import torch
 
 from bench.mpi import find_launcher
 from strategies.environment import mpi_environment
+from strategies.join import join
 from tests.support.processes import REPOSITORY, Launched, run_command
 
 pytestmark = pytest.mark.launcher
@@ -89,19 +90,28 @@ def test_a_failure_of_one_rank_ends_all_and_is_named(script: str, reason: str, t
 
 
 RING = """
-{before}
 import strategies, torch
 with strategies.create("ring_allreduce") as strategy:
     model = torch.nn.Linear(3, 2)
     strategy.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    print(strategy.observe().allreduce_algorithm)
+    print(strategy.observe().allreduce_algorithm, flush=True)
 """
 
 
-def test_a_scripts_allreduce_is_a_ring_or_it_is_told_why_not(tmp_path: Path) -> None:
-    (tmp_path / "train.py").write_text(RING.format(before=""))
+def test_a_scripts_allreduce_is_a_ring(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(RING)
     ended = mpirun(3, tmp_path / "train.py")
     assert ended.stdout.split() == ["ring"] * 3, ended.stderr
-    (tmp_path / "train.py").write_text(RING.format(before="from mpi4py import MPI"))
-    ended = mpirun(3, tmp_path / "train.py")
-    assert "mpi4py.MPI was imported before strategies.create()" in ended.stderr
+
+
+def test_a_script_is_told_that_mpi_started_too_early_and_of_another_mpis_mpirun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mpi4py import MPI
+
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    with (
+        pytest.warns(UserWarning, match="mpi4py.MPI was imported before"),
+        pytest.raises(ValueError, match=f"2 ranks, MPI knows of {MPI.COMM_WORLD.size}"),
+    ):
+        join(timeout_s=1.0)
