@@ -30,12 +30,12 @@ def build_model(config: RunConfig, device: torch.device) -> GPT:
 
 
 def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimizer over two groups: matrices and embeddings decay, biases and norms do not."""
+    """Return the optimizer: matrices and embeddings decay, biases and norms, a group of their own, do not."""
     parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
+    decaying = [p for p in parameters if p.dim() >= 2 and config.weight_decay]  # without decay one group is faster
+    others = [p for p in parameters if p.dim() < 2 or not config.weight_decay]
+    groups = [{"params": decaying, "weight_decay": config.weight_decay}] if decaying else []
+    groups += [{"params": others, "weight_decay": 0.0}] if others else []
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, fused=True)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
