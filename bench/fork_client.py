@@ -119,7 +119,7 @@ def _describe(arguments: list[str]) -> dict[str, Any]:
         "nice": os.getpriority(os.PRIO_PROCESS, 0),
         "cores": sorted(os.sched_getaffinity(0)),
         "limits": [(limit, *resource.getrlimit(limit)) for limit in _LIMITS],
-        "ignored": [number for number in _FORWARDED if signal.getsignal(number) == signal.SIG_IGN],
+        "ignored": [int(number) for number in _FORWARDED if signal.getsignal(number) == signal.SIG_IGN],
     }
 
 

@@ -170,3 +170,8 @@ def test_where_no_socket_can_be_made_ranks_are_executed(monkeypatch: pytest.Monk
 
 def test_templates_can_be_turned_off() -> None:
     assert template.environment({**AT_FIRST, template.OFF: "1"}) == {}
+
+
+def test_a_client_that_ignores_a_signal_as_under_nohup_still_runs() -> None:
+    ended = run_command(["nohup", *PSRING, "run", "--help"])
+    assert ended.returncode == 0, ended.stderr
