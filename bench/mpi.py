@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.config import BadInput, RunConfig, make_config
+from bench.config.topology import default_num_servers
 from strategies.environment import DEFAULT_SOCKET_BYTES
 
 FRAGMENT_BYTES = 1 << 17  # Open MPI's default largest fragment over TCP; the eager limit may not be larger than it
@@ -65,7 +66,7 @@ def complete_config(
         raise BadInput(
             "link: this is not an emulated node; psring cluster up, then psring cluster exec n0 -- mpirun ..."
         )
-    given_servers = str(given.get("num_servers", 0))
+    given_servers = str(given.get("num_servers", default_num_servers(given)))
     num_servers = int(given_servers) if given_servers.isdigit() else 0  # RunConfig reports other values
     num_workers = rank_info.world_size - num_servers
     values = {"launcher": rank_info.launcher, **given, **(links or {}), "num_workers": max(num_workers, 1)}

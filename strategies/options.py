@@ -29,7 +29,8 @@ class TopologyOptions(Knobs):
     """Which ranks serve parameters, and which of them wait for which."""
 
     num_servers: Annotated[int, Unit("ranks")] = Field(0, ge=0)
-    """Ranks that only serve parameters (parameter_server); they are the last ranks of the world."""
+    """Ranks that only serve parameters (parameter_server); they are the last ranks of the world. Not given:
+    1 for dedicated servers."""
     placement: Literal["dedicated", "colocated", "mixed"] = "dedicated"
     """Where parameters are served; dedicated: on num_servers ranks of their own; colocated: on every worker's rank,
     an equal shard each; mixed: on both, split so that all links carry the same bytes."""

@@ -108,7 +108,7 @@ def test_a_sweep_keeps_each_cell_once_and_leaves_out_the_excluded() -> None:
     [
         ({"batchsize": 4}, "did you mean 'batch_size'"),
         ({"strategy": "ring_alreduce"}, "no strategy is called 'ring_alreduce'; did you mean 'ring_allreduce'?"),
-        ({"strategy": "parameter_server"}, "at least 1 server"),
+        ({"strategy": "parameter_server", "num_servers": 0}, "at least 1 server"),
         ({"strategy": "ring_allreduce", "num_servers": 1}, "has no servers"),
         ({"strategy": "local", "num_workers": 2}, "local is one worker"),
         ({"batch_size": 5, "gradient_accumulation": 2}, "5 does not divide"),
@@ -163,6 +163,13 @@ def test_a_float_that_yaml_reads_as_text_is_a_float() -> None:
 def test_more_servers_than_ranks_leave_no_worker() -> None:
     with pytest.raises(BadInput, match="leave no worker"):
         complete_config({"strategy": "parameter_server", "num_servers": "2"}, RankInfo("mpirun", 0, 2, 0))
+
+
+def test_dedicated_servers_are_one_by_default() -> None:
+    assert RunConfig(strategy="parameter_server") == RunConfig(strategy="parameter_server", num_servers=1)
+    assert RunConfig(strategy="parameter_server", placement="colocated").num_servers == 0
+    assert RunConfig(strategy="ring_allreduce").num_servers == 0
+    assert complete_config({"strategy": "parameter_server"}, RankInfo("mpirun", 0, 3, 0)).num_workers == 2
 
 
 def test_what_horovod_cannot_reduce_is_refused_with_the_reason() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from pydantic import model_validator
 
@@ -39,6 +40,11 @@ GROUPS: dict[str, tuple[type[Knobs], ...]] = {
 # pydantic orders fields from the last base to the first.
 class RunConfig(Measuring, Network, Emulation, Compute, Optimizer, Data, Model, Options, Workers):
     """One run, frozen and validated. Every rank of a run holds an equal one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_servers(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {"num_servers": topology.default_num_servers(values), **values}
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:

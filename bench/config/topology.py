@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, field_validator
@@ -36,6 +36,15 @@ class Workers(Knobs):
     def kind(self) -> catalogue.Entry:
         """Return the strategy's entry in the catalogue."""
         return catalogue.find(self.strategy)
+
+
+def default_num_servers(values: Mapping[str, object]) -> int:
+    """Return the number of servers of a config that does not name one: 1 for dedicated servers, else 0."""
+    try:
+        served = catalogue.find(catalogue.full_name(str(values.get("strategy", catalogue.LOCAL.name)))).has_servers
+    except ValueError:
+        return 0  # an unknown strategy, which its own validator reports
+    return int(served and values.get("placement", "dedicated") == "dedicated")
 
 
 def check(config: RunConfig) -> Iterator[str]:
