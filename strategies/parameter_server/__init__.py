@@ -9,9 +9,9 @@ from strategies.options import Options
 
 def create_parameter_server(group: Group, options: Options) -> Strategy:
     """Return the worker (which may also serve) or the server that this rank is. Collective."""
+    from strategies.parameter_server.dedicated import ParameterServer
     from strategies.parameter_server.local_steps import LocalStepsWorker
     from strategies.parameter_server.plan import Roles
-    from strategies.parameter_server.server import ParameterServer
     from strategies.parameter_server.worker import ParameterServerWorker
 
     comm = group.comm.Dup()

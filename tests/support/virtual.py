@@ -15,10 +15,10 @@ from bench.rank.equivalence import Weights, snapshot
 from bench.rank.train import build_model, build_optimizer, train
 from strategies.base import Strategy
 from strategies.group import SingleGroup
+from strategies.parameter_server.dedicated import ParameterServer
 from strategies.parameter_server.local_steps import LocalStepsWorker
 from strategies.parameter_server.memory import NodeMemory
 from strategies.parameter_server.plan import Roles
-from strategies.parameter_server.server import ParameterServer
 from strategies.parameter_server.worker import ParameterServerWorker
 
 DEADLINE_S = 60.0
