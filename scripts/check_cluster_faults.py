@@ -27,6 +27,7 @@ from bench.processes import PSRING
 from strategies.environment import mpi_environment
 
 MARK = "PSRING_FAULT"
+OPEN_MPI_5 = {"mpirun": "prterun", "orted": "prted"}  # what its programs of these names execute
 NAME = f"fault{os.getpid()}"
 TIMEOUT_S = 60.0
 SWEEP = """
@@ -69,13 +70,15 @@ def main() -> int:
 def provoke(fault: str, act: Callable[[str], str]) -> Result:
     """Run one fault, then count and kill the processes that it leaves."""
     mark = uuid.uuid4().hex
-    message = act(mark)
-    deadline = time.monotonic() + TIMEOUT_S / 4
-    while list(marked(mark)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    left = list(marked(mark))
-    for process in left:
-        process.kill()
+    try:
+        message = act(mark)
+        deadline = time.monotonic() + TIMEOUT_S / 4
+        while list(marked(mark)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        left = list(marked(mark))
+        for process in left:
+            process.kill()
     return Result(fault, message, len(left), bool(message) and "Traceback" not in message)
 
 
@@ -100,7 +103,7 @@ def marked(mark: str) -> Iterator[psutil.Process]:
 def running(mark: str, *words: str) -> list[psutil.Process]:
     """Return the marked processes that run a program of this name, or this subcommand of psring."""
     commands = {process: process.cmdline() for process in marked(mark)}
-    own, names = [*PSRING[1:], *words], (words[0], "prterun") if words[0] == "mpirun" else words[:1]  # Open MPI 5's
+    own, names = [*PSRING[1:], *words], (words[0], OPEN_MPI_5.get(words[0]))
     return [p for p, found in commands.items() if found[1 : 1 + len(own)] == own or Path(found[0]).name in names]
 
 
