@@ -98,8 +98,8 @@ def test_is_printed_once_for_all_ranks(
 def test_unequal_configs_are_named(tmp_path: Path) -> None:
     one = [*PSRING, "run", "--strategy", "ddp", "--batch-size", "4"]
     other = [*PSRING, "run", "--strategy", "ddp", "--batch-size", "8"]
-    each = ["--oversubscribe", "--bind-to", "none", "-n", "1"]
-    ended = run_command([find_launcher("mpirun"), *each, *one, ":", *each, *other])
+    mpirun = [find_launcher("mpirun"), "--oversubscribe", "--bind-to", "none"]
+    ended = run_command([*mpirun, "-n", "1", *one, ":", "-n", "1", *other])
     assert ended.returncode == 2, ended.stderr
     assert "batch_size: rank 0 was given 4, rank 1 8" in only_line(ended.stderr)
 
