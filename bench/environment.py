@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import socket
 import subprocess
 from functools import cache
 from importlib import metadata
@@ -24,7 +25,7 @@ PACKAGES = ("psring", "torch", "mpi4py", "horovod", "numpy", "pandas", "matplotl
 def collect() -> dict[str, object]:
     """Return what may change a result, as JSON values; needs neither MPI nor a GPU."""
     return {
-        "host": platform.node(),
+        "host": socket.gethostname(),
         "system": f"{platform.system()} {platform.release()}",
         "cpu": cpu_name(),
         "cores": cores(),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import re
+import socket
 import sys
 import traceback
 from collections.abc import Iterable
@@ -37,7 +37,7 @@ class Failure:
     def of(error: BaseException, rank: int, role: str) -> Failure:
         """An exception of this rank."""
         stack = "".join(traceback.format_exception(error))
-        return Failure(rank, role, platform.node(), type(error).__name__, str(error), stack)
+        return Failure(rank, role, socket.gethostname(), type(error).__name__, str(error), stack)
 
 
 def redirect(folder: Path, rank: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import socket
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +52,7 @@ def pick_device(config: RunConfig, rank_info: RankInfo, strategy: Strategy) -> t
     ):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise BadInput(f"device: no CUDA device on {platform.node()}; use --device cpu")
+        raise BadInput(f"device: no CUDA device on {socket.gethostname()}; use --device cpu")
     device = torch.device("cuda", rank_info.local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device

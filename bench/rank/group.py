@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
-import platform
 import signal
+import socket
 import sys
 import threading
 import time
@@ -102,7 +102,7 @@ def monitored(group: Group, rank_info: RankInfo, config: Callable[[], RunConfig]
         faulthandler.dump_traceback()  # shows where this rank waits for the other one
         message = f"rank {rank} ({config().role(rank)}) on {host} does not answer any more"
         role = config().role(rank_info.rank)
-        _end(rank_info, Failure(rank_info.rank, role, platform.node(), "", message))
+        _end(rank_info, Failure(rank_info.rank, role, socket.gethostname(), "", message))
 
     threading.excepthook = failed
     heartbeat = Heartbeat(group, silent) if group.size > 1 else None

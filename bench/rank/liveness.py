@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import socket
 import threading
 from collections.abc import Callable
@@ -29,7 +28,7 @@ class Heartbeat:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("", 0))
         self._socket.setblocking(False)
-        addresses = group.broadcast(group.gather((platform.node(), self._socket.getsockname()[1])))
+        addresses = group.broadcast(group.gather((socket.gethostname(), self._socket.getsockname()[1])))
         self._next = addresses[(group.rank + 1) % group.size]
         self._previous = (group.rank - 1) % group.size
         self._host = addresses[self._previous][0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import platform
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,7 +138,7 @@ def _report(built: Built, done: Done, evidence: Evidence | None) -> RankReport:
     model = built.model
     return RankReport(
         observed=built.strategy.observe(),
-        host=platform.node(),
+        host=socket.gethostname(),
         cores=frozenset(os.sched_getaffinity(0)),
         is_server=built.strategy.is_server,
         steps=done.steps,

@@ -8,7 +8,7 @@ delay. Horovod's own timeline, of rank 0 only, is aligned to rank 0's clock thro
 from __future__ import annotations
 
 import json
-import platform
+import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ def collect(rank: int, clock: PhaseTimer, strategy: Strategy) -> RankTrace:
     communication = [("communication", end - communication_s, end) for end in ends if communication_s]
     timeline = strategy.stop_timeline() if isinstance(strategy, KeepsTimeline) else {}
     return RankTrace(
-        rank, platform.node(), barrier_end, list(clock.spans), communication, _within(clock.spans, timeline)
+        rank, socket.gethostname(), barrier_end, list(clock.spans), communication, _within(clock.spans, timeline)
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import platform
+import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class Journal:
 
     def begin(self, run: PlannedRun) -> None:
         """Note that a run begins, on the progress bar and for `psring status`."""
-        now = RunningNow(run_id=run.run_id, pid=os.getpid(), host=platform.node(), since=records.now())
+        now = RunningNow(run_id=run.run_id, pid=os.getpid(), host=socket.gethostname(), since=records.now())
         files.write_whole(self._out / SCRATCH / "now", now.model_dump_json())
         self.progress.update(self._task, now=f"#{run.repeat} {run.describe()}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
@@ -44,7 +44,7 @@ def _running(out: Path, planned: Iterable[PlannedRun]) -> str:
         now = RunningNow.model_validate_json((out / folder.SCRATCH / "now").read_text(encoding="utf-8"))
     except (OSError, ValidationError):
         return "no run is under way"
-    if now.host == platform.node() and not psutil.pid_exists(now.pid):
+    if now.host == socket.gethostname() and not psutil.pid_exists(now.pid):
         return "not running: the sweep was killed; the same command goes on from here"
     run = next((f"#{run.repeat} {run.describe()}" for run in planned if run.run_id == now.run_id), now.run_id)
     return f"at {run}, since {now.since} (process {now.pid} on {now.host})"

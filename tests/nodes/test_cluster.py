@@ -171,6 +171,8 @@ def test_a_sweep_runs_on_nodes_under_every_launcher_and_the_kernel_confirms_the_
     assert len(done) == 5
     for record in done:
         assert ("emulated" in record.labels) == (record.config.link is not None)
+        assert record.summary is not None
+        assert record.summary.num_nodes == (record.config.world_size if record.config.link else 1)
         assert record.ledger is not None
         assert "the wire carried" not in record.reason
         if record.config.num_workers > 1:
