@@ -25,7 +25,7 @@ FOLDER = "PSRING_TEMPLATE"  # the folder of the templates' sockets, one per kind
 START_S = 60.0  # a template that has not forked by then is not waited for
 NAMESPACES = ("net", "uts", "ipc", "mnt")  # the forked process enters those of its client
 LENGTH_BYTES = 8
-MOST_FILES = 200  # in one message (SCM_RIGHTS), below the kernel's 253
+MAX_FILES = 200  # in one message (SCM_RIGHTS), below the kernel's 253
 # What takes effect when a process starts or imports a library, so that a forked process cannot change it any more.
 # LD_LIBRARY_PATH is not among them: launchers extend it, and a template has loaded MPI already.
 _AT_START = ("LD_PRELOAD", "PYTHON", "LC_", "LANG", "OMP_", "GOMP_", "KMP_", "MKL_", "TORCH", "MALLOC_", "GLIBC_")
@@ -105,7 +105,7 @@ def _inherited_files() -> list[int]:
         with contextlib.suppress(OSError):  # the listing's own
             if os.get_inheritable(number):
                 found.append(number)
-    return found[:MOST_FILES]
+    return found[:MAX_FILES]
 
 
 def _describe(arguments: list[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
-from bench.config import LEAST_CONVERGENCE, BadInput, RunConfig
+from bench.config import MIN_CONVERGENCE, BadInput, RunConfig
 from bench.files import raising_disk_full, write_whole
 from bench.ledger import Ledger
 from bench.summary import Summary
@@ -122,7 +122,7 @@ class RunRecord(BaseModel):
         if found.equivalence_error is not None:
             line += f", equivalence {found.equivalence_error:.2g} of at most {found.equivalence_bound:.2g}"
         if found.convergence is not None:
-            line += f", convergence {found.convergence:.2f} of at least {LEAST_CONVERGENCE}"
+            line += f", convergence {found.convergence:.2f} of at least {MIN_CONVERGENCE}"
         bad = [] if self.status == "ok" else [f"{self.status}: {self.reason}"]
         return ", ".join([line, *bad]) + "".join(f" [{label}]" for label in self.labels)
 

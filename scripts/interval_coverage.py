@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.intervals import confidence, median_interval, ratio_interval
-from bench.report.verdicts import ABOVE, BELOW, EQUIVALENT, LEAST_PAIRS, MARGIN, judge, paired
+from bench.report.verdicts import ABOVE, BELOW, EQUIVALENT, MARGIN, MIN_PAIRS, judge, paired
 
 Samples = npt.NDArray[np.float64]
 Noise = Callable[[np.random.Generator, tuple[int, ...]], Samples]
@@ -87,7 +87,7 @@ def main() -> None:
             covered = "   ".join(f"{cover(noise, n):.3f}" for cover in (cover_median, cover_paired, cover_ratio))
             print(f"{n:8d}  {noise:9s}     {confidence(n):.3f}   {covered}", flush=True)
     print(f"\npairs     noise      reports with a false verdict: true ratio 1, at the margin {1 + MARGIN}")
-    for n in (LEAST_PAIRS, 5, 10):
+    for n in (MIN_PAIRS, 5, 10):
         for noise in NOISES:
             found = "   ".join(f"{false_verdicts(noise, n, ratio, 400):.3f}" for ratio in (1.0, 1 + MARGIN))
             print(f"{n:8d}  {noise:9s}  {found}", flush=True)

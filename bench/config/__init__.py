@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.config.errors import AgreedBadInput, BadInput, DiskFull
-from bench.config.measuring import GATE_STEPS, LEAST_CONVERGENCE
+from bench.config.measuring import GATE_STEPS, MIN_CONVERGENCE
 from bench.config.network import CLUSTER_VARIABLE
 from bench.config.reading import first_problem, make_config, nearest, read_tuned
 from bench.config.run import GROUPS, RunConfig
@@ -12,7 +12,7 @@ __all__ = [
     "CLUSTER_VARIABLE",
     "GATE_STEPS",
     "GROUPS",
-    "LEAST_CONVERGENCE",
+    "MIN_CONVERGENCE",
     "AgreedBadInput",
     "BadInput",
     "DiskFull",

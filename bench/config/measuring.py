@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Training is chaotic: runs that differ by rounding diverge exponentially. The equivalence gate compares early.
 GATE_STEPS = 10
 # Least decrease of the held-out loss, over one process's, of runs that do not promise one process's model.
-LEAST_CONVERGENCE = 0.8
+MIN_CONVERGENCE = 0.8
 
 
 class Measuring(Knobs):

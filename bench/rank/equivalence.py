@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.config import GATE_STEPS, LEAST_CONVERGENCE, RunConfig
+from bench.config import GATE_STEPS, MIN_CONVERGENCE, RunConfig
 from bench.rank.data import Corpus
 from bench.rank.train import build_model, build_optimizer, held_out_loss, train
 from strategies import catalogue
@@ -54,11 +54,11 @@ def different_models(num_models: int) -> str:
 
 def convergence_failure(convergence: float, num_models: int) -> str:
     """Return why a run fails that need only converge as fast as one process, '' if it passes."""
-    if num_models > 1 or convergence >= LEAST_CONVERGENCE:
+    if num_models > 1 or convergence >= MIN_CONVERGENCE:
         return different_models(num_models)
     return (
         f"its held-out loss fell {convergence:.2f} times as far as one process's on the concatenated batches "
-        f"(at least {LEAST_CONVERGENCE})"
+        f"(at least {MIN_CONVERGENCE})"
     )
 
 

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from bench.config import LEAST_CONVERGENCE
+from bench.config import MIN_CONVERGENCE
 from bench.records import LABELS
 from bench.report import cells
 from bench.report.duels import WORK
 from bench.report.sections import label_counts
 from bench.report.tables import Row, Table, interval, number
-from bench.report.verdicts import EQUIVALENT, LEAST_PAIRS, NO_VERDICT, UNDECIDED
+from bench.report.verdicts import EQUIVALENT, MIN_PAIRS, NO_VERDICT, UNDECIDED
 
 BESIDE = ("scaling_efficiency", "scaling_efficiency_per_node", "held_out_loss")
 HEAD = [
@@ -120,7 +120,7 @@ def sentence(verdict: str, duels: Sequence[Row], margin: float) -> str:
             return f"{subject} {verb} {amount(duels[0])} {word} than {ring} at {sizes(duels)}."
         each = listed([f"{amount(duel)} at {sizes([duel])}" for duel in duels])
         return f"{subject} {verb} {word} than {ring}: {each}."
-    why = f" (fewer than {LEAST_PAIRS} pairs of launches)" if verdict == NO_VERDICT else ""
+    why = f" (fewer than {MIN_PAIRS} pairs of launches)" if verdict == NO_VERDICT else ""
     ratios = listed([interval(duel, "ratio") for duel in duels])
     return f"{subject} against {ring} at {sizes(duels)}: {verdict}{why}, ring ÷ servers {ratios}."
 
@@ -179,7 +179,7 @@ def caveats(compared: pd.DataFrame, duels: pd.DataFrame) -> list[str]:
     without = int((duels["verdict"] == NO_VERDICT).sum()) if len(duels) else 0
     if without:
         notes.append(
-            f"{without} of {plural(len(duels), 'comparison')} have fewer than {LEAST_PAIRS} pairs of launches and no "
+            f"{without} of {plural(len(duels), 'comparison')} have fewer than {MIN_PAIRS} pairs of launches and no "
             "verdict; their brackets are the range of the pairs."
         )
     for label, count in label_counts(compared).items():
@@ -187,7 +187,7 @@ def caveats(compared: pd.DataFrame, duels: pd.DataFrame) -> list[str]:
             share = "every cell here" if count == len(compared) else f"{count} of {len(compared)} cells here"
             notes.append(f"{label.replace('_', ' ').capitalize()} ({share}): {LABELS[label]}.")
     other_model = compared["equivalence_error"] > compared["equivalence_bound"]
-    leaked = int((other_model | (compared["convergence"] < LEAST_CONVERGENCE)).sum())
+    leaked = int((other_model | (compared["convergence"] < MIN_CONVERGENCE)).sum())
     if leaked:
         notes.append(f"Equivalence gate failed in {leaked} of these cells: they trained another model.")
     disagree = int(compared["ledger_agrees"].eq(False).sum())

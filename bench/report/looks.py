@@ -34,8 +34,8 @@ Curve = tuple[str, dict[str, Any], pd.DataFrame]
 
 def with_looks(ok: pd.DataFrame) -> pd.DataFrame:
     """The ok cells with two more columns: `curve`, its label, and `look`, the style of its line (plot keywords)."""
-    within = {field for _, panel in ok.groupby("place") for field in told_apart(panel)}
-    fields = ["strategy", "num_servers", "placement", *(field for field in told_apart(ok) if field in within)]
+    within = {field for _, panel in ok.groupby("place") for field in distinguishing_knobs(panel)}
+    fields = ["strategy", "num_servers", "placement", *(field for field in distinguishing_knobs(ok) if field in within)]
     variants: dict[str, Iterator[int]] = {name: itertools.count() for name in ok["strategy"].unique()}
     alone = ok["strategy"].nunique() == 1
     ok = ok.assign(curve="", look=None)
@@ -76,7 +76,7 @@ def colour_of_variant(strategy: str, variant: int) -> str:
     return palette[variant % len(palette)]
 
 
-def told_apart(ok: pd.DataFrame) -> list[str]:
+def distinguishing_knobs(ok: pd.DataFrame) -> list[str]:
     """Knobs that vary and are shown neither by an axis nor by a panel or colour: a label must name them."""
     shown = {"strategy", "num_workers", "num_servers", "placement", *PANEL}
     communicating = varying(that_communicate(ok))

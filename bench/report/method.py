@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench import intervals
-from bench.report.verdicts import LEAST_PAIRS
+from bench.report.verdicts import MIN_PAIRS
 
 
 def method(margin: float) -> list[str]:
@@ -20,12 +20,12 @@ def method(margin: float) -> list[str]:
         f"percentile bootstrap of the ratio ({intervals.RESAMPLES:,} resamples of each arm, fixed seed), which covers "
         "about 96 % from 5 launches on, 93 % with 4, 90 % with 3, 67 % with 2. Ratios are not averaged.",
         "Two cells are compared in pairs of launches of the same repeat, so that drift between repeats cancels. The "
-        f"ratio is the geometric mean over pairs; from {LEAST_PAIRS} pairs on, brackets are the 95 % t interval of the "
+        f"ratio is the geometric mean over pairs; from {MIN_PAIRS} pairs on, brackets are the 95 % t interval of the "
         "mean log ratio. With 2 pairs they are the range.",
         f"The margin of practical equivalence is {100 * margin:g} %. One cell is faster if the whole interval lies "
         "beyond the margin, two are equivalent if the whole interval lies within it, anything else is undecided. p is "
         "the two-sided p-value of that verdict after Holm's correction for all comparisons of the table; a verdict "
-        f"needs p ≤ 0.05, so the chance of any false verdict in a table is at most 5 %. Fewer than {LEAST_PAIRS} pairs "
+        f"needs p ≤ 0.05, so the chance of any false verdict in a table is at most 5 %. Fewer than {MIN_PAIRS} pairs "
         "give no verdict.",
         "A ring is compared with every arrangement of servers, at equal nodes (ranks, if a node has several) and, with "
         "dedicated servers, at equal workers. The ring is Horovod's if it ran, else that on mpi4py; of several of its "

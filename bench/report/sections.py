@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from bench.config import GATE_STEPS, LEAST_CONVERGENCE
+from bench.config import GATE_STEPS, MIN_CONVERGENCE
 from bench.records import LABELS
 from bench.report.cells import is_kind
 from bench.report.tables import (
@@ -147,7 +147,7 @@ def _wire_share(row: Row) -> str:
 
 def _gate(row: Row) -> str:
     if pd.notna(row["convergence"]):
-        return "passed" if row["convergence"] >= LEAST_CONVERGENCE else "FAILED"
+        return "passed" if row["convergence"] >= MIN_CONVERGENCE else "FAILED"
     if pd.isna(row["equivalence_error"]):
         return "not checked"
     return "passed" if row["equivalence_error"] <= row["equivalence_bound"] else "FAILED"
@@ -239,7 +239,7 @@ LOSS = (
     f"process on the concatenated batches and compares the weights after {GATE_STEPS} steps: the error is the relative "
     "L2 distance, the bound depends on the wire dtype. Asynchronous and compressed runs and runs with sync_every > 1 "
     "do not promise equal weights; their gate is convergence, the fall of the held-out loss relative to that of one "
-    f"process, which must be at least {LEAST_CONVERGENCE}."
+    f"process, which must be at least {MIN_CONVERGENCE}."
 )
 TO_LOSS_COLUMNS: Columns = {
     **plain(target_loss="target_loss", steps="steps_to_loss", tokens="tokens_to_loss"),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench.report.looks import curve_label, told_apart
+from bench.report.looks import curve_label, distinguishing_knobs
 
 Row = Mapping[Any, Any]
 Units = tuple[tuple[float, str], ...]
@@ -65,7 +65,7 @@ def table(rows: Iterable[Row], caption: str, columns: Columns, names: Columns) -
 
 def cell_names(summary: pd.DataFrame) -> Columns:
     """The columns that identify a cell; its place is one of them only if places differ."""
-    fields = ["strategy", "num_servers", "placement", *told_apart(summary)]
+    fields = ["strategy", "num_servers", "placement", *distinguishing_knobs(summary)]
     places = set(summary["place"]) - {""} if "place" in summary else set()
     where: Columns = {"where": lambda row: str(row["place"]) or BLANK} if len(places) > 1 else {}
 

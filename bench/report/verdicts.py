@@ -18,7 +18,7 @@ from scipy.special import stdtr, stdtrit
 from bench.config import BadInput
 from bench.intervals import BLANK, CONFIDENCE, Estimate
 
-LEAST_PAIRS = 3
+MIN_PAIRS = 3
 MARGIN = 0.02
 FAMILY_ERROR = 1 - CONFIDENCE
 ABOVE, BELOW, EQUIVALENT, UNDECIDED, NO_VERDICT = "above", "below", "equivalent", "undecided", "no verdict"
@@ -36,7 +36,7 @@ class Ratio(NamedTuple):
         """The geometric mean with its 95 % t interval; with 2 pairs their range, with 1 no interval."""
         if self.n == 0:
             return BLANK
-        width = self.error * (stdtrit(self.n - 1, (1 + CONFIDENCE) / 2) if self.n >= LEAST_PAIRS else 1)
+        width = self.error * (stdtrit(self.n - 1, (1 + CONFIDENCE) / 2) if self.n >= MIN_PAIRS else 1)
         return Estimate(*(float(np.exp(self.mean + side)) for side in (0, -width, width)))
 
     def claim(self, margin: float) -> tuple[str, float]:
@@ -74,8 +74,8 @@ def paired(numerator: Mapping[int, float], denominator: Mapping[int, float]) -> 
 
 
 def judge(ratios: Sequence[Ratio], margin: float) -> list[Verdict]:
-    """A verdict per ratio, corrected for their number; ratios of fewer than LEAST_PAIRS pairs get NO_VERDICT."""
-    claims = [ratio.claim(margin) if ratio.n >= LEAST_PAIRS else (NO_VERDICT, np.nan) for ratio in ratios]
+    """A verdict per ratio, corrected for their number; ratios of fewer than MIN_PAIRS pairs get NO_VERDICT."""
+    claims = [ratio.claim(margin) if ratio.n >= MIN_PAIRS else (NO_VERDICT, np.nan) for ratio in ratios]
     adjusted = holm([p for _, p in claims])
     words = [claim if claim == NO_VERDICT or p <= FAMILY_ERROR else UNDECIDED
              for (claim, _), p in zip(claims, adjusted, strict=True)]  # fmt: skip

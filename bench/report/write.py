@@ -19,7 +19,7 @@ from bench.report.looks import INK, PAPER
 from bench.report.verdicts import MARGIN
 
 TEMPLATES = Path(__file__).with_name("templates")
-MOST_ROWS = 60  # of a table in report.md
+MAX_ROWS = 60  # of a table in report.md
 
 
 def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MARGIN) -> list[Path]:
@@ -52,7 +52,7 @@ def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MAR
         "runs.csv": runs.to_csv(index=False),
         "summary.csv": summary.to_csv(index=False),
         "report.html": render("report.html.j2", pictures=pictures, commands=by_cell, **context),
-        "report.md": render("report.md.j2", most_rows=MOST_ROWS, **context),
+        "report.md": render("report.md.j2", most_rows=MAX_ROWS, **context),
     }
     for name, text in texts.items():
         files.write_whole(folder / name, text)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import processes
-from bench.fork_client import LENGTH_BYTES, MOST_FILES, NAMESPACES
+from bench.fork_client import LENGTH_BYTES, MAX_FILES, NAMESPACES
 from bench.nodes import node
 
 REQUEST_S = 10.0  # a client that connects and does not ask within this time is dropped
@@ -28,7 +28,7 @@ _CLONE = {"net": 0x40000000, "uts": 0x04000000, "ipc": 0x08000000, "mnt": 0x0002
 def receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Return a client's request and open files: its working directory, its namespaces, then those it inherited."""
     client.settimeout(REQUEST_S)
-    length, files, _, _ = socket.recv_fds(client, LENGTH_BYTES, 1 + len(NAMESPACES) + MOST_FILES)
+    length, files, _, _ = socket.recv_fds(client, LENGTH_BYTES, 1 + len(NAMESPACES) + MAX_FILES)
     request = bytearray()
     while len(request) < int.from_bytes(length, "big"):
         part = client.recv(1 << 16)

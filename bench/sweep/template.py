@@ -158,7 +158,7 @@ class _Forker:
         return None
 
     def _leave(self) -> None:
-        """In a forked process: let go of what belongs to the template."""
+        """In a forked process: close the files of the template, restore its signal handlers."""
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)

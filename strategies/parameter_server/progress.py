@@ -18,7 +18,7 @@ from mpi4py import MPI
 SHORTEST_NAP_S = 50e-6
 LONGEST_NAP_S = 400e-6
 LARGE_BYTES = 256_000  # from this size on, copying an unexpected message costs more than posting a receive
-MOST_AHEAD = 16  # receives of large messages posted ahead per source
+MAX_AHEAD = 16  # receives of large messages posted ahead per source
 
 Callback = Callable[[], None]
 
@@ -85,7 +85,7 @@ class Progress:
 
     def _post_ahead(self, source: int) -> None:
         """Post receives for the large messages that a rank will send next."""
-        for tag in itertools.islice(self._next[source], MOST_AHEAD):
+        for tag in itertools.islice(self._next[source], MAX_AHEAD):
             if (source, tag) not in self._posted_ahead:
                 self._receive_large(source, tag)
 

@@ -94,7 +94,7 @@ def test_strategies_differ_in_colour_and_marker() -> None:
     assert len({entry.colour for entry in CATALOGUE.values()}) == len(CATALOGUE) <= len(looks.MARKERS)
 
 
-def test_variants_of_the_only_strategy_have_the_colours_and_are_told_apart(tmp_path: Path) -> None:
+def test_variants_of_the_only_strategy_have_the_colours_and_are_distinguishing_knobs(tmp_path: Path) -> None:
     ways = [{}, {"compression": "onebit"}, {"compression": "int8"}, {"sync_every": 5}, {"wire_dtype": "bf16"}]
     served = {"strategy": "parameter_server", "num_workers": 2, "num_servers": 1}
     runs = [make_record(**served, **way) for way in ways]

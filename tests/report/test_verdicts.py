@@ -13,8 +13,8 @@ from bench.report.verdicts import (
     ABOVE,
     BELOW,
     EQUIVALENT,
-    LEAST_PAIRS,
     MARGIN,
+    MIN_PAIRS,
     NO_VERDICT,
     UNDECIDED,
     holm,
@@ -57,7 +57,7 @@ def test_a_verdict_agrees_with_the_interval_and_the_margin(
     a: dict[int, float], b: dict[int, float], margin: float
 ) -> None:
     ratio = paired(a, b)
-    assume(ratio.n >= LEAST_PAIRS)
+    assume(ratio.n >= MIN_PAIRS)
     _, low, high = ratio.interval
     word = judge([ratio], margin)[0].word
     edge = 1 + margin

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bench.config import LEAST_CONVERGENCE, RunConfig
+from bench.config import MIN_CONVERGENCE, RunConfig
 from bench.ledger import predict
 from bench.rank import equivalence
 from bench.rank.data import load
@@ -116,12 +116,12 @@ def test_every_world_learns_ends_with_one_model_and_counts_every_byte(world: str
 def test_it_converges_as_one_process_does(name: str) -> None:
     config = learning(**LOSSY[name])
     strategies = run_world(config)
-    assert convergence(config, strategies) > LEAST_CONVERGENCE
+    assert convergence(config, strategies) > MIN_CONVERGENCE
 
 
 def test_the_convergence_check_stops_a_run_that_does_not_learn() -> None:
     config = learning(sync_every=4, outer_learning_rate=0.1, outer_momentum=0)
-    assert convergence(config, run_world(config)) < LEAST_CONVERGENCE
+    assert convergence(config, run_world(config)) < MIN_CONVERGENCE
 
 
 def learning(**knobs: Any) -> RunConfig:

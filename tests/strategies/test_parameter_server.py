@@ -53,7 +53,7 @@ def test_so_does_every_world_whose_messages_are_large(
 ) -> None:
     """Receives are posted ahead for some of them; in whatever order they come."""
     monkeypatch.setattr(progress, "LARGE_BYTES", 1)
-    monkeypatch.setattr(progress, "MOST_AHEAD", 3)
+    monkeypatch.setattr(progress, "MAX_AHEAD", 3)
     assert_trains_the_reference_model_and_counts_every_byte(served(**world, **knobs), lonely=5)
 
 

@@ -89,7 +89,7 @@ def test_post_executes_on_the_thread_that_moves_messages() -> None:
 
 def test_receives_are_posted_ahead_for_what_arrived_first_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LARGE_BYTES", 1)
-    monkeypatch.setattr(module, "MOST_AHEAD", 2)
+    monkeypatch.setattr(module, "MAX_AHEAD", 2)
     comm = MPI.COMM_SELF.Dup()
     progress, arrived = Progress(comm), []
     for tag in range(5):

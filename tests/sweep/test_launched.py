@@ -15,7 +15,7 @@ from bench.config import RunConfig
 from bench.ledger import predict
 from bench.records import RunRecord
 from bench.sweep.launch import run_flags
-from strategies.parameter_server.progress import LARGE_BYTES, MOST_AHEAD
+from strategies.parameter_server.progress import LARGE_BYTES, MAX_AHEAD
 from tests.support.processes import PSRING, run_command
 
 pytestmark = pytest.mark.launcher
@@ -205,8 +205,8 @@ def test_more_large_messages_may_be_in_flight_than_receives_are_posted(
     many = {**SERVED, **SENT, "num_servers": 1, "model": "gpt-mini", "chunk_bytes": 300_000, "window_bytes": None}
     assert (
         RunConfig.model_validate({**many, "launcher": "mpirun"}).wire_bytes
-        > 2 * MOST_AHEAD * 300_000
-        > 2 * MOST_AHEAD * LARGE_BYTES
+        > 2 * MAX_AHEAD * 300_000
+        > 2 * MAX_AHEAD * LARGE_BYTES
     )
     ended = mpirun(3, "run", *flags({**many, **silent}), "--out", tmp_path / "out", OMPI_MCA_btl="tcp,self")
     assert ended.returncode == 0, ended.stderr
