@@ -91,6 +91,7 @@ def test_a_printed_command_is_understood(case: tuple[str, list[str]]) -> None:
         at = words.index("psring")
         launcher, words = words[:at], words[at + 1 :]
         arguments = parse(words)
+        assert arguments.command
         if arguments.command == "run":
             size = next((int(n) for flag, n in itertools.pairwise(launcher) if flag in ("-n", "-np")), 1)
             started_by = next((word for word in launcher if word in ("mpirun", "horovodrun")), "none")
@@ -107,7 +108,7 @@ def test_a_printed_sweep_file_is_read(block: Block, tmp_path: Path) -> None:
 
 def test_printed_python_compiles() -> None:
     for block in blocks("python"):
-        compile(block.text, block.where, "exec")
+        assert compile(block.text, block.where, "exec").co_code
 
 
 def exists(path: str) -> bool:

@@ -24,6 +24,8 @@ _KILLED = re.compile(
     r"process\s+rank\s+(\d+)\s+with\s+PID\s+\d+\s+on\s+node\s+(\S+)\s+exited\s+on\s+(signal\s+\d+\s+\(.+?\))"
     r"|task (\d+): (Killed|Segmentation fault|Aborted)"
 )
+# Messages of Open MPI 4 and 5 about a daemon that did not start; the cause is named before them.
+_DAEMON_SIGNS = ("ORTE", "PRTE", "A daemon failed to report back")
 _KILLED_MPICH = re.compile(r"APPLICATION TERMINATED WITH THE EXIT STRING: (.+)")
 _FIRST_TO_EXIT = re.compile(r"Process name: (?:\[\[\d+,\d+\],|\[prterun\S+,)?(\d+)")
 _FRAME = re.compile(r'^  File "(.+)", line (\d+) in (\S+)', flags=re.MULTILINE)
@@ -101,9 +103,7 @@ def _last_words(outcome: Outcome, config: RunConfig, logs: Mapping[int, str]) ->
     for rank in [int(first[1])] if first else logs:
         for line in reversed(list(_words(logs.get(rank, "")))):
             return f"rank {rank}: {line}"
-    if any(
-        name in outcome.output for name in ("ORTE", "PRTE")
-    ):  # Open MPI 4's or 5's daemons, who name the cause first
+    if any(sign in outcome.output for sign in _DAEMON_SIGNS):
         return launcher[0]
     return (launcher or ["no output"])[-1]
 

@@ -40,6 +40,11 @@ MPICH_KILLED = (
     "YOUR APPLICATION TERMINATED WITH THE EXIT STRING: Killed (signal 9)\nPlease see the FAQ page\n"
 )
 NO_HOST = f"ssh: Could not resolve hostname n9: Name or service not known\n{RULE}ORTE was unable to start\n{RULE}"
+NO_HOST_5 = (
+    f"ssh: Could not resolve hostname n9: Name or service not known\n{RULE}"
+    "A daemon failed to report back after being spawned. This could\nbe due to several factors\n\n"
+    "  Remote host:   n9\n\nany firewall (e.g., iptables) has been disabled and\ntry again.\n" + RULE
+)
 STACK = 'Thread 0x1 (most recent call first):\n  File "/x/a.py", line 11 in wait\n'
 LATE = "Timeout (0:00:02)!\n" + STACK
 
@@ -88,6 +93,7 @@ def failed(rank: int, kind: str, message: str) -> Failure:
         (Outcome(9, False, MPICH_KILLED), [], "failed", "ended by Killed (signal 9); MPICH does not say which"),
         (Outcome(1, False, "srun: error: s0: task 2: Killed\n"), [], "failed", "rank 2 (worker) was ended by Killed"),
         (Outcome(255, False, NO_HOST), [], "failed", "Could not resolve hostname n9"),
+        (Outcome(255, False, NO_HOST_5), [], "failed", "Could not resolve hostname n9"),
         (
             Outcome(1, False, RULE),
             [failed(2, "ValueError", "no\nnever")],
