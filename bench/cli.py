@@ -54,6 +54,13 @@ def _print_once(error: BadInput) -> None:
             return
         time.sleep(OTHER_RANKS_WAIT_S)
     print(f"psring: {error}", file=sys.stderr, flush=True)
+    _explain_traceback()
+
+
+def _explain_traceback() -> None:
+    """Say that horovodrun prints a traceback of its own after a rank that ends with a code other than 0."""
+    if "HOROVOD_RANK" in os.environ:
+        print("psring: the traceback that follows is horovodrun's own", file=sys.stderr, flush=True)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -86,7 +93,10 @@ def _run(arguments: argparse.Namespace) -> int:
     run_all([planned], rank_info, keep, partial(trace.write, arguments.trace) if arguments.trace else None)
     for result in kept:
         print(f"{planned.describe()}: {result.record.describe()}", flush=True)
-    return EXIT_FAILED if any(result.record.status != "ok" for result in kept) else 0
+    if all(result.record.status == "ok" for result in kept):
+        return 0
+    _explain_traceback()
+    return EXIT_FAILED
 
 
 def _node_links() -> dict[str, object] | None:
@@ -234,15 +244,17 @@ def _status(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     gc.disable()  # nearly all objects live to the end: collecting garbage took a sixth of the time
     os.environ["MPLBACKEND"] = "agg"  # importing matplotlib fails if the user's is unknown
+    from bench.report.gather import results_folder
     from bench.report.verdicts import share_of
     from bench.report.write import write_report
 
     margin = share_of(arguments.margin, "--margin")
-    written = write_report(arguments.folder, allow_mixed=arguments.allow_mixed, margin=margin)
+    folder = results_folder(arguments.folder)
+    written = write_report(folder, allow_mixed=arguments.allow_mixed, margin=margin)
     if arguments.tensorboard:
         from bench.report.events import write_events
 
-        written += write_events(arguments.folder)
+        written += write_events(folder)
     for path in written:
         print(path)
     return 0

@@ -18,3 +18,4 @@ for workers in ${WORKERS:-1 2}; do
       "${common[@]}" --precision "$precision" --out "$out/ring-$workers-$precision"
   done
 done
+echo "the runs are in $out; psring report $out compares them"

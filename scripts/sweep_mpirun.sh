@@ -2,7 +2,7 @@
 # The plain mpirun commands of a small sweep, for a cluster of your own.
 #   scripts/sweep_mpirun.sh OUT [HOSTFILE] [INTERFACE]
 # HOSTFILE: one "host slots=1" line per node. INTERFACE: eth0, or a network such as 10.0.0.0/24.
-# Every host needs this checkout and its .venv at the same path. Each run is one folder below OUT.
+# Every host needs this checkout and its .venv at the same path. Each run is one folder below OUT; psring report OUT compares them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . .venv/bin/activate
@@ -25,3 +25,4 @@ for workers in ${WORKERS:-1 2}; do
     done
   done
 done
+echo "the runs are in $out; psring report $out compares them"
