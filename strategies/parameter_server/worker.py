@@ -145,6 +145,15 @@ class ParameterServerWorker(Strategy):
                 self._hooks.append(module.register_forward_pre_hook(partial(self._before_forward, read)))
             self._hooks.append(module.register_state_dict_pre_hook(lambda *_: self.settle()))  # type: ignore[no-untyped-call]
         self._requires_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        self._model, named = model, model.named_parameters
+
+        def newest(
+            prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+        ) -> Iterator[tuple[str, nn.Parameter]]:
+            self.settle()
+            return named(prefix, recurse, remove_duplicate)
+
+        model.named_parameters = newest  # type: ignore[method-assign]
 
     @contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
@@ -234,6 +243,7 @@ class ParameterServerWorker(Strategy):
         self._pulled.keep_weights()
         for hook in self._hooks:
             hook.remove()
+        del self._model.named_parameters
         wait_all(self._sending_settings)
         if self._server:
             self._server.free()

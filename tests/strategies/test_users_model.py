@@ -91,6 +91,20 @@ def test_every_state_dict_is_the_one_of_a_plain_loop(
     assert model.head.weight.grad is not None
 
 
+def test_parameters_are_the_newest_weights(strategy: ParameterServerWorker) -> None:
+    model, optimizer = build(OPTIMIZERS["sgd"])
+    trained = strategy.prepare(model, optimizer)
+    for step, expected in enumerate(
+        plain(OPTIMIZERS["sgd"], lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda _: 1.0))
+    ):
+        loss_of(trained, step).backward()
+        strategy.synchronize()
+        strategy.step()
+        named = {name: parameter.detach().clone() for name, parameter in trained.named_parameters()}
+        torch.testing.assert_close(named, {name: expected[name] for name in named}, rtol=1e-4, atol=1e-6)
+    strategy.close()
+
+
 def plain(make: Make, schedule: Callable[[Any], Any]) -> Iterator[dict[str, Tensor]]:
     """The weights after each step of a loop without psring, which gives missing gradients zeros as psring does."""
     model, optimizer = build(make)
