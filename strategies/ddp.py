@@ -11,7 +11,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import GradBucket, Store, TCPStore  # type: ignore[attr-defined]  # re-exports from C++
+from torch.distributed import (  # type: ignore[attr-defined]  # re-exports from C++
+    DebugLevel,
+    GradBucket,
+    Store,
+    TCPStore,
+    set_debug_level,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from strategies.base import Observed, WorkerOptimizer, torch_dtype
@@ -33,6 +39,8 @@ class DDP(WorkerOptimizer):
         super().prepare(model, optimizer)
         device = next(model.parameters()).device
         backend = "nccl" if device.type == "cuda" else "gloo"
+        # TORCH_DISTRIBUTED_DEBUG=DETAIL checks every collective, and torch 2.13 crashes under it with a TCPStore.
+        set_debug_level(DebugLevel.OFF)
         dist.init_process_group(backend, store=self._store, rank=self.group.rank, world_size=self.group.size)
         self._watch_gradients(model)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.distributed import DebugLevel, set_debug_level
 
 from bench.config import RunConfig
 from bench.ledger import predict
@@ -40,6 +41,15 @@ def alone(config: RunConfig) -> Weights:
 def test_one_worker_trains_the_reference_model(strategy: str, knobs: dict[str, object]) -> None:
     config = small(strategy=strategy, **knobs)
     assert_equivalent(config, alone(config))
+
+
+def test_ddp_ignores_the_users_debug_level() -> None:
+    set_debug_level(DebugLevel.DETAIL)  # as TORCH_DISTRIBUTED_DEBUG=DETAIL does
+    try:
+        config = small(strategy="ddp")
+        assert_equivalent(config, alone(config))
+    finally:
+        set_debug_level(DebugLevel.OFF)
 
 
 @pytest.mark.parametrize("wire_dtype", ["fp32", "fp16", "bf16"])
