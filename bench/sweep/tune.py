@@ -16,13 +16,14 @@ from bench import environment, files, records
 from bench.config import BadInput, RunConfig, read_tuned
 from bench.intervals import Estimate, median_interval
 from bench.mpi import RankInfo
-from bench.records import PlannedRun, RunRecord
+from bench.records import LABELS, PlannedRun, RunRecord
 from bench.sweep.file import Sweep
 from bench.sweep.run import run_sweep
 from strategies import catalogue
 
 BUDGET_S = 90.0  # after the first round, none begins that would end later
 ROUNDS = 5
+NOT_A_NETWORK = {"loopback", "shared_memory"}  # labels of runs whose messages crossed memory
 STEPS = {"steps": 4, "warmup_steps": 2, "eval_batches": 0}
 
 # Maps configs and the round's number to their step_s (None for a run that is not ok), and the round's duration in
@@ -45,7 +46,8 @@ def tune(config: RunConfig, rank_info: RankInfo, out: Path, console: Console) ->
     if rank_info.rank == 0:
         files.check_writable(out)
         known = read_tuned(str(out)) if out.exists() else {}
-    samples = measure(candidates, round_on_ranks(rank_info) if launched else round_with_launches)
+    labels: set[str] = set()
+    samples = measure(candidates, round_on_ranks(rank_info, labels) if launched else round_with_launches(labels))
     if rank_info.rank == 0:
         found = intervals(knob, candidates, samples)
         entry = make_entry(config, knob, found, max(map(len, samples)))
@@ -53,6 +55,9 @@ def tune(config: RunConfig, rank_info: RankInfo, out: Path, console: Console) ->
         show(config, knob, found, console)
         text = f"{out}: --tuned {out} sets {knob}: {fastest(found)} for {config.strategy}"
         console.print(text, markup=False, soft_wrap=True)
+        for label in sorted(labels & NOT_A_NETWORK):
+            text = f"{label}: {LABELS[label]}; tune on the network that will train"
+            console.print(text, markup=False, soft_wrap=True)
 
 
 def make_candidates(config: RunConfig) -> tuple[str, list[RunConfig]]:
@@ -95,16 +100,21 @@ def intervals(knob: str, candidates: Sequence[RunConfig], samples: Sequence[Sequ
     return found
 
 
-def round_on_ranks(rank_info: RankInfo) -> Round:
-    """Return a round on the ranks that a launcher has started, all in the same processes."""
+def round_on_ranks(rank_info: RankInfo, labels: set[str]) -> Round:
+    """Return a round on the ranks that a launcher has started, all in the same processes; adds its runs' labels."""
     from bench.rank import group
-    from bench.rank.run import run_all
+    from bench.rank.run import Result, run_all
 
     def run(configs: Sequence[RunConfig], number: int) -> tuple[list[float | None], float]:
         found: list[float | None] = []
         began = time.monotonic()
         planned = [PlannedRun(config=config, repeat=number) for config in configs]
-        run_all(planned, rank_info, lambda result: found.append(step_s_of(result.record)))
+
+        def keep(result: Result) -> None:
+            labels.update(result.record.labels)
+            found.append(step_s_of(result.record))
+
+        run_all(planned, rank_info, keep)
         ranks = group.join([configs[0].strategy], rank_info, configs[0])
         result: tuple[list[float | None], float] = ranks.broadcast((found, time.monotonic() - began))
         return result
@@ -112,14 +122,19 @@ def round_on_ranks(rank_info: RankInfo) -> Round:
     return run
 
 
-def round_with_launches(configs: Sequence[RunConfig], number: int) -> tuple[list[float | None], float]:
-    """Run a round whose ranks are started for it, as `psring sweep` starts them."""
-    began = time.monotonic()
-    sweep = Sweep.model_validate({"grid": [config.model_dump(exclude_defaults=True) for config in configs]})
-    with tempfile.TemporaryDirectory() as folder:
-        done = run_sweep(sweep, "tune", Path(folder) / f"round-{number}", Console(quiet=True))
-    found = {record.config: step_s_of(record) for record in done}
-    return [found[config] for config in configs], time.monotonic() - began
+def round_with_launches(labels: set[str]) -> Round:
+    """Return a round whose ranks are started for it, as `psring sweep` starts them; adds its runs' labels."""
+
+    def run(configs: Sequence[RunConfig], number: int) -> tuple[list[float | None], float]:
+        began = time.monotonic()
+        sweep = Sweep.model_validate({"grid": [config.model_dump(exclude_defaults=True) for config in configs]})
+        with tempfile.TemporaryDirectory() as folder:
+            done = run_sweep(sweep, "tune", Path(folder) / f"round-{number}", Console(quiet=True))
+        labels.update(label for record in done for label in record.labels)
+        found = {record.config: step_s_of(record) for record in done}
+        return [found[config] for config in configs], time.monotonic() - began
+
+    return run
 
 
 def step_s_of(record: RunRecord) -> float | None:

@@ -14,6 +14,7 @@ from bench import records
 from bench.config import BadInput, RunConfig, make_config, read_tuned
 from bench.intervals import Estimate
 from bench.mpi import RankInfo
+from bench.records import RunRecord
 from bench.sweep import tune
 from bench.sweep.file import Sweep
 from strategies.catalogue import CATALOGUE
@@ -92,6 +93,19 @@ def test_the_printed_path_is_the_given_one(tmp_path: Path, monkeypatch: pytest.M
     out, printed = tmp_path / "tuned[v2].yaml", io.StringIO()
     tune.tune(config_of("mpi_ring", num_workers=2), RankInfo.detect({}), out, Console(file=printed, width=200))
     assert f"{out}: --tuned {out} sets segment_bytes" in printed.getvalue()
+
+
+def test_a_size_that_no_network_was_measured_for_is_printed_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(sweep: Sweep, *_: object) -> list[RunRecord]:
+        return [make_record(**config.model_dump(exclude_defaults=True)) for config in sweep.runs("")]
+
+    monkeypatch.setattr(tune, "run_sweep", run)
+    printed = io.StringIO()
+    config = config_of("mpi_ring", num_workers=2)
+    tune.tune(config, RankInfo.detect({}), tmp_path / "tuned.yaml", Console(file=printed, width=200))
+    assert "loopback: all ranks on one machine: messages cross memory" in printed.getvalue()
 
 
 def test_a_tuned_knob_holds_unless_another_is_given(tmp_path: Path) -> None:
