@@ -243,7 +243,9 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     gc.disable()  # nearly all objects live to the end: collecting garbage took a sixth of the time
-    os.environ["MPLBACKEND"] = "agg"  # importing matplotlib fails if the user's is unknown
+    from bench.report.plotting import import_matplotlib
+
+    import_matplotlib()
     from bench.report.gather import results_folder
     from bench.report.verdicts import share_of
     from bench.report.write import write_report

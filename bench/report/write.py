@@ -80,8 +80,9 @@ def render(template: str, **context: object) -> str:
 
 
 def markdown(text: str) -> str:
-    """Text for a cell of a Markdown table: one line, with &, < and | escaped."""
-    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    """Text for one line or table cell of Markdown, in which no link, image, HTML, code or other cell begins."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
 
 
 def inline_svg(text: str, prefix: str) -> str:

@@ -177,6 +177,14 @@ def test_markdown_tables_are_rectangular(folder: Path) -> None:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
 
 
+@pytest.mark.parametrize(
+    "text", ["![x](http://a/b.png)", "[x][y]", "`a` | b", "<img src=x>", "\\![x](y)", "&#33;[x](y)"]
+)
+def test_a_reason_loads_nothing_and_opens_nothing_in_markdown(text: str) -> None:
+    assert not re.search(r"(?<!\\)(\\\\)*[\[\]`|<]|&#", markdown(text))
+    assert html.unescape(re.sub(r"\\(.)", r"\1", markdown(text))) == text  # and all of it can be read
+
+
 def test_environment_and_sweep_are_shown(folder: Path, page: str) -> None:
     for text in (page, (folder / "report.md").read_text()):
         assert "hosts.node0.cores" in text
