@@ -103,14 +103,15 @@ def _add_reading(add: Add) -> None:
     report.add_argument("folder", type=Path, metavar="DIR")
     text = "also write every run's raw samples as event files (pip install 'psring[tensorboard]')"
     report.add_argument("--tensorboard", action="store_true", help=text)
-    text = "speeds that differ by less are equivalent; 2%% or 0.02 [2%%]"
-    report.add_argument("--margin", default="2%", metavar="SHARE", help=text)
+    margin = "speeds that differ by less are equivalent; 2%% or 0.02 [2%%]"
+    report.add_argument("--margin", default="2%", metavar="SHARE", help=margin)
     report.add_argument("--allow-mixed", action="store_true", help="join runs of different hosts, versions or commits")
 
     compare = add("compare", "two folders, or two strategies of one, cell by cell: B against A, with intervals")
     compare.add_argument("a", metavar="A", help="results folder; with --within, a strategy")
     compare.add_argument("b", metavar="B", help="results folder; with --within, a strategy")
     compare.add_argument("--within", type=Path, metavar="DIR", help="results folder whose strategies A and B are")
+    compare.add_argument("--margin", default="2%", metavar="SHARE", help=margin)
     text = "exit with 1 if in any cell the interval of B / A lies below 1 - SHARE, or only B has no numbers"
     compare.add_argument("--fail-if-slower", metavar="SHARE", help=f"{text}; 5%% or 0.05")
 

@@ -268,7 +268,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     given = arguments.fail_if_slower
     share = None if given is None else share_of(given, "--fail-if-slower")
-    found = compare.compare(arguments.a, arguments.b, arguments.within)
+    found = compare.compare(arguments.a, arguments.b, arguments.within, share_of(arguments.margin, "--margin"))
     print(compare.as_text(found, arguments.a, arguments.b))
     slower = found.iloc[:0] if share is None else compare.slower_than(found, share)
     if len(slower):

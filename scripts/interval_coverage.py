@@ -2,21 +2,24 @@
 
     python scripts/interval_coverage.py
 
-A line per number of launches and kind of noise: the coverage that is promised and the coverage found, for the interval
-of a median, the t interval of a paired ratio (from 3 pairs on) and the bootstrap interval of a ratio. Last the share of
-simulated reports with any false verdict, which Holm's correction keeps at 5 % or less.
+A line per number of launches and kind of noise, with the coverage found of each interval that reports print: of a
+median (its promise stands beside it), and three of a ratio that promise 95 % from 3 launches on: the t interval of
+pairs that drift together, with both sides under the same noise and with one side under normal noise, and Welch's
+interval of unpaired launches. Last the share of simulated reports with any false verdict, which Holm's correction keeps
+at 5 % or less.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from bench.intervals import confidence, median_interval, ratio_interval
-from bench.report.verdicts import ABOVE, BELOW, EQUIVALENT, MARGIN, MIN_PAIRS, judge, paired
+from bench.intervals import confidence, median_interval
+from bench.report.verdicts import ABOVE, BELOW, EQUIVALENT, MARGIN, MIN_PAIRS, judge, paired, unpaired
 
 Samples = npt.NDArray[np.float64]
 Noise = Callable[[np.random.Generator, tuple[int, ...]], Samples]
@@ -25,20 +28,27 @@ TRIALS = 4000
 COMPARISONS = 8  # in a simulated report
 # The median of a normal distribution lies at its 4/9 quantile above the 10 % of disturbed launches.
 DISTURBED_MEDIAN = 1 - 0.05 * 0.139710
-# Rates with median 1: symmetric, skewed, with a long tail, and with one launch in ten disturbed (half the rate).
+MILD_MEDIAN = 0.993283  # of 0.9·Φ((x − 1)/0.05) + 0.1·Φ((x/0.9 − 1)/0.05) = 1/2
+PROMISE = """
+The t interval of pairs covers 93 to 97 % under normal, skewed, long-tailed and mildly disturbed noise, with drift.
+Where one launch in ten of both sides runs at half its rate, it covers 96 to 99 %: more than it promises.
+NOT promised: where that happens to one side only, it covers the geometric mean in 71 to 91 %. Few launches rarely hold
+a disturbed one; the interval is then that of the undisturbed launches."""
+# Rates with median 1: symmetric, skewed, with a long tail, and with one launch in ten disturbed: a tenth slower, or at
+# half the rate.
 NOISES: dict[str, Noise] = {
     "normal": lambda rng, shape: 1 + 0.05 * rng.standard_normal(shape),
     "lognormal": lambda rng, shape: np.exp(0.2 * rng.standard_normal(shape)),
     "slow tail": lambda rng, shape: (1 + 0.1 * math.log(2)) / (1 + 0.1 * rng.exponential(size=shape)),
-    "disturbed": lambda rng, shape: _disturbed(rng, shape),
+    "mild": lambda rng, shape: _disturbed(rng, shape, 0.9) / MILD_MEDIAN,
+    "disturbed": lambda rng, shape: _disturbed(rng, shape, 0.5) / DISTURBED_MEDIAN,
 }
 
 
-def _disturbed(rng: np.random.Generator, shape: tuple[int, ...]) -> Samples:
-    """Normal noise; each launch is slowed to half its rate with probability 0.1. Its median is scaled to 1."""
-    rates = 1 + 0.05 * rng.standard_normal(shape)
-    slowed: Samples = rates * np.where(rng.random(shape) < 0.1, 0.5, 1.0)
-    return slowed / DISTURBED_MEDIAN
+def _disturbed(rng: np.random.Generator, shape: tuple[int, ...], rate: float) -> Samples:
+    """Normal noise; each launch runs at `rate` with probability 0.1."""
+    slowed: Samples = (1 + 0.05 * rng.standard_normal(shape)) * np.where(rng.random(shape) < 0.1, rate, 1.0)
+    return slowed
 
 
 def draw(noise: str, n: int, trials: int, arm: int = 0) -> Samples:
@@ -52,18 +62,34 @@ def cover_median(noise: str, n: int, trials: int = TRIALS) -> float:
     return sum(one.low <= 1 <= one.high for one in found) / trials
 
 
-def cover_paired(noise: str, n: int, trials: int = TRIALS) -> float:
-    """Share of trials whose paired interval holds the true ratio; both launches of a pair drift alike."""
+@lru_cache
+def mean_log(noise: str) -> float:
+    """Mean logarithm of a rate."""
+    return float(np.log(NOISES[noise](np.random.default_rng(0), (1_000_000,))).mean())
+
+
+def cover_paired(noise: str, n: int, trials: int = TRIALS, other: str = "") -> float:
+    """Share of trials whose paired interval holds the ratio of geometric means; both launches of a pair drift alike.
+
+    The denominator has the noise `other`, by default the same.
+    """
     drift = np.exp(0.3 * draw("normal", n, trials, arm=2))
-    arms = (draw(noise, n, trials, arm) * drift for arm in (0, 1))
+    other = other or noise
+    arms = (draw(each, n, trials, arm) * drift for arm, each in enumerate((noise, other)))
+    true = math.exp(mean_log(noise) - mean_log(other))
     found = [paired(dict(enumerate(a)), dict(enumerate(b))).interval for a, b in zip(*arms, strict=True)]
-    return sum(one.low <= 1 <= one.high for one in found) / trials
+    return sum(one.low <= true <= one.high for one in found) / trials
 
 
-def cover_ratio(noise: str, n: int, trials: int = TRIALS) -> float:
-    """Share of trials whose bootstrap interval of the ratio of two medians holds the true one."""
+def cover_one_sided(noise: str, n: int, trials: int = TRIALS) -> float:
+    """The same with normal noise in the denominator."""
+    return cover_paired(noise, n, trials, other="normal")
+
+
+def cover_unpaired(noise: str, n: int, trials: int = TRIALS) -> float:
+    """Share of trials whose interval of unpaired launches holds the true ratio."""
     arms = (draw(noise, n, trials, arm) for arm in (0, 1))
-    found = [ratio_interval(a, b) for a, b in zip(*arms, strict=True)]
+    found = [unpaired(a, b).interval for a, b in zip(*arms, strict=True)]
     return sum(one.low <= 1 <= one.high for one in found) / trials
 
 
@@ -81,11 +107,13 @@ def false_verdicts(noise: str, n: int, ratio: float, trials: int = TRIALS) -> fl
 
 def main() -> None:
     """Print the tables."""
-    print("launches  noise      promised  median  paired  bootstrapped ratio")
+    print("launches  noise      median, promised   pairs   one-sided   unpaired")
+    covers = (cover_paired, cover_one_sided, cover_unpaired)
     for n in (2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 30):
         for noise in NOISES:
-            covered = "   ".join(f"{cover(noise, n):.3f}" for cover in (cover_median, cover_paired, cover_ratio))
-            print(f"{n:8d}  {noise:9s}     {confidence(n):.3f}   {covered}", flush=True)
+            covered = "     ".join(f"{cover(noise, n):.3f}" for cover in (covers if n >= MIN_PAIRS else ()))
+            print(f"{n:8d}  {noise:9s}  {cover_median(noise, n):.3f}   {confidence(n):.3f}     {covered}", flush=True)
+    print(PROMISE)
     print(f"\npairs     noise      reports with a false verdict: true ratio 1, at the margin {1 + MARGIN}")
     for n in (MIN_PAIRS, 5, 10):
         for noise in NOISES:

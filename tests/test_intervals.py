@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from bench.intervals import _coverage, confidence, median_interval, ratio_interval
-from scripts.interval_coverage import NOISES, cover_median, cover_ratio
+from bench.intervals import _coverage, confidence, median_interval
+from scripts.interval_coverage import NOISES, cover_median
 
 rates = st.floats(min_value=1.0, max_value=1e6)
 launches = st.lists(rates, min_size=2, max_size=12)
@@ -49,28 +49,9 @@ def test_confidence_is_that_of_the_whole_range_until_95_percent(n: int) -> None:
     assert confidence(n) == pytest.approx(min(0.95, 1 - 2.0 ** (1 - n)))
 
 
-@given(launches, launches)
-def test_the_interval_of_a_ratio_contains_the_ratio_of_medians(top: list[float], bottom: list[float]) -> None:
-    value, low, high = ratio_interval(top, bottom)
-    assert low <= value <= high
-    assert value == pytest.approx(np.median(top) / np.median(bottom))
-
-
-def test_the_bootstrap_of_a_ratio_is_that_of_scipy() -> None:
-    rng = np.random.default_rng(5)
-    top, bottom = rng.lognormal(0, 0.2, 40), rng.lognormal(0.3, 0.2, 31)
-    theirs = scipy_stats.bootstrap(
-        (top, bottom), lambda a, b, axis: np.median(a, axis=axis) / np.median(b, axis=axis), vectorized=True,
-        method="percentile", n_resamples=20_000, rng=np.random.default_rng(6),
-    ).confidence_interval  # fmt: skip
-    _, low, high = ratio_interval(top, bottom)
-    assert (low, high) == pytest.approx((theirs.low, theirs.high), rel=0.02)
-
-
 @given(rates, st.integers(2, 8))
 def test_constant_launches_have_a_point_as_interval(rate: float, n: int) -> None:
     assert median_interval([rate] * n) == (rate, rate, rate)
-    assert ratio_interval([rate] * n, [rate] * n) == (1, 1, 1)
 
 
 @given(st.lists(rates, min_size=2, max_size=8).flatmap(lambda xs: st.tuples(st.just(xs), st.permutations(xs))))
@@ -78,15 +59,8 @@ def test_the_order_of_launches_moves_nothing(both: tuple[list[float], list[float
     assert median_interval(both[0]) == median_interval(both[1])
 
 
-def test_a_ratio_is_less_certain_than_its_numerator() -> None:
-    samples = [90.0, 95.0, 100.0, 105.0, 110.0]
-    one, both = ratio_interval(samples, [100.0] * 5), ratio_interval(samples, samples)
-    # Were the arms resampled together, equal samples would always give exactly 1.
-    assert both.high - both.low > one.high - one.low
-
-
 def test_one_launch_has_no_spread() -> None:
-    assert np.isnan([*median_interval([3.0])[1:], *ratio_interval([3.0], [2.0, 2.0])[1:], confidence(1)]).all()
+    assert np.isnan([*median_interval([3.0])[1:], confidence(1)]).all()
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -99,8 +73,3 @@ def test_95_percent_intervals_cover_the_median_93_to_97_times_in_100(noise: str,
 def test_fewer_launches_cover_what_confidence_says(n: int) -> None:
     for noise in NOISES:
         assert cover_median(noise, n) == pytest.approx(confidence(n), abs=0.02)
-
-
-@pytest.mark.parametrize("n", [5, 10])
-def test_ratios_of_enough_launches_cover_at_least_as_often_as_they_say(n: int) -> None:
-    assert cover_ratio("lognormal", n, trials=800) >= 0.94

@@ -16,7 +16,8 @@ import pandas as pd
 
 from bench import ledger
 from bench.config import BadInput, RunConfig
-from bench.intervals import Estimate, confidence, median_interval, ratio_interval
+from bench.intervals import Estimate, confidence, median_interval
+from bench.report.verdicts import ratio_of
 from bench.shape import GPTShape
 from bench.summary import Summary
 from strategies import catalogue
@@ -212,14 +213,14 @@ def _scaling(
     """Speedup and efficiency of a cell relative to its weak and its strong baseline; NaN without one.
 
     The ideal of n workers is n times the baseline's rate: n times the work in the same time (weak scaling), or the
-    same work in 1/n of the time (strong scaling).
+    same work in 1/n of the time (strong scaling). Launches are paired by repeat.
     """
     ranks = int(config["num_workers"] + config["num_servers"])
     ideals = {"speedup": 1, "scaling_efficiency": config["num_workers"], "scaling_efficiency_per_node": ranks}
     row: dict[str, object] = {}
     for prefix, found in baselines.items():
         baseline, name = found.get(cell, ("", ""))
-        speedup = ratio_interval(samples.get(cell, {}).values(), samples.get(baseline, {}).values())
+        speedup = ratio_of(samples.get(cell, {}), samples.get(baseline, {})).interval
         if cell == baseline:
             speedup = Estimate(1.0, np.nan, np.nan)  # exact by definition
         for column, ideal in ideals.items():

@@ -10,11 +10,10 @@ import pandas as pd
 
 from bench import records
 from bench.config import BadInput
-from bench.intervals import Estimate, ratio_interval
 from bench.report.cells import CONFIG_FIELDS, SORTED_BY, judged, order_of, throughputs
-from bench.report.duels import WORK, finished, same
+from bench.report.duels import WORK, finished, judgement, same
 from bench.report.tables import Columns, cell_names, interval, number, table
-from bench.report.verdicts import paired
+from bench.report.verdicts import MARGIN, MIN_PAIRS, NO_VERDICT, Ratio, judge, paired, unpaired
 from strategies import catalogue
 
 COLUMNS: Columns = {
@@ -26,27 +25,28 @@ COLUMNS: Columns = {
 }
 
 
-def compare(a: str, b: str, within: Path | None) -> pd.DataFrame:
+def compare(a: str, b: str, within: Path | None, margin: float = MARGIN) -> pd.DataFrame:
     """One row per cell of two folders or, within one, per pair of cells of two strategies; `ratio` is B ÷ A.
 
-    BadInput if a strategy is unknown or no cell has numbers on both sides.
+    The verdict says what B is, with the words and the rules of a report (`verdicts`). BadInput if a strategy is
+    unknown or no cell has numbers on both sides.
     """
     if within is None:
         frames = [records.frame(records.read(Path(folder))) for folder in (a, b)]
-        found = match_folders(*frames) if all(len(frame) for frame in frames) else pd.DataFrame()
+        found = match_folders(*frames, margin=margin) if all(len(frame) for frame in frames) else pd.DataFrame()
     else:
         try:
             arms = [catalogue.full_name(name) for name in (a, b)]
         except ValueError as error:
             raise BadInput(f"compare: {error}") from None
-        found = match_strategies(records.frame(records.read(within)), *arms)
-    if found.empty or not (found["verdict"].map(lambda verdict: not verdict.startswith("no numbers"))).any():
+        found = match_strategies(records.frame(records.read(within)), *arms, margin=margin)
+    if found.empty or not found[["tokens_per_s_a", "tokens_per_s_b"]].notna().all(axis=1).any():
         raise BadInput(f"compare: {a} and {b} have no cell with numbers in common; sweep both with the same file")
     return found
 
 
-def match_folders(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    """A row per cell of either folder. Launches of two folders are not paired: the interval is bootstrapped."""
+def match_folders(a: pd.DataFrame, b: pd.DataFrame, *, margin: float = MARGIN) -> pd.DataFrame:
+    """A row per cell of either folder. Launches of two folders are not paired: the interval is Welch's."""
     sides = [judged(runs) for runs in (a, b)]
     rows_of = [{_identity(row): row for row in runs.to_dict("records")} for runs in sides]
     samples = [throughputs(runs) for runs in sides]
@@ -55,15 +55,15 @@ def match_folders(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
         found = [side[key] for side in rows_of if key in side]
         both = zip(samples, rows_of, strict=True)
         rates = [of.get(side[key]["cell"], {}) if key in side else {} for of, side in both]
-        ratio = ratio_interval(rates[1].values(), rates[0].values())
+        ratio = unpaired(rates[1].values(), rates[0].values())
         hosts = list(dict.fromkeys(str(config["environment"]) for config in found))
         apart = {"environments": " and ".join(hosts) if len(hosts) > 1 else ""}
         row: dict[Any, Any] = {**found[0], **apart}
-        rows.append({**row, **_side_by_side(rates[0], rates[1], ratio, min(map(len, rates)))})
-    return _ordered(rows)
+        rows.append({**row, **_side_by_side(rates[0], rates[1]), "judged": ratio})
+    return _with_verdicts(rows, margin)
 
 
-def match_strategies(runs: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
+def match_strategies(runs: pd.DataFrame, a: str, b: str, *, margin: float = MARGIN) -> pd.DataFrame:
     """A row per pair of cells of two strategies with equal work and workers; launches are paired by repeat."""
     runs = judged(runs)
     samples = throughputs(runs)
@@ -72,36 +72,35 @@ def match_strategies(runs: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
         for one in arms.index[arms["strategy"] == a]:
             for other in arms.index[arms["strategy"] == b]:
                 ratio = paired(samples[str(other)], samples[str(one)])
-                found = _side_by_side(samples[str(one)], samples[str(other)], ratio.interval, ratio.n)
+                found = _side_by_side(samples[str(one)], samples[str(other)])
                 named = max(one, other, key=arms["num_servers"].to_dict().__getitem__)
-                rows.append({**arms.loc[named].to_dict(), "environments": "", **found})
-    return _ordered(rows)
+                rows.append({**arms.loc[named].to_dict(), "environments": "", **found, "judged": ratio})
+    return _with_verdicts(rows, margin)
 
 
 def _identity(config: dict[Any, Any]) -> tuple[Any, ...]:
     return tuple(None if pd.isna(config[field]) else config[field] for field in CONFIG_FIELDS)
 
 
-def _side_by_side(a: dict[int, float], b: dict[int, float], ratio: Estimate, n: int) -> dict[str, object]:
+def _side_by_side(a: dict[int, float], b: dict[int, float]) -> dict[str, object]:
     medians = [float(np.median(list(rates.values()))) if rates else np.nan for rates in (a, b)]
-    missing = [side for side, rates in (("A", a), ("B", b)) if not rates]
-    verdict = f"no numbers in {' and '.join(missing)}" if missing else _verdict(ratio)
-    return {
-        "tokens_per_s_a": medians[0], "tokens_per_s_b": medians[1], "n": n, "verdict": verdict,
-        "ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high,
-    }  # fmt: skip
+    missing = " and ".join(side for side, rates in (("A", a), ("B", b)) if not rates)
+    return {"tokens_per_s_a": medians[0], "tokens_per_s_b": medians[1], "missing": missing}
 
 
-def _verdict(ratio: Estimate) -> str:
-    """Faster or slower only if the interval excludes 1."""
-    if np.isnan(ratio.low):
-        return "a single launch, no verdict"
-    return "faster" if ratio.low > 1 else "slower" if ratio.high < 1 else "indistinguishable"
-
-
-def _ordered(rows: list[dict[Any, Any]]) -> pd.DataFrame:
-    found = pd.DataFrame(rows)
-    return found.sort_values(list(SORTED_BY), key=order_of, kind="stable", ignore_index=True) if rows else found
+def _with_verdicts(rows: list[dict[Any, Any]], margin: float) -> pd.DataFrame:
+    """The rows with their verdicts, in the order of a report."""
+    if not rows:
+        return pd.DataFrame()
+    ratios: list[Ratio] = [row.pop("judged") for row in rows]
+    for row, ratio, verdict in zip(rows, ratios, judge(ratios, margin), strict=True):
+        row |= judgement(ratio, verdict, "faster", "slower")
+        missing = row.pop("missing")
+        if missing:
+            row["verdict"] = f"no numbers in {missing}"
+        elif row["verdict"] == NO_VERDICT:
+            row["verdict"] = f"{NO_VERDICT}, fewer than {MIN_PAIRS} launches"
+    return pd.DataFrame(rows).sort_values(list(SORTED_BY), key=order_of, kind="stable", ignore_index=True)
 
 
 def as_text(found: pd.DataFrame, a: str, b: str) -> str:

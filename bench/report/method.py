@@ -16,9 +16,8 @@ def method(margin: float) -> list[str]:
         "brackets are the exact interval of the sign test, interpolated between order statistics (Hettmansperger and "
         "Sheather, 1986), which covers 95 % from 6 launches on for any distribution. With fewer launches it is the "
         f"range, which covers {coverages()}; a single launch has no interval.",
-        "Speedup and efficiency are ratios of medians to a baseline that their table names. Their interval is the "
-        f"percentile bootstrap of the ratio ({intervals.RESAMPLES:,} resamples of each arm, fixed seed), which covers "
-        "about 96 % from 5 launches on, 93 % with 4, 90 % with 3, 67 % with 2. Ratios are not averaged.",
+        "Speedup and efficiency are ratios to a baseline that their table names, with pairs and intervals as in "
+        "comparisons; where no repeat is common, the ratio is that of unpaired launches with Welch's interval.",
         "Two cells are compared in pairs of launches of the same repeat, so that drift between repeats cancels. The "
         f"ratio is the geometric mean over pairs; from {MIN_PAIRS} pairs on, brackets are the 95 % t interval of the "
         "mean log ratio. With 2 pairs they are the range.",

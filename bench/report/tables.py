@@ -1,6 +1,7 @@
 """Numbers as text (rounding, units, intervals) and tables of cells for people.
 
-Numbers are rounded to three significant digits here and nowhere else; summary.csv keeps full precision.
+Numbers are rounded here and nowhere else, to three significant digits and, where an interval needs them to keep its
+ends apart, more; summary.csv keeps full precision.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ Units = tuple[tuple[float, str], ...]
 Columns = dict[str, Callable[[Row], str]]
 
 BLANK = "—"
+MORE_DIGITS = 3  # at most, to keep the ends of an interval apart
 BYTES: Units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 SECONDS: Units = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
@@ -39,8 +41,16 @@ def number(value: Any) -> str:
         return "0"
     if not 1e-4 <= abs(value) < 1e9:
         return f"{value:.2e}"
-    exponent = int(f"{value:.2e}".split("e")[1])
-    return f"{round(value, 2 - exponent):,.{max(0, 2 - exponent)}f}"
+    return _rounded(value, _decimals(value))
+
+
+def _decimals(value: float) -> int:
+    """The decimals of three significant digits; negative left of the point."""
+    return 2 - int(f"{value:.2e}".split("e")[1])
+
+
+def _rounded(value: float, decimals: int) -> str:
+    return f"{round(value, decimals):,.{max(0, decimals)}f}"
 
 
 def scaled(value: Any, units: Units) -> str:
@@ -52,9 +62,19 @@ def scaled(value: Any, units: Units) -> str:
 
 
 def interval(row: Row, name: str) -> str:
-    """12.3 (11.9–12.8); without the bracket where there is no interval."""
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return number(row[name]) + ("" if pd.isna(low) else f" ({number(low)}–{number(high)})")
+    """12.3 (11.9–12.8); without the bracket where there is no interval.
+
+    All three have as many decimals as keep them apart, at least those of three significant digits of the value.
+    """
+    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    if pd.isna(low) or not 1e-4 <= abs(value) < 1e9:
+        return number(value) + ("" if pd.isna(low) else f" ({number(low)}–{number(high)})")
+    first = _decimals(value)
+    for decimals in range(first, first + MORE_DIGITS + 1):
+        texts = [_rounded(each, decimals) for each in (value, low, high)]
+        if len(set(texts)) == len({value, low, high}):
+            break
+    return f"{texts[0]} ({texts[1]}–{texts[2]})"
 
 
 def table(rows: Iterable[Row], caption: str, columns: Columns, names: Columns) -> Table:

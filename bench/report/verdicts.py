@@ -2,14 +2,14 @@
 
 Launches of the same repeat are paired, so that drift between repeats cancels. From 3 pairs on, the interval is the t
 interval of the mean log ratio, which covers 95 % for log-normal noise; scripts/interval_coverage.py shows it for other
-noise. A ratio is above (or below) if its interval lies beyond the margin, equivalent if it lies within the margin
-(two one-sided tests: Schuirmann, 1987). Holm's step-down correction (1979) limits the chance of any false verdict among
-all comparisons of a table to 5 %.
+noise. Launches of two folders cannot be paired: their interval is that of Welch (1947). A ratio is above (or below) if
+its interval lies beyond the margin, equivalent if it lies within the margin (two one-sided tests: Schuirmann, 1987).
+Holm's step-down correction (1979) limits the chance of any false verdict among all comparisons of a table to 5 %.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,18 +25,24 @@ ABOVE, BELOW, EQUIVALENT, UNDECIDED, NO_VERDICT = "above", "below", "equivalent"
 
 
 class Ratio(NamedTuple):
-    """The ratio of two cells' tokens_per_s, as the mean and the standard error of its logarithm over n pairs."""
+    """The ratio of two cells' tokens_per_s: mean and standard error of its logarithm, n launches, degrees of freedom.
+
+    `n` counts pairs; of unpaired launches, those of the smaller side.
+    """
 
     mean: float
     error: float
     n: int
+    freedom: float
+    is_paired: bool = True
 
     @property
     def interval(self) -> Estimate:
         """The geometric mean with its 95 % t interval; with 2 pairs their range, with 1 no interval."""
         if self.n == 0:
             return BLANK
-        width = self.error * (stdtrit(self.n - 1, (1 + CONFIDENCE) / 2) if self.n >= MIN_PAIRS else 1)
+        range_only = self.is_paired and self.n < MIN_PAIRS
+        width = self.error * (1 if range_only else stdtrit(self.freedom, (1 + CONFIDENCE) / 2))
         return Estimate(*(float(np.exp(self.mean + side)) for side in (0, -width, width)))
 
     def claim(self, margin: float) -> tuple[str, float]:
@@ -54,7 +60,7 @@ class Ratio(NamedTuple):
         """One-sided p-value of the hypothesis that the true value of an estimated distance is 0 or less."""
         if self.error == 0:
             return 0.0 if distance > 0 else 1.0
-        return float(stdtr(self.n - 1, -distance / self.error))
+        return float(stdtr(self.freedom, -distance / self.error))
 
 
 class Verdict(NamedTuple):
@@ -70,7 +76,28 @@ def paired(numerator: Mapping[int, float], denominator: Mapping[int, float]) -> 
     logs = np.log([numerator[repeat] / denominator[repeat] for repeat in common])
     n = len(common)
     error = float(np.std(logs, ddof=1) / np.sqrt(n)) if n > 1 else np.nan
-    return Ratio(float(np.mean(logs)) if n else np.nan, error, n)
+    return Ratio(float(np.mean(logs)) if n else np.nan, error, n, n - 1)
+
+
+def unpaired(numerator: Iterable[float], denominator: Iterable[float]) -> Ratio:
+    """The ratio of launches that have nothing in common, with Welch's degrees of freedom."""
+    sides = [np.log(np.sort(np.fromiter(rates, float))) for rates in (numerator, denominator)]
+    n = min(map(len, sides))
+    if n == 0:
+        return Ratio(np.nan, np.nan, 0, np.nan, is_paired=False)
+    mean = float(sides[0].mean() - sides[1].mean())
+    if n == 1:
+        return Ratio(mean, np.nan, 1, np.nan, is_paired=False)
+    parts = [float(side.var(ddof=1)) / len(side) for side in sides]
+    total = sum(parts)
+    squares = sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
+    return Ratio(mean, float(np.sqrt(total)), n, total**2 / squares if squares else n - 1, is_paired=False)
+
+
+def ratio_of(numerator: Mapping[int, float], denominator: Mapping[int, float]) -> Ratio:
+    """The paired ratio; that of unpaired launches if no repeat is common."""
+    found = paired(numerator, denominator)
+    return found if found.n else unpaired(numerator.values(), denominator.values())
 
 
 def judge(ratios: Sequence[Ratio], margin: float) -> list[Verdict]:
