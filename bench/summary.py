@@ -85,6 +85,9 @@ class Summary(BaseModel):
     convergence: float | None = None
     """How far the held-out loss fell over how far that of one process on the concatenated batches did, for runs that
     do not promise its weights (asp, ssp, compression, sync_every)."""
+    gate_passed: bool | None = None
+    """Whether the equivalence gate found the model that was promised; blank where it did not judge this run, and in
+    older results."""
     worker_cpu_s: float | None = None
     """CPU time of a worker's process, mean over workers."""
     server_cpu_s: float | None = None

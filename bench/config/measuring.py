@@ -30,6 +30,9 @@ class Measuring(Knobs):
     check_equivalence: Annotated[bool, Unit("true or false")] = False
     """Afterwards, train one process on the concatenated batches and compare the weights after 10 steps; where a run
     does not promise them (asp, ssp, compression, sync_every): how far the held-out loss has fallen."""
+    allow_nonfinite_loss: Annotated[bool, Unit("true or false")] = False
+    """Whether a run is valid although its loss became infinite or NaN: it is then timed and not compared with one
+    process."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the workers compute; auto: a GPU per local rank where CUDA is, else the CPU."""
     num_threads: Annotated[int, Unit("threads")] = Field(1, ge=1)

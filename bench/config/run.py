@@ -24,6 +24,8 @@ from strategies.closed_forms import payload_bytes
 from strategies.options import GradientOptions, Knobs, Options, TopologyOptions, WireOptions
 
 CHECKS = (topology.check, wire.check, training.check, model.check, network.check, measuring.check, emulation.check)
+# Knobs that only say which runs are accepted: the same cell, whatever their values.
+NOT_MEASURED = {"allow_nonfinite_loss"}
 # In the order of the help text.
 GROUPS: dict[str, tuple[type[Knobs], ...]] = {
     "topology": (Workers, TopologyOptions),
@@ -102,8 +104,8 @@ class RunConfig(Measuring, Network, Emulation, Compute, Optimizer, Data, Model, 
         return self.kind.exact and self.synchronous
 
     def digest(self) -> str:
-        """Return twelve hexadecimal digits that identify this config."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """Return twelve hexadecimal digits that identify what this config measures."""
+        canonical = json.dumps(self.model_dump(mode="json", exclude=NOT_MEASURED), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     def unsupported(self) -> str | None:

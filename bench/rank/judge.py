@@ -39,10 +39,19 @@ def judge_model(
     if not config.exact:
         assert held_out_loss is not None  # a gate that compares losses needs held-out batches; RunConfig checks it
         convergence = equivalence.convergence(config, held_out_loss, corpus, device)
-        return Judgement({"convergence": convergence}, equivalence.convergence_failure(convergence, different))
+        failure = equivalence.convergence_failure(convergence, different)
+        return Judgement({"convergence": convergence, "gate_passed": not failure}, failure)
     verdict = equivalence.compare(config, at_gate, *equivalence.reference_weights(config, corpus, device))
-    columns = {"equivalence_error": verdict.error, "equivalence_bound": verdict.bound}
-    return Judgement(columns, verdict.failure(different))
+    failure = verdict.failure(different)
+    columns = {"equivalence_error": verdict.error, "equivalence_bound": verdict.bound, "gate_passed": not failure}
+    return Judgement(columns, failure)
+
+
+def judge_loss(config: RunConfig, reports: Sequence[RankReport], held_out_loss: float | None) -> Judgement:
+    """Return since when the loss is infinite or NaN; nothing if it never is, or if the run may."""
+    if config.allow_nonfinite_loss:
+        return Judgement()
+    return Judgement(reason=numbers.nonfinite_loss(config, reports, held_out_loss))
 
 
 def judge_network(config: RunConfig, reports: Sequence[RankReport], ledger: Ledger) -> Judgement:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import resource
 from collections import Counter
 from collections.abc import Sequence
@@ -112,15 +113,37 @@ def steps_s(reports: Sequence[RankReport]) -> float:
 
 
 def losses(reports: Sequence[RankReport]) -> dict[str, float | None]:
-    """Return the loss of the first and of the last step, over the global batch; None if compute is emulated."""
+    """Return the loss of the first and of the last step, over the global batch; None if it is unknown or not finite."""
     workers = [report.steps for report in reports if not report.is_server]
     return {"first_loss": _mean_loss(workers, 0), "final_loss": _mean_loss(workers, -1)}
+
+
+def nonfinite_loss(config: RunConfig, reports: Sequence[RankReport], held_out_loss: float | None) -> str:
+    """Return in which step the loss of a worker became infinite or NaN, in one line; '' if it never did.
+
+    With fp16 loss scaling a step may overflow and be skipped: what counts is the last step.
+    """
+    workers = [[step.loss for step in report.steps] for report in reports if not report.is_server]
+    finite = [all(loss is None or math.isfinite(loss) for loss in losses) for losses in zip(*workers, strict=True)]
+    if not finite[-1]:
+        first = max((step + 1 for step, is_finite in enumerate(finite) if is_finite), default=0)
+        return f"loss is not finite from step {first} on"
+    if not all(finite) and not config.loss_scaling:
+        return f"loss is not finite at step {finite.index(False)}"
+    if held_out_loss is not None and not math.isfinite(held_out_loss):
+        return "held-out loss is not finite after the last step"
+    return ""
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """Return the value, None if it is infinite or NaN."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _mean_loss(workers: Sequence[Sequence[StepRecord]], place: int) -> float | None:
     losses = [steps[place].loss for steps in workers]
     known = [loss for loss in losses if loss is not None]
-    return float(np.mean(known)) if len(known) == len(losses) else None
+    return finite_or_none(float(np.mean(known))) if len(known) == len(losses) else None
 
 
 def sleep_overshoot_s_p95(reports: Sequence[RankReport]) -> float | None:

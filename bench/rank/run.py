@@ -23,7 +23,7 @@ from bench.rank.build import Built, build
 from bench.rank.clock import PhaseTimer
 from bench.rank.duplex import duplex_factor
 from bench.rank.equivalence import Weights
-from bench.rank.judge import judge_model, judge_network
+from bench.rank.judge import Judgement, judge_loss, judge_model, judge_network
 from bench.rank.numbers import RankReport
 from bench.rank.train import held_out_loss, train
 from bench.records import PlannedRun, RunRecord, StepRecord
@@ -161,11 +161,14 @@ def _result(
     trained = config.compute == "real"
     held_out = held_out_loss(config, built.model, corpus, built.device) if trained else None
     ledger = numbers.ledger(config, reports)
+    diverged = bool(numbers.nonfinite_loss(config, reports, held_out))
     judgements = [
-        judge_model(config, reports, held_out, at_gate, corpus, built.device),
+        judge_loss(config, reports, held_out),
+        Judgement() if diverged else judge_model(config, reports, held_out, at_gate, corpus, built.device),
         judge_network(config, reports, ledger),
     ]
-    columns = {**before, **numbers.columns(config, reports, built.device), "held_out_loss": held_out}
+    columns = {**before, **numbers.columns(config, reports, built.device)}
+    columns["held_out_loss"] = numbers.finite_or_none(held_out)
     reason = "; ".join(judgement.reason for judgement in judgements if judgement.reason)
     record = planned.record(
         "invalid" if reason else "ok",
@@ -174,7 +177,7 @@ def _result(
         reason=reason,
         labels=numbers.labels(config, reports),
         steps_s=numbers.steps_s(reports),
-        summary=Summary.model_validate({**columns, **judgements[0].columns, **judgements[1].columns}),
+        summary=Summary.model_validate({**columns, **judgements[1].columns, **judgements[2].columns}),
         ledger=ledger,
     )
     steps = [step for report in reports for step in report.steps]

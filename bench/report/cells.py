@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from bench import ledger
-from bench.config import BadInput, RunConfig
+from bench.config import MIN_CONVERGENCE, BadInput, RunConfig
 from bench.intervals import Estimate, confidence, median_interval
 from bench.report.verdicts import ratio_of
 from bench.shape import GPTShape
@@ -30,8 +30,8 @@ FEW_LAUNCHES = 5
 # Knobs that change neither the arithmetic nor the messages of a step. `model` is among them because the five
 # dimensions describe the model, overrides included.
 HARNESS = frozenset({
-    "model", "steps", "warmup_steps", "eval_batches", "check_equivalence", "timeout_s", "hostfile",
-    "patience_s", "peak_flops_per_s", "target", "tuned",
+    "model", "steps", "warmup_steps", "eval_batches", "check_equivalence", "allow_nonfinite_loss", "timeout_s",
+    "hostfile", "patience_s", "peak_flops_per_s", "target", "tuned",
 })  # fmt: skip
 LINKS = ("link", "delay", "congestion_control")
 # Knobs that save bytes and change the trained model.
@@ -62,7 +62,7 @@ TOPOLOGY = COMMUNICATION - {"wire_dtype", *LINKS, *LOSSY}  # compared topologies
 # Where messages went, the most realistic place first. No line or ratio joins cells of different places.
 PLACES = ("network", "emulated nodes", "one machine")
 
-NOT_AVERAGED = ("allreduce_algorithm", "ledger_agrees", "rank_start", "staleness_histogram")
+NOT_AVERAGED = ("gate_passed", "allreduce_algorithm", "ledger_agrees", "rank_start", "staleness_histogram")
 WORST = ("equivalence_error", "largest_lead")
 WHOLE = ("num_nodes", "num_parameters")
 MEASURED = tuple(f for f in (*Summary.model_fields, *ledger.COLUMNS) if f not in NOT_AVERAGED)
@@ -111,15 +111,24 @@ def judged(runs: pd.DataFrame) -> pd.DataFrame:
     Only one run of a cell is checked by the gate; the others ran the same arithmetic. A run that is invalid for any
     other reason does not affect the other runs.
     """
-    checked = runs["equivalence_error"].notna() | runs["convergence"].notna()
-    failed = checked & ((runs["status"] == "invalid") | (runs["equivalence_error"] > runs["equivalence_bound"]))
-    caught = runs.loc[failed, ["cell", "reason"]]
+    caught = runs.loc[_failed_gate(runs), ["cell", "reason"]]
     reasons = caught.drop_duplicates("cell").set_index("cell")["reason"]
     leaked = runs["cell"].isin(reasons.index) & (runs["status"] == "ok")
     runs = runs.copy()
     runs.loc[leaked, "reason"] = runs.loc[leaked, "cell"].map(reasons)
     runs.loc[leaked, "status"] = "invalid"
     return runs
+
+
+def _failed_gate(runs: pd.DataFrame) -> pd.Series[bool]:
+    """Whether the gate judged each run and failed it.
+
+    Results without the column `gate_passed` say so by their numbers, and by the reason where workers' models differed.
+    """
+    by_numbers = (runs["equivalence_error"] > runs["equivalence_bound"]) | (runs["convergence"] < MIN_CONVERGENCE)
+    judged_by_words = runs["equivalence_error"].notna() | runs["convergence"].notna()
+    by_words = judged_by_words & runs["reason"].str.contains("different models")
+    return runs["gate_passed"].eq(False) | (runs["gate_passed"].isna() & (by_numbers | by_words))
 
 
 def is_kind(rows: pd.DataFrame, fact: str) -> pd.Series[bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from bench import ledger
 from bench.config import RunConfig
 from bench.ledger import Ledger, RoleVolumes
 from bench.rank import numbers
+from bench.rank.judge import judge_loss
 from bench.rank.numbers import RankReport
 from bench.records import StepRecord
 from strategies.base import Observed
@@ -55,6 +57,35 @@ def test_overlap_is_the_hidden_share_of_communication(times: list[float]) -> Non
 def test_final_loss_is_that_of_the_global_batch() -> None:
     reports = [report(0, [1, 1, 1], loss=2.0), report(1, [1, 1, 1], loss=4.0)]
     assert numbers.losses(reports)["final_loss"] == 3
+
+
+def judged_loss(losses: list[list[float | None]], held_out: float | None = 2.0, **knobs: object) -> str:
+    """Of workers with these losses, step by step."""
+    reports = [
+        replace(each, steps=[replace(step, loss=loss) for step, loss in zip(each.steps, own, strict=True)])
+        for each, own in ((report(worker, [1, 1, 1]), own) for worker, own in enumerate(losses))
+    ]
+    return judge_loss(CONFIG.model_copy(update=knobs), reports, held_out).reason
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_step() -> None:
+    good = [5.0, 4.0, 3.0, 2.0]
+    assert judged_loss([good, good]) == judged_loss([[None] * 4] * 2, None) == ""
+    assert judged_loss([good, [5.0, 4.0, math.inf, math.nan]]) == "loss is not finite from step 2 on"
+    assert judged_loss([[math.nan] * 4, good]) == "loss is not finite from step 0 on"
+    assert judged_loss([good, [5.0, math.inf, 3.0, 2.0]]) == "loss is not finite at step 1"
+    assert judged_loss([good, good], math.inf) == "held-out loss is not finite after the last step"
+
+
+def test_loss_scaling_may_skip_a_step_and_a_sweep_may_allow_what_it_wants_to_see() -> None:
+    skipped, lost = [math.inf, 4.0, 3.0, 2.0], [5.0, math.inf, 3.0, math.nan]
+    assert judged_loss([skipped], precision="fp16") == ""
+    assert judged_loss([lost], precision="fp16") == "loss is not finite from step 3 on"
+    assert judged_loss([lost], math.nan, allow_nonfinite_loss=True) == ""
+
+
+def test_a_mean_that_is_not_finite_is_blank() -> None:
+    assert numbers.losses([report(0, [1, 1, 1], loss=math.nan)]) == {"first_loss": None, "final_loss": None}
 
 
 def test_more_threads_than_cores_are_labelled() -> None:

@@ -205,6 +205,37 @@ def test_an_invalid_launch_that_the_gate_did_not_see_speaks_for_itself_alone() -
     assert "the machine was the bottleneck" in row["reason"]
 
 
+@pytest.mark.parametrize("gate_passed", [True, None])  # older results do not say it
+def test_a_launch_that_passed_the_gate_and_failed_another_check_speaks_for_itself_alone(
+    gate_passed: bool | None,
+) -> None:
+    checked, *others = runs_of([1.0, 2.0, 3.0], strategy="ring_allreduce", num_workers=2)
+    assert checked.summary is not None
+    update = {
+        "status": "invalid", "reason": "the machine was the bottleneck",
+        "summary": checked.summary.model_copy(update={"gate_passed": gate_passed}),
+    }  # fmt: skip
+    row = summarize(checked.model_copy(update=update), *others).iloc[0]
+    assert (row["status"], row["n"], row["tokens_per_s"]) == ("ok", 2, 2.5)
+    assert "the machine was the bottleneck" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "summary"),
+    [
+        ("it trained another model", {"gate_passed": False}),
+        ("the workers ended with 2 different models", {}),
+        ("its held-out loss fell 0.5 times as far", {"equivalence_error": None, "convergence": 0.5}),
+    ],
+)
+def test_whatever_fails_the_gate_fails_its_cell(reason: str, summary: dict[str, Any]) -> None:
+    checked, *others = runs_of([1.0, 2.0, 3.0], strategy="ring_allreduce", num_workers=2)
+    assert checked.summary is not None
+    update = {"status": "invalid", "reason": reason, "summary": checked.summary.model_copy(update=summary)}
+    row = summarize(checked.model_copy(update=update), *others).iloc[0]
+    assert (row["status"], row["n"], row["reason"]) == ("invalid", 0, reason)
+
+
 def test_environments_are_mixed_only_when_asked() -> None:
     runs = records.frame([make_record(environment="e0"), make_record(repeat=1, environment="e1")])
     with pytest.raises(BadInput, match=r"2 environments \(e0, e1\).*--allow-mixed"):
