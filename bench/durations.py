@@ -10,13 +10,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from bench.config import BadInput, RunConfig, first_problem
+from bench.config.emulation import MAX_STEP_S
 from bench.devices import DEVICES
 from bench.shape import GPTShape
+from strategies.options import Given
 
 # Memory traffic of an fp32 update, bytes per parameter: reads plus writes of weight, gradient and state.
 OPTIMIZER_BYTES = {"adamw": 4 * (4 + 3), "sgd": 4 * (3 + 2)}
@@ -39,10 +42,11 @@ class Durations:
         return sum(self.forward_s.values()) + sum(self.backward_s.values())
 
 
-class Calibration(BaseModel):
-    """The file of `psring calibrate`: seconds of one real step by layer, and the config they are valid for."""
+Seconds = Annotated[float, Field(ge=0, le=MAX_STEP_S, allow_inf_nan=False)]
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+class Calibration(Given):
+    """The file of `psring calibrate`: seconds of one real step by layer, and the config they are valid for."""
 
     shape: GPTShape
     batch_size: int
@@ -52,9 +56,9 @@ class Calibration(BaseModel):
     optimizer: str
     measured_on: str
     steps: int
-    forward_s: dict[str, float]
-    backward_s: dict[str, float]
-    optimizer_s: float
+    forward_s: dict[str, Seconds]
+    backward_s: dict[str, Seconds]
+    optimizer_s: Seconds
 
 
 def durations(config: RunConfig) -> Durations:

@@ -6,11 +6,19 @@ The harness's RunConfig extends `Options`, so a run's configuration is what its 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, NamedTuple
+import re
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 NumberFormat = Literal["fp32", "bf16", "fp16"]
+# Upper bounds of knobs: beyond what machines have, and below what the libraries' own integers and clocks hold.
+MAX_RANKS = 1 << 14
+MAX_COUNT = 10**9
+MAX_MESSAGE_BYTES = 1 << 30  # MPI counts the bytes of a message in 31 bits
+MAX_BYTES = 1 << 40
+MAX_FACTOR = 1e12
+MAX_TEXT = 4096
 
 
 class Unit(NamedTuple):
@@ -19,16 +27,53 @@ class Unit(NamedTuple):
     name: str
 
 
-class Knobs(BaseModel):
-    """A group of knobs: frozen, no unknown names, its docstrings are help texts."""
+class Given(BaseModel):
+    """Values that a user gives: no unknown names, finite numbers that are no booleans, printable text."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, values: Any) -> Any:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, (bool, str)) and name in cls.model_fields:
+                annotation = cls.model_fields[name].annotation
+                problem = _problem(value, {annotation, *get_args(annotation)})
+                if problem:
+                    raise ValueError(f"{name}: {problem}")
+        return values
+
+
+def _problem(value: bool | str, types: set[Any]) -> str | None:
+    """Return why a boolean or a text cannot be the value of a field of these types, None if it can."""
+    if isinstance(value, bool):
+        return None if bool in types else f"{str(value).lower()} is neither a number nor a word"
+    if len(value) > MAX_TEXT:
+        return f"a text of {len(value)} characters; at most {MAX_TEXT} are read"
+    if not value.isprintable():
+        return f"{value!a} has a character that cannot be printed; leave it out"
+    if types & {int, float} and re.match(r"\s*[-+]?0[\d_]", value):
+        return f"{value!r} is octal for some readers; write it without the leading 0"
+    return None
+
+
+def _none(value: object) -> object:
+    return None if value == "none" else value
+
+
+OrNone = BeforeValidator(_none)  # the word none is None, so that a flag can say it where None is not the default
+
+
+class Knobs(Given):
+    """A group of knobs, each declared with its bounds; its docstrings are help texts."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 class TopologyOptions(Knobs):
     """Which ranks serve parameters, and which of them wait for which."""
 
-    num_servers: Annotated[int, Unit("ranks")] = Field(0, ge=0)
+    num_servers: Annotated[int, Unit("ranks")] = Field(0, ge=0, le=MAX_RANKS)
     """Ranks that only serve parameters (parameter_server); they are the last ranks of the world. Not given:
     1 for dedicated servers."""
     placement: Literal["dedicated", "colocated", "mixed"] = "dedicated"
@@ -37,15 +82,15 @@ class TopologyOptions(Knobs):
     consistency: Literal["bsp", "asp", "ssp"] = "bsp"
     """Which workers wait; bsp: an update holds every worker's gradient of the same step; asp: each gradient is an
     update of its own, scaled by 1/num_workers, and no worker waits; ssp: as asp, within a bound (staleness)."""
-    staleness: Annotated[int, Unit("steps")] = Field(0, ge=0)
+    staleness: Annotated[int, Unit("steps")] = Field(0, ge=0, le=MAX_COUNT)
     """Steps that the weights a worker receives may be ahead of the slowest worker (ssp); with 0 ssp is bsp."""
     server_role: Literal["update", "sum"] = "update"
     """What servers return; update: they run the optimizer and return weights; sum: they return the mean gradient, and
     every worker runs the optimizer."""
-    sync_every: Annotated[int, Unit("steps")] = Field(1, ge=1)
+    sync_every: Annotated[int, Unit("steps")] = Field(1, ge=1, le=MAX_COUNT)
     """Local steps of a worker between two pushes of the change of its weights (parameter_server); 1: gradients are
     pushed in every step."""
-    outer_learning_rate: float = Field(0.7, gt=0)
+    outer_learning_rate: float = Field(0.7, gt=0, le=MAX_FACTOR)
     """Step size of the servers' update with the mean change of the workers' weights (sync_every above 1); 1 without
     outer_momentum is local SGD, the mean of the workers' weights."""
     outer_momentum: float = Field(0.9, ge=0, lt=1)
@@ -65,11 +110,11 @@ class TopologyOptions(Knobs):
 class GradientOptions(Knobs):
     """What happens to a gradient between backward and the update."""
 
-    gradient_accumulation: Annotated[int, Unit("passes")] = Field(1, ge=1)
+    gradient_accumulation: Annotated[int, Unit("passes")] = Field(1, ge=1, le=MAX_COUNT)
     """Forward-backward passes that a worker's batch is split into before one update."""
     precision: NumberFormat = "fp32"
     """Number format of forward and backward (autocast; fp16 with dynamic loss scaling)."""
-    clip_norm: float | None = Field(None, gt=0)
+    clip_norm: float | None = Field(None, gt=0, le=MAX_FACTOR)
     """Largest global L2 norm of the mean gradient; none: no clipping."""
 
     @property
@@ -88,34 +133,29 @@ class WireOptions(Knobs):
     int8, onebit: 8 bits or 1 bit per number and one scale per 1024. The error is kept as residual and sent later."""
     topk_ratio: float = Field(0.01, gt=0, le=1)
     """Share of the numbers of each message that topk sends."""
-    chunk_bytes: int = Field(60_000, ge=1024)
+    chunk_bytes: int = Field(60_000, ge=1024, le=MAX_MESSAGE_BYTES)
     """Largest message of a push or a pull before compression, bytes, within one number. Over TCP Open MPI sends
     messages up to 64 KiB eagerly; larger ones wait for the receiver's answer, which queues behind other data."""
     schedule: Literal["fifo", "priority"] = "fifo"
     """Order in which gradients are pushed; fifo: as backward finishes them; priority: those of the layers first whose
     weights the next forward reads first."""
-    window_bytes: int | None = Field(400_000, ge=1)
+    window_bytes: Annotated[int | None, OrNone] = Field(400_000, ge=1, le=MAX_BYTES)
     """Most bytes that a worker has in flight to servers, so that workers share a server's link evenly and priority can
     overtake; give more on links beyond 10 Gbit/s; none: no limit."""
     shared_memory: Annotated[bool, Unit("true or false")] = True
     """Whether workers and servers of one node read each other's messages in shared memory, if /dev/shm has room and no
     GPU is involved; false: they are sent like those to other nodes."""
-    poll_s: float = Field(0.0, ge=0)
+    poll_s: float = Field(0.0, ge=0, le=3600)
     """How long after the last message a waiting rank of the parameter server polls before it sleeps, seconds; 0: it
     sleeps at once, which suits ranks that share cores."""
-    segment_bytes: int = Field(64 << 10, ge=64)
+    segment_bytes: int = Field(64 << 10, ge=64, le=MAX_MESSAGE_BYTES)
     """Largest message of mpi_ring, bytes; a bucket has one such message per worker."""
-    fusion_threshold_bytes: int = Field(128 << 20, ge=0)
+    fusion_threshold_bytes: int = Field(128 << 20, ge=0, le=MAX_MESSAGE_BYTES)
     """Horovod's fusion buffer (HOROVOD_FUSION_THRESHOLD), bytes."""
-    cycle_time_s: float = Field(0.001, gt=0)
+    cycle_time_s: float = Field(0.001, gt=0, le=60)
     """Horovod's cycle time, between two rounds of its negotiation (HOROVOD_CYCLE_TIME), seconds."""
-    bucket_bytes: int = Field(25 << 20, ge=1)
+    bucket_bytes: int = Field(25 << 20, ge=1, le=MAX_MESSAGE_BYTES)
     """Largest gradient bucket of ddp, bytes."""
-
-    @field_validator("window_bytes", mode="before")
-    @classmethod
-    def _no_limit(cls, value: object) -> object:
-        return None if value == "none" else value
 
 
 # pydantic orders fields from the last base to the first.

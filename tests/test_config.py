@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
+from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.arguments import RUN_FLAGS, parse
-from bench.config import GROUPS, BadInput, RunConfig, make_config
+from bench.config import GROUPS, BadInput, RunConfig, make_config, read_knobs
 from bench.mpi import RankInfo, complete_config
 from bench.sweep.file import Sweep, cross_product, read_sweep
 from bench.sweep.launch import run_flags
@@ -77,6 +81,45 @@ def test_every_knob_has_a_docstring(name: str) -> None:
     assert RunConfig.model_fields[name].description
 
 
+def numbers(name: str) -> set[object]:
+    annotation = RunConfig.model_fields[name].annotation
+    return {int, float} & {annotation, *get_args(annotation)}
+
+
+NUMBERS = [name for name in RunConfig.model_fields if numbers(name)]
+TEXTS = [name for name, field in RunConfig.model_fields.items() if field.annotation in (str, str | None)]
+
+
+def test_every_number_has_a_lower_and_an_upper_bound() -> None:
+    for name in NUMBERS:
+        kinds = {type(bound) for bound in RunConfig.model_fields[name].metadata}
+        assert kinds & {Ge, Gt}, name
+        assert kinds & {Le, Lt}, name
+
+
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        (NUMBERS, ["inf", "nan", math.inf, math.nan, 10**41, "1e300", True, "010", "1:30", "yes", -1e300]),
+        (TEXTS, ["a\0b", "a\nb", "q\udcff.bin", "x" * 5000, "\x1b[31m"]),
+    ],
+)
+def test_no_knob_takes_what_its_kind_is_not(names: list[str], values: list[object]) -> None:
+    for name, value in product(names, values):
+        with pytest.raises(BadInput, match=f"^here: {name}: ") as refusal:
+            make_config({name: value}, "here")
+        assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "read"),
+    [("learning_rate", "1e-4", 1e-4), ("steps", 1000.0, 1000), ("window_bytes", "none", None), ("batch_size", "16", 16),
+     ("check_equivalence", "yes", True), ("data", "yes", "yes"), ("data", "010", "010"), ("momentum", "0.5", 0.5)],
+)  # fmt: skip
+def test_what_a_value_says_is_read(name: str, value: object, read: object) -> None:
+    assert getattr(read_knobs({name: value}, "here"), name) == read
+
+
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "bench/sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_sweep_is_valid_and_says_what_it_holds_equal(path: Path) -> None:
     assert read_sweep(path).runs(str(path))
@@ -101,6 +144,25 @@ def test_a_sweep_keeps_each_cell_once_and_leaves_out_the_excluded() -> None:
     )
     cells = [(run.num_workers, run.batch_size) for run in sweep.runs("test")]
     assert cells == [(1, 4), (1, 8), (2, 4), (2, 8), (4, 4)]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"learning_rate": "1e-2"},  # as PyYAML reads 1e-2
+        {"learning_rate": 0.01, "optimizer": "adamw"},  # a default that the grid does not name
+        {"learning_rate": 0.01, "strategy": "parameter_server", "num_servers": 1},  # a default of the strategy
+    ],
+)
+def test_an_exclusion_compares_values_as_they_are_read(rule: dict[str, object]) -> None:
+    grid = [{"strategy": "parameter_server", "learning_rate": [0.001, 0.01]}]
+    (cell,) = Sweep.model_validate({"grid": grid, "exclude": [rule]}).runs("test")
+    assert cell.learning_rate == 0.001
+
+
+def test_an_excluded_cell_need_not_be_possible() -> None:
+    block = {"strategy": "local", "num_workers": [1, 2]}
+    assert len(Sweep.model_validate({"grid": [block], "exclude": [{"num_workers": 2}]}).runs("test")) == 1
 
 
 @pytest.mark.parametrize(
@@ -139,9 +201,30 @@ def test_a_bad_value_is_named_in_one_line(values: dict[str, object], said: str) 
             "{grid: [{strategy: local, bach_size: 3}]}",
             "grid block 1: unknown key 'bach_size'; did you mean 'batch_size'",
         ),
-        ("{grid: [{strategy: local}], exclude: [{bach_size: 3}]}", "exclude: unknown key 'bach_size'"),
+        ("{grid: [{strategy: local}], exclude: [{bach_size: 3}]}", "exclude rule 1: unknown key 'bach_size'"),
         ("{grid: [{strategy: local}], exclude: [{strategy: local}]}", "leaves no cell"),
         ("{grid: [], repeats: 1}", "at least 1 item"),
+        ("{grid: [{strategy: ddp, num_workers: []}]}", "grid block 1: 'num_workers': the list is empty"),
+        ("{grid: [{strategy: local}], repeats: true}", "repeats: true is neither"),
+        ("{grid: [{strategy: local}], repeats: 10000000}", "repeats: input should be less than or equal to"),
+        ("{grid: [{seed: [1, 2, 3]}], repeats: 50000}", "150000 runs are too many"),
+        (
+            "{grid: [{seed: &a [1,2,3,4,5,6,7,8,9,10], steps: *a, n_layer: *a, batch_size: *a, n_embd: *a}]}",
+            "100000 cells are too many",
+        ),
+        ("{grid: [{strategy: local}], budget: 99999999h}", "not a time above zero"),
+        (
+            "{grid: [{strategy: local}], cluster: {num_nodes: 999, link: 1gbit}}",
+            "cluster.num_nodes: input should be less",
+        ),
+        ("{grid: [{batch_size: [4, 8]}], exclude: [{batch_size: 16}]}", "no cell of the grid has batch_size: 16"),
+        ("{grid: [{batch_size: [4, 8]}], exclude: [{batch_size: [4]}]}", "write one rule for each value"),
+        (
+            "{grid: [{batch_size: [4, 8]}], exclude: [{batch_size: four}]}",
+            "exclude rule 1: batch_size: input should be",
+        ),
+        ("{grid: [{batch_size: [4, 8]}], exclude: [{strategy: locl}]}", "no strategy is called 'locl'"),
+        ("{grid: [{batch_size: [4, 8]}], exclude: [{}]}", "exclude rule 1: names no knob"),
     ],
 )
 def test_a_bad_sweep_file_is_refused_in_one_line(tmp_path: Path, content: str | None, said: str) -> None:

@@ -78,6 +78,11 @@ def test_a_calibration_is_used_by_the_run_it_was_made_for(tmp_path: Path) -> Non
     for other in ({"batch_size": 8}, {"n_layer": 1}, {"precision": "bf16"}):
         with pytest.raises(BadInput, match=f"measured with {next(iter(other))}: .*this run has"):
             durations(small(**{**sleeper, **other}))
+    text = file.read_text()
+    for wrong in ("-1", "Infinity", "NaN", "true", '"soon"'):
+        file.write_text(text.replace(str(measured.optimizer_s), wrong))
+        with pytest.raises(BadInput, match=r"calibration.json: optimizer_s"):
+            durations(small(**sleeper))
     file.write_text("{}")
     with pytest.raises(BadInput, match="field required"):
         durations(small(**sleeper))
@@ -112,8 +117,8 @@ def test_without_jitter_only_the_speed_counts() -> None:
         ({**SECONDS, "check_equivalence": True}, "check_equivalence: compute: emulated trains nothing"),
         ({"compute": "none", "check_equivalence": True}, "check_equivalence: compute: none trains nothing"),
         ({**SECONDS, "speed_factor": "1=0.5"}, "no worker '1' of 1"),
-        ({**SECONDS, "speed_factor": "0=0"}, "'0=0' is no speed above 0"),
-        ({**SECONDS, "speed_factor": "0=fast"}, "'0=fast' is no speed above 0"),
+        ({**SECONDS, "speed_factor": "0=0"}, "'0=0' is no speed from 1e-6 to 1e6"),
+        ({**SECONDS, "speed_factor": "0=fast"}, "'0=fast' is no speed from 1e-6 to 1e6"),
         ({**SECONDS, "speed_factor": "0.5"}, "no worker '0.5'"),
     ],
 )

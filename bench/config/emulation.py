@@ -13,6 +13,9 @@ from strategies.options import Knobs
 if TYPE_CHECKING:
     from bench.config.run import RunConfig
 
+MAX_STEP_S = 1e5  # of emulated compute
+SPEEDS = (1e-6, 1e6)
+
 
 class Compute(Knobs):
     """Real, emulated or no compute."""
@@ -31,15 +34,15 @@ class Emulation(Knobs):
     """Emulated compute: device whose data sheet gives the time of every layer, FLOPs / (peak × device_mfu)."""
     device_mfu: float | None = Field(None, gt=0, le=1)
     """Share of device_model's peak rate that forward and backward reach."""
-    emulated_forward_s: float | None = Field(None, ge=0)
+    emulated_forward_s: float | None = Field(None, ge=0, le=MAX_STEP_S)
     """Emulated compute: all forward passes of one step, seconds; shared among the layers by their FLOPs."""
-    emulated_backward_s: float | None = Field(None, ge=0)
+    emulated_backward_s: float | None = Field(None, ge=0, le=MAX_STEP_S)
     """Emulated compute: all backward passes of one step, seconds; shared among the layers by their FLOPs."""
-    emulated_optimizer_s: float | None = Field(None, ge=0)
+    emulated_optimizer_s: float | None = Field(None, ge=0, le=MAX_STEP_S)
     """Emulated compute: the optimizer's update where workers run it, seconds; none, beside the two above: 0."""
     speed_factor: str | None = None
     """Emulated compute: workers whose speed is not 1, as '3=0.5' (worker 3 takes twice as long) or '0=2,*=0.8'."""
-    compute_cv: float = Field(0.0, ge=0)
+    compute_cv: float = Field(0.0, ge=0, le=100)
     """Emulated compute: coefficient of variation of a worker's step (lognormal, mean kept, seeded)."""
     target: str | None = None
     """Cluster that this run is a scale model of, as `psring scale-model` writes it down; none: it is none."""
@@ -78,8 +81,8 @@ def parse_speeds(text: str | None, num_workers: int) -> list[float]:
             given[worker] = float(factor)
         except ValueError:
             given[worker] = math.nan
-        if not 0 < given[worker] < math.inf:
+        if not SPEEDS[0] <= given[worker] <= SPEEDS[1]:
             raise ValueError(
-                f"speed_factor: {part.strip()!r} is no speed above 0; write {worker}=0.5 for half the speed"
+                f"speed_factor: {part.strip()!r} is no speed from 1e-6 to 1e6; write {worker}=0.5 for half the speed"
             )
     return [given.get(worker, given.get("*", speed)) for worker, speed in speeds.items()]

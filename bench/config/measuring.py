@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from strategies.options import Knobs, Unit
+from strategies.options import MAX_COUNT, Knobs, Unit
 
 if TYPE_CHECKING:
     from bench.config.run import RunConfig
@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 GATE_STEPS = 10
 # Least decrease of the held-out loss, over one process's, of runs that do not promise one process's model.
 MIN_CONVERGENCE = 0.8
+MAX_THREADS = 1024  # the C libraries reserve memory for each
+MAX_TIMEOUT_S = 1e7  # 115 days
 
 
 class Measuring(Knobs):
     """Steps, device, gate and deadline."""
 
-    steps: Annotated[int, Unit("steps")] = Field(20, ge=1)
+    steps: Annotated[int, Unit("steps")] = Field(20, ge=1, le=MAX_COUNT)
     """Measured optimizer steps, after the warm-up."""
-    warmup_steps: Annotated[int, Unit("steps")] = Field(5, ge=0)
+    warmup_steps: Annotated[int, Unit("steps")] = Field(5, ge=0, le=MAX_COUNT)
     """Optimizer steps before the measured ones: stored, flagged, never counted."""
-    eval_batches: Annotated[int, Unit("batches")] = Field(2, ge=0)
+    eval_batches: Annotated[int, Unit("batches")] = Field(2, ge=0, le=MAX_COUNT)
     """Held-out batches for held_out_loss after the last step."""
     check_equivalence: Annotated[bool, Unit("true or false")] = False
     """Afterwards, train one process on the concatenated batches and compare the weights after 10 steps; where a run
@@ -35,13 +37,13 @@ class Measuring(Knobs):
     process."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the workers compute; auto: a GPU per local rank where CUDA is, else the CPU."""
-    num_threads: Annotated[int, Unit("threads")] = Field(1, ge=1)
+    num_threads: Annotated[int, Unit("threads")] = Field(1, ge=1, le=MAX_THREADS)
     """Intra-op CPU threads per rank; equal at every world size, so that scaling compares like with like."""
-    peak_flops_per_s: float | None = Field(None, gt=0)
+    peak_flops_per_s: float | None = Field(None, gt=0, le=1e21)
     """Peak arithmetic rate of one worker's device, for mfu; none: known GPUs only, else blank."""
     tuned: str | None = None
     """File of `psring tune` whose knobs for this strategy hold where none is given; none: the defaults."""
-    timeout_s: float = Field(600.0, gt=0)
+    timeout_s: float = Field(600.0, ge=1e-3, le=MAX_TIMEOUT_S)
     """Deadline of the whole run; past it every rank prints its Python stack and ends."""
 
 

@@ -19,15 +19,15 @@ class Model(Knobs):
 
     model: Literal["gpt-nano", "gpt-micro", "gpt-mini", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = "gpt-nano"
     """Preset GPT; the next five fields override its dimensions one by one."""
-    n_layer: Annotated[int | None, Unit("blocks")] = Field(None, ge=1)
+    n_layer: Annotated[int | None, Unit("blocks")] = Field(None, ge=1, le=1 << 10)
     """Transformer blocks; none: the preset's."""
-    n_head: Annotated[int | None, Unit("heads")] = Field(None, ge=1)
+    n_head: Annotated[int | None, Unit("heads")] = Field(None, ge=1, le=1 << 10)
     """Attention heads per block; none: the preset's."""
-    n_embd: Annotated[int | None, Unit("numbers")] = Field(None, ge=1)
+    n_embd: Annotated[int | None, Unit("numbers")] = Field(None, ge=1, le=1 << 16)
     """Width of the residual stream; none: the preset's."""
-    vocab_size: Annotated[int | None, Unit("tokens")] = Field(None, ge=2)
+    vocab_size: Annotated[int | None, Unit("tokens")] = Field(None, ge=2, le=1 << 22)
     """Number of distinct tokens; none: the preset's."""
-    block_size: Annotated[int | None, Unit("tokens")] = Field(None, ge=1)
+    block_size: Annotated[int | None, Unit("tokens")] = Field(None, ge=1, le=1 << 20)
     """Tokens per sequence; none: the preset's."""
 
     @property

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from strategies.environment import DEFAULT_SOCKET_BYTES
-from strategies.options import Knobs
+from strategies.options import Knobs, OrNone
 
 if TYPE_CHECKING:
     from bench.config.run import RunConfig
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Environment variable: the name of the emulated cluster on whose nodes a process runs.
 CLUSTER_VARIABLE = "PSRING_CLUSTER"
 CongestionControl = Literal["reno", "cubic"]
+MAX_NODES = 250  # of an emulated cluster
 DEFAULT_CONGESTION_CONTROL: CongestionControl = "reno"
 
 
@@ -35,20 +36,15 @@ class Network(Knobs):
     """One-way delay of each emulated link (2ms; needs the kernel's netem); none: the machine's own."""
     congestion_control: CongestionControl = DEFAULT_CONGESTION_CONTROL
     """Congestion control of the emulated nodes' TCP."""
-    patience_s: float = Field(20.0, ge=0)
+    patience_s: float = Field(20.0, ge=0, le=1e5)
     """Emulated nodes: how long a run waits at most for other processes to stop using this machine's cores and links,
     seconds."""
-    socket_bytes: int | None = Field(DEFAULT_SOCKET_BYTES, ge=4096, le=1 << 30)
+    socket_bytes: Annotated[int | None, OrNone] = Field(DEFAULT_SOCKET_BYTES, ge=4096, le=1 << 30)
     """Kernel buffer at each end of Open MPI's TCP connections, each way, bytes; none: sized by the kernel, which is
     faster beyond 10 Gbit/s but fills the queue of a slow link."""
-    eager_limit_bytes: int | None = Field(None, ge=1024, le=1 << 30)
+    eager_limit_bytes: Annotated[int | None, OrNone] = Field(None, ge=1024, le=1 << 30)
     """Largest message that Open MPI sends eagerly over TCP (btl_tcp_eager_limit), at the price of one more copy at the
     receiver; none: Open MPI's own, 64 KiB."""
-
-    @field_validator("socket_bytes", "eager_limit_bytes", mode="before")
-    @classmethod
-    def _none(cls, value: object) -> object:
-        return None if value == "none" else value
 
 
 def check(config: RunConfig) -> Iterator[str]:

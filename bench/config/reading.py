@@ -5,25 +5,38 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from bench.config.errors import BadInput
-from bench.config.run import RunConfig
+from bench.config.run import AllKnobs, RunConfig
+from bench.config.strict_yaml import read_yaml
 from strategies import catalogue
+
+MAX_SHOWN = 80
+Config = TypeVar("Config", bound=AllKnobs)
 
 
 def make_config(values: Mapping[str, object], where: str) -> RunConfig:
     """Build a RunConfig from strings or values; BadInput in one line that begins with `where`."""
+    return _validate(RunConfig, values, where)
+
+
+def read_knobs(values: Mapping[str, object], where: str) -> AllKnobs:
+    """Validate every value by itself, whether or not they fit together; BadInput as for make_config."""
+    return _validate(AllKnobs, values, where)
+
+
+def _validate(model: type[Config], values: Mapping[str, object], where: str) -> Config:
     if values.get("tuned"):
+        _check_knob("tuned", values["tuned"], where)
         values = {**_tuned_knobs(values, where), **values}
     try:
-        config = RunConfig.model_validate(dict(values))
+        config = model.model_validate(dict(values))
         catalogue.check(config.strategy)
     except ValidationError as error:
-        raise BadInput(f"{where}: {first_problem(error, RunConfig.model_fields)}") from None
+        raise BadInput(f"{where}: {first_problem(error, AllKnobs.model_fields)}") from None
     except ValueError as error:
         raise BadInput(f"{where}: strategy: {error}") from None
     return config
@@ -40,17 +53,35 @@ def _tuned_knobs(values: Mapping[str, object], where: str) -> Mapping[str, objec
 
 
 def read_tuned(path: str) -> dict[str, dict[str, Any]]:
-    """Read a file of `psring tune`: an entry per strategy, with `knobs`; BadInput if it cannot be read."""
+    """Read a file of `psring tune`: an entry per strategy, whose `knobs` are the one that it tunes; BadInput if not."""
+    make_one = f"make one: psring tune --out {path}.new"
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = read_yaml(Path(path))
     except FileNotFoundError:
         raise BadInput(f"tuned: there is no file {path}; psring tune --out {path} makes it") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"tuned: {path} cannot be read: {' '.join(str(error).split())}") from None
-    entries = content.values() if isinstance(content, dict) else [None]
-    if not all(isinstance(entry, dict) and isinstance(entry.get("knobs"), dict) for entry in entries):
-        raise BadInput(f"tuned: {path} is no file of psring tune; make one: psring tune --out {path}.new")
+    except OSError as error:
+        raise BadInput(f"tuned: {path} cannot be read: {error.strerror}") from None
+    except BadInput as error:
+        raise BadInput(f"tuned: {error}") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"tuned: {path} is no file of psring tune; {make_one}")
+    for strategy, entry in content.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("knobs"), dict):
+            raise BadInput(f"tuned: {path} is no file of psring tune; {make_one}")
+        for name, value in entry["knobs"].items():
+            if name != catalogue.find(strategy).tunes:
+                raise BadInput(
+                    f"tuned: {path}: {strategy}: {shorten(name)} is no knob that psring tune sets; {make_one}"
+                )
+            _check_knob(name, value, f"tuned: {path}: {strategy}")
     return dict(content)
+
+
+def _check_knob(name: str, value: object, where: str) -> None:
+    try:
+        AllKnobs.model_validate({name: value})
+    except ValidationError as error:
+        raise BadInput(f"{where}: {first_problem(error, AllKnobs.model_fields)}") from None
 
 
 def first_problem(error: ValidationError, known: Iterable[str]) -> str:
@@ -58,11 +89,20 @@ def first_problem(error: ValidationError, known: Iterable[str]) -> str:
     problem = error.errors(include_url=False)[0]
     path = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {path!r}{nearest(path, known)}"
+        return f"unknown key {shorten(path)}{nearest(path, known)}"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{path}: {message}, not {problem['input']!r}"
+    return f"{path}: {message}, not {shorten(problem['input'])}"
+
+
+def shorten(value: object) -> str:
+    """Return how a value is written, on one line and not longer than MAX_SHOWN characters."""
+    try:
+        text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    except (ValueError, RecursionError):  # an integer of more than 4300 digits
+        return "one that is too long to print"
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + " …"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -40,13 +40,17 @@ GROUPS: dict[str, tuple[type[Knobs], ...]] = {
 
 
 # pydantic orders fields from the last base to the first.
-class RunConfig(Measuring, Network, Emulation, Compute, Optimizer, Data, Model, Options, Workers):
-    """One run, frozen and validated. Every rank of a run holds an equal one."""
+class AllKnobs(Measuring, Network, Emulation, Compute, Optimizer, Data, Model, Options, Workers):
+    """Every knob with a valid value of its own; whether they fit together is not checked."""
 
     @model_validator(mode="before")
     @classmethod
     def _default_servers(cls, values: dict[str, Any]) -> dict[str, Any]:
         return {"num_servers": topology.default_num_servers(values), **values}
+
+
+class RunConfig(AllKnobs):
+    """One run, frozen and validated. Every rank of a run holds an equal one."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, field_validator
 
 from strategies import catalogue
-from strategies.options import Knobs, Unit
+from strategies.options import MAX_RANKS, Knobs, Unit
 
 if TYPE_CHECKING:
     from bench.config.run import RunConfig
@@ -21,7 +21,7 @@ class Workers(Knobs):
     """How gradients become one update: local (one worker), independent (workers that never communicate: the upper
     bound), parameter_server, ring_allreduce (Horovod), mpi_ring (the same ring on mpi4py), ddp (PyTorch
     DistributedDataParallel), or your own class as package.module:Class."""
-    num_workers: Annotated[int, Unit("ranks")] = Field(1, ge=1)
+    num_workers: Annotated[int, Unit("ranks")] = Field(1, ge=1, le=MAX_RANKS)
     """Ranks that train. Under a launcher: its world size less num_servers."""
 
     @field_validator("strategy")

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from strategies.options import Knobs, Unit
+from strategies.options import MAX_FACTOR, Knobs, Unit
 
 if TYPE_CHECKING:
     from bench.config.run import RunConfig
+
+MAX_BATCH_SIZE = 1 << 20
+MAX_SEED = (1 << 63) - 1  # of torch, NumPy and a column of integers alike
 
 
 class Data(Knobs):
@@ -18,9 +21,9 @@ class Data(Knobs):
 
     data: str = "stdlib"
     """Tokens: stdlib (this Python's own sources, byte by byte), synthetic, or a nanoGPT .bin file."""
-    batch_size: Annotated[int, Unit("sequences")] = Field(8, ge=1)
+    batch_size: Annotated[int, Unit("sequences")] = Field(8, ge=1, le=MAX_BATCH_SIZE)
     """Sequences per worker per step."""
-    seed: int = Field(1337, ge=0)
+    seed: int = Field(1337, ge=0, le=MAX_SEED)
     """Seed of the initial weights and of the order of the data."""
 
 
@@ -29,11 +32,11 @@ class Optimizer(Knobs):
 
     optimizer: Literal["sgd", "adamw"] = "adamw"
     """Update rule; on the servers under parameter_server, on every worker otherwise."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0, le=MAX_FACTOR)
     """Step size of the optimizer, constant."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of sgd; adamw uses its betas 0.9 and 0.95."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=MAX_FACTOR)
     """Decay of the weight matrices and embeddings; biases and layer norms never decay."""
 
 

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import get_args
 
 from bench.config import BadInput
-from bench.config.network import DEFAULT_CONGESTION_CONTROL, CongestionControl
+from bench.config.network import DEFAULT_CONGESTION_CONTROL, MAX_NODES, CongestionControl
 from bench.links import parse_delay, parse_links
 
 STATE = Path("/run/psring")
 NAMESPACES = Path("/run/netns")
 NETWORK = "10.77.0"
 INTERFACE = "eth0"
-MAX_NODES = 250
 # The smallest token bucket with which TCP reaches the link's rate.
 BURST_BYTES = 128 * 1024
 # TCP payload over bytes on the link: 1448 bytes of payload in an Ethernet frame of 1514.

@@ -3,41 +3,41 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from bench.config import BadInput, RunConfig, first_problem, make_config, nearest
-from bench.config.network import DEFAULT_CONGESTION_CONTROL, CongestionControl
+from bench.config import AllKnobs, BadInput, RunConfig, first_problem, make_config, read_knobs, read_yaml, shorten
+from bench.config.network import DEFAULT_CONGESTION_CONTROL, MAX_NODES, CongestionControl
 from strategies import catalogue
 from strategies.catalogue import Entry
-from strategies.options import STRATEGY_KNOBS
+from strategies.options import STRATEGY_KNOBS, Given
+
+MAX_CELLS, MAX_RUNS = 10_000, 100_000
+MAX_BUDGET_S = 1e8  # 3 years
 
 
-class EmulatedCluster(BaseModel):
+class EmulatedCluster(Given):
     """The emulated nodes that cells run on unless they set other links (`link: null`: this machine itself)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num_nodes: int = Field(ge=1)
+    num_nodes: int = Field(ge=1, le=MAX_NODES)
     link: str
     delay: str | None = None
     congestion_control: CongestionControl = DEFAULT_CONGESTION_CONTROL
 
 
-class Sweep(BaseModel):
+class Sweep(Given):
     """A sweep: `grid` blocks joined with `defaults`, less `exclude`, each cell run `repeats` times."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    defaults: dict[str, Any] = {}
+    defaults: dict[str, Any] = Field({})
     grid: list[dict[str, Any]] = Field(min_length=1)
-    exclude: list[dict[str, Any]] = []
-    repeats: int = Field(1, ge=1)
+    exclude: list[dict[str, Any]] = Field([])
+    repeats: int = Field(1, ge=1, le=MAX_RUNS)
     cluster: EmulatedCluster | None = None
     precision_target: float | None = Field(None, gt=0, lt=1)
     budget: str | None = None
@@ -47,24 +47,27 @@ class Sweep(BaseModel):
         if self.precision_target is not None and self.budget is None:
             raise ValueError("precision_target: may never be reached; give a budget too (budget: 30min)")
         if self.budget is not None and self.budget_s is None:
-            raise ValueError(f"budget: {self.budget!r} is not a time above zero; write 90s, 30min or 2h")
+            raise ValueError(f"budget: {shorten(self.budget)} is not a time above zero; write 90s, 30min or 2h")
         return self
 
     @property
     def budget_s(self) -> float | None:
-        """Seconds after which one call of `psring sweep` begins no other run; None: no limit."""
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h)", self.budget or "")
-        return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]] or None if found else None
+        """Seconds after which one call of `psring sweep` begins no other run; None: no limit, or no such time."""
+        found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(s|min|h)", self.budget or "")
+        seconds = float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]] if found else 0.0
+        return seconds if 0 < seconds <= MAX_BUDGET_S else None
 
     def runs(self, where: str) -> list[RunConfig]:
         """Return the cells in file order, each once; BadInput names the block that is wrong and `where` it is."""
+        self._check_size(where)
         cells: dict[str, RunConfig] = {}
+        rules = [_Rule.make(values, f"{where}: exclude rule {n}") for n, values in enumerate(self.exclude, start=1)]
         for number, block in enumerate(self.grid, start=1):
             here = f"{where}: grid block {number}"
             names = _strategies({**self.defaults, **block}, here)
             for values in cross_product(block):
-                merged = self._on_cluster(_read_knobs({**self.defaults, **values}, block, names, here))
-                if any(_matches(rule, merged) for rule in self.exclude):
+                merged = self._on_cluster(_read_by({**self.defaults, **values}, block, names, here))
+                if rules and _excluded(rules, read_knobs(merged, here)):
                     continue
                 config = make_config(merged, here)
                 if self.cluster and config.link and config.world_size > self.cluster.num_nodes:
@@ -73,15 +76,64 @@ class Sweep(BaseModel):
                         f"cluster has num_nodes: {self.cluster.num_nodes}"
                     )
                 cells.setdefault(config.digest(), config)
+        for rule in rules:
+            if not rule.matched:
+                raise BadInput(f"{rule.where}: no cell of the grid has {rule.describe()}; correct it, or leave it out")
         if not cells:
             raise BadInput(f"{where}: exclude leaves no cell; remove a rule")
         return list(cells.values())
+
+    def _check_size(self, where: str) -> None:
+        """Raise BadInput for a list without a value and for more runs than anyone can do, before they are listed."""
+        num_cells = 0
+        for number, block in enumerate(self.grid, start=1):
+            sizes = {name: len(value) for name, value in block.items() if isinstance(value, list)}
+            empty = next((name for name, size in sizes.items() if not size), None)
+            if empty is not None:
+                raise BadInput(f"{where}: grid block {number}: {shorten(empty)}: the list is empty; give it a value")
+            num_cells += math.prod(sizes.values())
+        if num_cells > MAX_CELLS:
+            raise BadInput(f"{where}: {num_cells} cells are too many; at most {MAX_CELLS} are planned")
+        if num_cells * self.repeats > MAX_RUNS:
+            raise BadInput(f"{where}: {num_cells * self.repeats} runs are too many; at most {MAX_RUNS} are planned")
 
     def _on_cluster(self, values: dict[str, Any]) -> dict[str, Any]:
         """Return a cell's values, with the cluster's links unless the cell has its own."""
         if self.cluster is None or values.get("link", "") is None:
             return values
         return {**self.cluster.model_dump(exclude={"num_nodes"}), **values}
+
+
+@dataclass
+class _Rule:
+    """One entry of `exclude`: the values that a cell must have, validated, and whether any cell had them."""
+
+    values: dict[str, object]
+    where: str
+    matched: bool = False
+
+    @staticmethod
+    def make(given: Mapping[str, Any], where: str) -> _Rule:
+        """Validate a rule; BadInput for a key or a value that no cell can have."""
+        for key, value in given.items():
+            if isinstance(value, list):
+                raise BadInput(f"{where}: {shorten(key)}: a list; write one rule for each value")
+        if not given:
+            raise BadInput(f"{where}: names no knob, and would exclude every cell; remove it")
+        found = read_knobs(given, where)
+        return _Rule({key: getattr(found, key) for key in given}, where)
+
+    def describe(self) -> str:
+        """The values of the rule."""
+        return " and ".join(f"{key}: {shorten(value)}" for key, value in self.values.items())
+
+
+def _excluded(rules: Sequence[_Rule], cell: AllKnobs) -> bool:
+    """Return whether any rule's values are the cell's, defaults included; mark the rules that match."""
+    matching = [rule for rule in rules if all(getattr(cell, key) == value for key, value in rule.values.items())]
+    for rule in matching:
+        rule.matched = True
+    return bool(matching)
 
 
 def cross_product(block: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -101,7 +153,7 @@ def _strategies(block: Mapping[str, Any], where: str) -> list[Entry]:
         raise BadInput(f"{where}: strategy: {error}") from None
 
 
-def _read_knobs(
+def _read_by(
     values: dict[str, Any], block: Mapping[str, Any], strategies: Sequence[Entry], where: str
 ) -> dict[str, Any]:
     """Leave out the knobs that only other strategies of the block read; BadInput for one that none of them reads."""
@@ -114,28 +166,17 @@ def _read_knobs(
     return {name: value for name, value in values.items() if name not in read_by_others}
 
 
-def _matches(rule: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
-    return all(values.get(key) == value for key, value in rule.items())
-
-
 def read_sweep(path: Path, given: Mapping[str, object] | None = None) -> Sweep:
     """Read a sweep file; keys in `given` override it. BadInput if it is missing, no YAML, or has an unknown key."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError:
         raise BadInput(f"{path}: there is no such sweep file; try bench/sweeps/demo.yaml") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
     if not isinstance(content, dict):
         raise BadInput(f"{path}: a sweep file is a mapping with the key grid")
     try:
-        sweep = Sweep.model_validate({**content, **(given or {})})
+        return Sweep.model_validate({**content, **(given or {})})
     except ValidationError as error:
         raise BadInput(f"{path}: {first_problem(error, Sweep.model_fields)}") from None
-    for rule in sweep.exclude:
-        for key in rule:
-            if key not in RunConfig.model_fields:
-                raise BadInput(f"{path}: exclude: unknown key {key!r}{nearest(key, RunConfig.model_fields)}")
-    return sweep

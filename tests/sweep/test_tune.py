@@ -120,7 +120,14 @@ def test_a_tuned_knob_holds_unless_another_is_given(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
-    [("{}", "has no ddp"), ("[1]", "is no file of psring tune"), ("{ddp: 3}", "is no file"), ("a: b: c", "cannot be")],
+    [
+        ("{}", "has no ddp"),
+        ("[1]", "is no file of psring tune"),
+        ("{ddp: 3}", "is no file"),
+        ("a: b: c", "line 1: not YAML"),
+        ("{ddp: {knobs: {batch_size: 4}}}", "batch_size. is no knob that psring tune sets"),
+        ("{ddp: {knobs: {bucket_bytes: 1e21}}}", "ddp: bucket_bytes: "),
+    ],
 )
 def test_a_bad_tuned_file_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
     path = tmp_path / "tuned.yaml"
