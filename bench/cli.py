@@ -47,14 +47,20 @@ def _check_current_directory() -> None:
 
 def _print_once(error: BadInput) -> None:
     """Print the reason from one rank: other ranks wait, and print only if the launch has not been ended by then."""
-    from bench.mpi import RankInfo
-
-    if RankInfo.detect(os.environ).rank > 0:
+    if _rank() > 0:
         if isinstance(error, AgreedBadInput):
             return
         time.sleep(OTHER_RANKS_WAIT_S)
     print(f"psring: {error}", file=sys.stderr, flush=True)
     _explain_traceback()
+
+
+def _rank() -> int:
+    from bench.mpi import RankInfo
+
+    with suppress(BadInput):
+        return RankInfo.detect(os.environ).rank
+    return 0
 
 
 def _explain_traceback() -> None:
@@ -68,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from bench.mpi import RankInfo, complete_config
     from bench.records import PlannedRun
 
-    rank_info = RankInfo.detect(os.environ)
+    rank_info = RankInfo.of_strategy(knobs(arguments).get("strategy"), os.environ)
     config = complete_config(knobs(arguments), rank_info, _node_links())
     if arguments.save_parameters and config.compute != "real":
         raise BadInput(f"--save-parameters: compute: {config.compute} trains nothing; use --compute real")
@@ -162,6 +168,11 @@ def _ranks(arguments: argparse.Namespace) -> int:
     rank_info = RankInfo.detect(os.environ)
     lines = arguments.plan.read_text(encoding="utf-8").splitlines()
     planned = [PlannedRun.model_validate_json(line) for line in lines]
+    if planned[0].config.world_size != rank_info.world_size:
+        raise BadInput(
+            f"the launcher started {rank_info.world_size} ranks, the plan has {planned[0].config.world_size}: "
+            f"a host file with more slots than ranks? horovodrun starts one on every slot"
+        )
     faulthandler.register(signal.SIGTERM, chain=True)  # so that the log shows where each rank was
     failures.redirect(arguments.plan.parent, rank_info.rank)
     try:

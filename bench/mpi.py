@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench.config import BadInput, RunConfig, make_config
 from bench.config.topology import default_num_servers
+from strategies.catalogue import CATALOGUE
 from strategies.environment import DEFAULT_SOCKET_BYTES
 
 FRAGMENT_BYTES = 1 << 17  # Open MPI's default largest fragment over TCP; the eager limit may not be larger than it
@@ -24,6 +25,9 @@ _LAUNCHER_VARIABLES = [
     ("mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
     ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 ]
+# What horovodrun and torchrun tell their ranks beside that.
+_TOLD_PREFIXES = ("HOROVOD_GLOO_", "HOROVOD_CROSS_", "HOROVOD_LOCAL_", "HOROVOD_HOSTNAME", "TORCHELASTIC_", "MASTER_")
+_TOLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK")
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,56 @@ class RankInfo:
 
     @staticmethod
     def detect(environ: Mapping[str, str]) -> RankInfo:
-        """Read the launcher's variables; without them the process is the only rank."""
+        """Read the launcher's variables; without both rank and size the process is the only rank.
+
+        BadInput if they are no rank and size, or those of torchrun, which starts neither MPI nor Horovod.
+        """
         for launcher, rank, size, local_rank in _LAUNCHER_VARIABLES:
-            if size in environ:
-                return RankInfo(launcher, int(environ[rank]), int(environ[size]), int(environ.get(local_rank, 0)))
-        return RankInfo("none", 0, 1, 0)
+            if size in environ and rank in environ:
+                found = RankInfo(launcher, *(_number(environ, name) for name in (rank, size, local_rank)))
+                if not found.rank < found.world_size:
+                    raise BadInput(
+                        f"{rank}={environ[rank]} and {size}={environ[size]} are no rank and size; unset both"
+                    )
+                return found
+        if "TORCHELASTIC_RUN_ID" in environ and environ.get("WORLD_SIZE") != "1":
+            raise BadInput(
+                "torchrun: psring's ranks are started by mpirun, horovodrun or srun: mpirun -n 2 psring run ..."
+            )
+        return ALONE
+
+    @staticmethod
+    def of_strategy(strategy: object, environ: Mapping[str, str]) -> RankInfo:
+        """Do the same, but a strategy of one process is alone in a shell of a Slurm step, too."""
+        found = RankInfo.detect(environ)
+        in_shell = found.launcher == "srun" and found.rank == 0
+        return ALONE if in_shell and strategy in SINGLE_PROCESS else found
+
+    def check_world(self, rank: int, size: int) -> None:
+        """Raise BadInput unless this process is the rank that its launcher's variables say it is."""
+        if (rank, size) != (self.rank, self.world_size):
+            raise BadInput(
+                f"the variables of {self.launcher} say rank {self.rank} of {self.world_size}, the library that joins "
+                f"the ranks says rank {rank} of {size}: unset variables that another launch has left, or use the "
+                f"launcher of that library (psring doctor names it)"
+            )
+
+
+ALONE = RankInfo("none", 0, 1, 0)
+SINGLE_PROCESS = [name for name, entry in CATALOGUE.items() if entry.single_process]
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    text = environ.get(name, "0")
+    if not (text.isascii() and text.isdigit()):
+        raise BadInput(f"{name}={text!r} is no number of a rank; unset it, or start psring with a launcher")
+    return int(text)
+
+
+def without_launcher(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what a launcher tells its ranks, for a process that starts ranks of its own."""
+    told = {*_TOLD, *(name for _, *names in _LAUNCHER_VARIABLES for name in names)}
+    return {name: value for name, value in environ.items() if name not in told and not name.startswith(_TOLD_PREFIXES)}
 
 
 def is_open_mpi(mpirun: str) -> bool:

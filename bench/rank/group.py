@@ -30,7 +30,7 @@ Value = TypeVar("Value")
 
 
 def join(strategies: Sequence[str], rank_info: RankInfo, options: Options) -> Group:
-    """Join the ranks that the launcher started. Collective."""
+    """Join the ranks that the launcher started. Collective. BadInput if they are not as many as it said."""
     kinds = [catalogue.find(name) for name in strategies]
     for kind in kinds:
         _import(kind)
@@ -39,6 +39,7 @@ def join(strategies: Sequence[str], rank_info: RankInfo, options: Options) -> Gr
             if not kind.group_path:
                 raise BadInput(f"strategy: horovodrun cannot start {kind.name}; use mpirun")
         group: Group = catalogue.load(kinds[0].group_path)(options)
+        rank_info.check_world(group.rank, group.size)
         return group
     if not rank_info.starts_mpi:
         return SingleGroup()
@@ -46,6 +47,7 @@ def join(strategies: Sequence[str], rank_info: RankInfo, options: Options) -> Gr
 
     if not MPI.Is_initialized():  # in a process that a template has forked (preload.py)
         MPI.Init_thread()
+    rank_info.check_world(MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size)
     return MPIGroup(MPI.COMM_WORLD)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from bench.config import BadInput, RunConfig
-from bench.mpi import find_launcher, is_open_mpi
+from bench.mpi import find_launcher, is_open_mpi, without_launcher
 from bench.nodes import nap
 from bench.nodes.layout import INTERFACE, Cluster, hostfile
 from bench.processes import FORKED_PSRING, PSRING, terminate_with_parent
@@ -61,7 +61,7 @@ def command(config: RunConfig, arguments: Sequence[str], nodes: Cluster | None =
 
 def environment(config: RunConfig, nodes: Cluster | None = None) -> dict[str, str]:
     """Return what a launcher and its ranks have in their environment; ranks on this machine find a template there."""
-    own = {**os.environ, **mpi_environment(os.environ), "PYTHONUNBUFFERED": "1"}
+    own = {**without_launcher(os.environ), **mpi_environment(os.environ), "PYTHONUNBUFFERED": "1"}
     own |= nap.environment(own) if nodes else {}
     return own | (template.environment(own) if _on_this_machine(config, nodes) else {})
 

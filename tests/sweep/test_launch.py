@@ -14,12 +14,14 @@ import psutil
 import pytest
 
 from bench.config import BadInput, RunConfig
-from bench.mpi import RankInfo
+from bench.mpi import ALONE, RankInfo
 from bench.nodes import layout
 from bench.processes import FORKED_PSRING
+from bench.rank import group
 from bench.sweep import launch
-from bench.sweep.launch import command, launcher_flags, launcher_prefix, run
+from bench.sweep.launch import command, environment, launcher_flags, launcher_prefix, run
 from strategies.environment import mpi_environment
+from strategies.options import Options
 from tests.support.processes import alive, gone, is_rank
 
 NAP = "import time; time.sleep(60)"
@@ -51,16 +53,59 @@ def in_seconds(seconds: float) -> Callable[[], float]:
             RankInfo("srun", 5, 6, 1),
         ),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}, RankInfo("none", 0, 1, 0)),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, ALONE),
+        ({"PMI_RANK": "0"}, ALONE),
+        ({"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "1"}, ALONE),
         (
             {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2",
              "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
             RankInfo("mpirun", 3, 4, 0),
         ),
     ],
-    ids=["alone", "open mpi", "horovodrun", "mpich", "srun", "batch script", "mpirun in a Slurm job"],
+    ids=["alone", "open mpi", "horovodrun", "mpich", "srun", "batch script", "size without rank",
+         "rank without size", "torchrun with one process", "mpirun in a Slurm job"],
 )  # fmt: skip
 def test_a_process_reads_its_rank_from_its_launchers_variables(environ: dict[str, str], rank_info: RankInfo) -> None:
     assert RankInfo.detect(environ) == rank_info
+
+
+@pytest.mark.parametrize(
+    ("environ", "complaint"),
+    [
+        ({"PMI_RANK": "one", "PMI_SIZE": "2"}, "PMI_RANK='one' is no number"),
+        ({"PMI_RANK": "2", "PMI_SIZE": "2"}, "no rank and size"),
+        ({"PMI_RANK": "-1", "PMI_SIZE": "2"}, "no number"),
+        ({"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "2"}, "torchrun"),
+    ],
+)
+def test_variables_that_are_no_rank_and_size_are_refused(environ: dict[str, str], complaint: str) -> None:
+    with pytest.raises(BadInput, match=complaint):
+        RankInfo.detect(environ)
+
+
+STEP = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "0"}
+
+
+def test_one_process_is_alone_in_a_shell_of_a_slurm_step_and_several_are_not() -> None:
+    assert RankInfo.of_strategy("local", STEP) == ALONE
+    assert RankInfo.of_strategy("local", {**STEP, "SLURM_PROCID": "1"}).world_size == 4
+    assert RankInfo.of_strategy("mpi_ring", STEP).world_size == 4
+
+
+@pytest.mark.parametrize("environ", [STEP, {"PMI_RANK": "0", "PMI_SIZE": "4"}])
+def test_a_launcher_that_mpi_does_not_confirm_is_refused(environ: dict[str, str]) -> None:
+    with pytest.raises(BadInput, match="say rank 0 of 4, the library that joins the ranks says rank 0 of 1"):
+        group.join(["mpi_ring"], RankInfo.detect(environ), Options())
+
+
+def test_ranks_are_started_without_what_an_outer_launcher_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {**STEP, "HOROVOD_RANK": "0", "HOROVOD_SIZE": "2", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "h", "WORLD_SIZE": "2"}
+    kept = {"SLURM_JOB_NODELIST": "n[1-4]", "HOROVOD_CYCLE_TIME": "1"}
+    for name, value in {**told, **kept}.items():
+        monkeypatch.setenv(name, value)
+    found = environment(RunConfig(num_workers=1, strategy="local"))
+    assert told.keys() & found.keys() == set()
+    assert kept.items() <= found.items()
 
 
 def test_the_users_mpi_settings_are_kept() -> None:
