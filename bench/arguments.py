@@ -9,6 +9,7 @@ from typing import Literal, NoReturn, get_args, get_origin
 
 from bench.config import GROUPS, BadInput, RunConfig, nearest
 from bench.config.network import DEFAULT_CONGESTION_CONTROL
+from bench.config.training import TOKEN_DTYPES
 
 RUN_FLAGS = {name: "--" + name.replace("_", "-") for name in RunConfig.model_fields if name != "num_workers"}
 Add = Callable[[str, str], argparse.ArgumentParser]
@@ -120,7 +121,10 @@ def _add_preparing(add: Add) -> None:
     """Add data, calibrate, scale-model and doctor, which prepare a measurement."""
     data = add("data", "prepare tokens for --data")
     data.add_argument("what", choices=["prepare"])
-    data.add_argument("text", type=Path, metavar="TEXT", help="any file; its bytes become tokens")
+    text = "any file, whose bytes become tokens; a NumPy array or a data file of llm.c, whose tokens are kept"
+    data.add_argument("text", type=Path, metavar="TEXT", help=text)
+    text = "of a raw file that holds tokens already: uint16, uint32 or int64, big-endian with -be [bytes: it does not]"
+    data.add_argument("--dtype", choices=list(TOKEN_DTYPES), default="bytes", metavar="DTYPE", help=text)
     data.add_argument("--out", type=Path, required=True, metavar="FILE.bin")
 
     calibrate = add("calibrate", "time every layer of one worker, for --compute emulated --compute-from FILE")

@@ -291,7 +291,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _data(arguments: argparse.Namespace) -> int:
     from bench.rank.data import prepare
 
-    print(f"{arguments.out}: {prepare(arguments.text, arguments.out)} tokens")
+    print(f"{arguments.out}: {prepare(arguments.text, arguments.out, arguments.dtype)} tokens")
     return 0
 
 

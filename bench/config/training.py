@@ -12,6 +12,9 @@ from strategies.options import MAX_FACTOR, Knobs, Unit
 if TYPE_CHECKING:
     from bench.config.run import RunConfig
 
+# What `psring data prepare --dtype` reads, and the dtype of NumPy that it is.
+TOKEN_DTYPES = {"bytes": "u1", "uint16": "<u2", "uint32": "<u4", "int64": "<i8",
+                "uint16-be": ">u2", "uint32-be": ">u4", "int64-be": ">i8"}  # fmt: skip
 MAX_BATCH_SIZE = 1 << 20
 MAX_SEED = (1 << 63) - 1  # of torch, NumPy and a column of integers alike
 

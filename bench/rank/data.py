@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bench import tokens
 from bench.config import BadInput, RunConfig
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
@@ -62,20 +63,20 @@ def _windows(tokens: Tokens, offsets: npt.NDArray[np.int64], block_size: int) ->
 def load(config: RunConfig) -> Corpus:
     """Open the corpus `config.data`; BadInput if it is missing, truncated, too short or outside the vocabulary."""
     if config.data == "stdlib":
-        tokens, name = standard_library(), "stdlib"
+        found, name = standard_library(), "stdlib"
     elif config.data == "synthetic":
         generator = np.random.default_rng(config.seed)
-        tokens, name = generator.integers(0, config.gpt.vocab_size, SYNTHETIC_TOKENS).astype(np.uint32), "synthetic"
+        found, name = generator.integers(0, config.gpt.vocab_size, SYNTHETIC_TOKENS).astype(np.uint32), "synthetic"
     else:
-        tokens, name = _open_bin(Path(config.data)), Path(config.data).name
-    _check_vocabulary(tokens, config)
-    cut = len(tokens) - int(len(tokens) * HELD_OUT_FRACTION)
-    if len(tokens) - cut <= config.gpt.block_size:
+        found, name = _open_bin(Path(config.data)), Path(config.data).name
+    _check_vocabulary(found, config)
+    cut = len(found) - int(len(found) * HELD_OUT_FRACTION)
+    if len(found) - cut <= config.gpt.block_size:
         raise BadInput(
-            f"data: {name} has {len(tokens)} tokens, too few for block_size: {config.gpt.block_size}; "
+            f"data: {name} has {len(found)} tokens, too few for block_size: {config.gpt.block_size}; "
             f"it needs more than {int(config.gpt.block_size / HELD_OUT_FRACTION)}"
         )
-    return Corpus(tokens[:cut], tokens[cut:], f"{name}, {len(tokens)} tokens, crc32 {_checksum(tokens):08x}")
+    return Corpus(found[:cut], found[cut:], f"{name}, {len(found)} tokens, crc32 {_checksum(found):08x}")
 
 
 def _checksum(tokens: Tokens) -> int:
@@ -98,34 +99,32 @@ def standard_library() -> Tokens:
 
 def _open_bin(path: Path) -> Tokens:
     """Map a nanoGPT .bin file into memory: little-endian uint16 tokens without header."""
-    if not path.is_file():
-        raise BadInput(f"data: there is no file {path}; make one with: psring data prepare TEXT --out {path}")
-    size = path.stat().st_size
-    if size == 0 or size % 2:
-        raise BadInput(f"data: {path} holds {size} bytes, not a whole number of uint16 tokens; prepare it again")
-    return np.memmap(path, dtype="<u2", mode="r")
+    tokens.check_bin(path)
+    return np.memmap(path, dtype=tokens.BIN_DTYPE, mode="r")
 
 
-def _check_vocabulary(tokens: Tokens, config: RunConfig) -> None:
-    largest = int(tokens.max())
-    if largest >= config.gpt.vocab_size:
-        raise BadInput(
-            f"data: {config.data} has token {largest}, outside vocab_size: {config.gpt.vocab_size}; "
-            f"give --vocab-size {largest + 1} or more"
-        )
+def _check_vocabulary(found: Tokens, config: RunConfig) -> None:
+    largest, size = int(found.max()), config.gpt.vocab_size
+    if largest < size:
+        return
+    problem = f"data: {config.data} has token {largest}, outside vocab_size: {size}"
+    if isinstance(found, np.memmap) and int(found.byteswap().max()) < size:
+        raise BadInput(f"{problem}; {tokens.big_endian_hint(Path(config.data))}")
+    raise BadInput(f"{problem}; give --vocab-size {largest + 1} or more")
 
 
-def prepare(text: Path, out: Path) -> int:
-    """Write a file's bytes as tokens of a nanoGPT .bin file; return their number. BadInput if a file cannot be used."""
+def prepare(text: Path, out: Path, dtype: str = "bytes") -> int:
+    """Write a file's bytes, or integers of another dtype, as tokens of a nanoGPT .bin file; return their number.
+
+    BadInput if a file cannot be used.
+    """
     if not text.is_file():
         raise BadInput(f"data prepare: there is no file {text}")
-    tokens = np.frombuffer(text.read_bytes(), dtype=np.uint8)
-    if not len(tokens):
-        raise BadInput(f"data prepare: {text} is empty")
+    found = tokens.read_integers(text, dtype)
     partial = out.with_name(out.name + ".partial")
     try:
-        tokens.astype("<u2").tofile(partial)
+        found.astype("<u2").tofile(partial)
         os.replace(partial, out)
     except OSError as error:
         raise BadInput(f"data prepare: cannot write {out}: {error.strerror}") from None
-    return len(tokens)
+    return len(found)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import durations, files, ledger, mpi, records
+from bench import durations, files, ledger, mpi, records, tokens
 from bench.config import BadInput, RunConfig
 from bench.nodes import cluster, layout, sandbox
 from bench.nodes.layout import Cluster
@@ -111,8 +111,8 @@ def missing(launches: Sequence[list[PlannedRun]], found: Sequence[RunRecord]) ->
 
 def check_input_files(config: RunConfig) -> None:
     """Raise BadInput if a file that a run reads is missing or does not fit the run."""
-    if config.compute == "real" and config.data not in ("stdlib", "synthetic") and not Path(config.data).is_file():
-        raise BadInput(f"data: there is no file {config.data}; make one: psring data prepare TEXT --out {config.data}")
+    if config.compute == "real" and config.data not in ("stdlib", "synthetic"):
+        tokens.check_bin(Path(config.data))
     if config.compute == "emulated":
         durations.durations(config)
 
