@@ -76,6 +76,19 @@ DERIVED: Rows = {
         "true or false",
         "Whether no other cell of the task needed at most as much time and bytes, and less of one (Pareto).",
     ),
+    "compute_s": (
+        "s",
+        "Forward and backward of a step of the slowest worker, and its optimizer: as configured for emulated compute, "
+        "else as measured. This column and the next four are blank where the links' rate is not known.",
+    ),
+    "worker_link_s": ("s", "Time in which a step's bytes cross the slowest worker's link, by the closed form."),
+    "server_link_s": ("s", "The same of a dedicated server's link; blank without one."),
+    "min_step_s": (
+        "s",
+        "The shortest step that links and computing allow (docs/cost-models.md); `step_s` is near it where nothing "
+        "else takes time.",
+    ),
+    "bounded_by": (BLANK, "What takes longest alone: `compute`, `network` (workers' links) or `server link`."),
     "baseline": (
         BLANK,
         "What speedup is measured against: `local` on the same work, else one worker of the same stack; blank without "

@@ -48,29 +48,31 @@ def sections(summary: pd.DataFrame, effects: pd.DataFrame, drawn: list[str]) -> 
     effect_rows: Sequence[Row] = effects.to_dict("records")
     strong = [row for row in rows if pd.notna(row["strong_speedup"]) and row["num_workers"] > 1]
     reached = [row for row in rows if pd.notna(row["time_to_loss_s"])]
+    limited = [row for row in rows if pd.notna(row["min_step_s"]) and row["world_size"] > 1]
     parts = [
         Section("Scaling", SCALING, ["throughput", "scaling_efficiency", "strong_scaling"], [
             table(rows, "Throughput and held-out loss", THROUGHPUT_COLUMNS, names),
             table(rows, "Weak scaling", scaling_columns(""), names),
             table(strong, "Strong scaling", scaling_columns("strong_"), names),
         ]),
-        Section("Communication volume", VOLUME, ["communication_volume"], [
-            table(rows, "Bytes sent per worker per step", VOLUME_COLUMNS, names),
-        ]),
-        Section("Where the time goes", PHASES, ["step_time"], [
+        Section("What bounds it", PHASES, ["step_time"], [
+            table(limited, "Step against the shortest step that links and computing allow", LIMIT_COLUMNS, names),
             table(rows, "Phases of a step", PHASE_COLUMNS, names),
             table(rows, "Resources", RESOURCE_COLUMNS, names),
         ]),
-        Section("Precision and batch size", CROSS, ["batch_size"], [
-            cross_table(rows, names),
-            table(effect_rows, "Tokens per second relative to the same cell in fp32", EFFECT_COLUMNS, names),
+        Section("Communication volume", VOLUME, ["communication_volume"], [
+            table(rows, "Bytes sent per worker per step", VOLUME_COLUMNS, names),
         ]),
+        Section("Validity", VALIDITY, [], [label_table(summary), problem_table(rows, names)]),
         Section("Parameter server", SERVER, [], [server_table(summary, names)]),
         Section("Loss against time", LOSS, ["loss_against_time", "front"], [
             table(reached, "Cost of reaching the target loss", TO_LOSS_COLUMNS, names),
             table(rows, "Loss and equivalence gate", LOSS_COLUMNS, names),
         ]),
-        Section("Validity", VALIDITY, [], [label_table(summary), problem_table(rows, names)]),
+        Section("Precision and batch size", CROSS, ["batch_size"], [
+            cross_table(rows, names),
+            table(effect_rows, "Tokens per second relative to the same cell in fp32", EFFECT_COLUMNS, names),
+        ]),
     ]  # fmt: skip
     shown = [
         part._replace(
@@ -118,11 +120,13 @@ def cross_table(rows: Sequence[Row], names: Columns) -> Table:
 def server_table(summary: pd.DataFrame, names: Columns) -> Table:
     """The numbers that describe servers, a row per parameter-server cell; no column that is blank in every row."""
     served = summary[is_kind(summary, "has_servers")]
+    busy = served["server_link_s"].fillna(served["worker_link_s"])  # colocated servers have the workers' links
+    served = served.assign(link_in_use=100 * busy / served["step_s"], link_idle_s=served["step_s"] - busy)
     columns: Columns = {"servers": lambda row: str(row["num_servers"])}
     for head, (field, units) in SERVER_FIELDS.items():
         if served[field].notna().any():
             columns[head] = partial(size_of, field, units) if units else partial(number_of, field)
-    return table(served.to_dict("records"), "Traffic and balance of the servers", columns, names)
+    return table(served.to_dict("records"), "Links, traffic and balance of the servers", columns, names)
 
 
 def scaling_columns(prefix: str) -> Columns:
@@ -187,10 +191,21 @@ VOLUME_COLUMNS: Columns = {
     "allreduce": lambda row: str(row["allreduce_algorithm"]) or BLANK,
 }
 PHASES = (
-    "Phases are means over workers and steps; the step is the median over steps of the slowest worker. Exposed "
-    "communication is the time in which a worker only waits for messages; the overlap fraction is the share of all "
-    "communication time that is not exposed."
+    "The shortest step follows from the closed form of the volume, the rate of the links and the time of the layers: "
+    "each gradient is sent after its backward, and its answer is there before the next step needs it. Bounded by names "
+    "what would take longest alone: computing, the workers' links (network), or the servers' links. It is known for "
+    "emulated links only. Phases are means over workers and steps; the step is the median over steps of the slowest "
+    "worker. Exposed communication is the time in which a worker only waits for messages; the overlap fraction is the "
+    "share of all communication time that is not exposed. CPU time is that of a rank's process in the whole run."
 )
+LIMIT_COLUMNS: Columns = {
+    **in_units(
+        SECONDS, step="step_s", shortest_step="min_step_s", computing="compute_s", workers_link="worker_link_s",
+        servers_link="server_link_s",
+    ),
+    "step ÷ shortest": lambda row: number(row["step_s"] / row["min_step_s"]),
+    "bounded by": lambda row: str(row["bounded_by"]),
+}  # fmt: skip
 PHASE_COLUMNS: Columns = {
     **in_units(
         SECONDS, step="step_s", step_p95="step_s_p95", data="data_s", forward="forward_s", backward="backward_s",
@@ -213,13 +228,16 @@ EFFECT_COLUMNS: Columns = {
     "verdict": lambda row: str(row["verdict"]),
 }
 SERVER = (
-    "Bytes and messages per server per step, means over servers. Shard imbalance is the largest shard over the mean (1 "
-    "is balanced). Longest wait is the exposed communication of the worker that waited longest. Staleness is the "
-    "number of updates by others that a gradient did not include (asp, ssp); largest lead is by how many steps a "
-    "worker was ever ahead of the slowest. Duplex factor is the slowdown of a transfer when both directions are busy: "
-    "1 is full duplex, 2 half duplex."
+    "Link in use is the share of a step in which the busier direction of the slowest server's link carries data, by "
+    "the closed form; link idle is the rest of the step. Bytes and messages are per server and step, means over "
+    "servers. Shard imbalance is the largest shard over the mean (1 is balanced). Longest wait is the exposed "
+    "communication of the worker that waited longest. Staleness is the number of updates by others that a gradient "
+    "did not include (asp, ssp); largest lead is by how many steps a worker was ever ahead of the slowest. Duplex "
+    "factor is the slowdown of a transfer when both directions are busy: 1 is full duplex, 2 half duplex."
 )
 SERVER_FIELDS: dict[str, tuple[str, Units | None]] = {
+    "link in use, %": ("link_in_use", None),
+    "link idle": ("link_idle_s", SECONDS),
     "sent": ("bytes_sent_per_server_per_step", BYTES),
     "sent, predicted": ("bytes_sent_per_server_per_step_predicted", BYTES),
     "sent, wire": ("bytes_sent_per_server_per_step_wire", BYTES),
@@ -233,13 +251,14 @@ SERVER_FIELDS: dict[str, tuple[str, Units | None]] = {
     "duplex factor": ("duplex_factor", None),
 }
 LOSS = (
-    "Equivalent strategies reach equal loss. The target loss is the lowest trailing mean of the training loss that "
-    "every run of the same task reached. Time and bytes to it include warm-up steps; bytes are those of all ranks. A "
-    "cell is on the Pareto front if no other cell needed less time and fewer bytes. The equivalence gate trains one "
-    f"process on the concatenated batches and compares the weights after {GATE_STEPS} steps: the error is the relative "
-    "L2 distance, the bound depends on the wire dtype. Asynchronous and compressed runs and runs with sync_every > 1 "
-    "do not promise equal weights; their gate is convergence, the fall of the held-out loss relative to that of one "
-    f"process, which must be at least {MIN_CONVERGENCE}."
+    "Equivalent strategies reach equal held-out loss: that of the same batches for every cell. The target loss is "
+    "the lowest trailing mean of the training loss that every run of the same task reached. Time and bytes to it "
+    "include warm-up steps; bytes are those of all ranks. A cell is on the Pareto front if no other cell needed "
+    "less time and fewer bytes. The equivalence gate trains one process on the concatenated batches and compares "
+    f"the weights after {GATE_STEPS} steps: the error is the relative L2 distance, the bound depends on the wire "
+    "dtype. Asynchronous and compressed runs and runs with sync_every > 1 do not promise equal weights; their gate "
+    "is convergence, the fall of the held-out loss relative to that of one process, which must be at least "
+    f"{MIN_CONVERGENCE}."
 )
 TO_LOSS_COLUMNS: Columns = {
     **plain(target_loss="target_loss", steps="steps_to_loss", tokens="tokens_to_loss"),
@@ -249,12 +268,9 @@ TO_LOSS_COLUMNS: Columns = {
 }
 LOSS_COLUMNS: Columns = {
     "held-out loss": partial(number_of, "held_out_loss"),
-    **plain(
-        first_loss="first_loss", final_loss="final_loss", equivalence_error="equivalence_error",
-        bound="equivalence_bound", convergence="convergence",
-    ),
+    **plain(equivalence_error="equivalence_error", bound="equivalence_bound", convergence="convergence"),
     "gate": _gate,
-}  # fmt: skip
+}
 VALIDITY = "The meaning of each label, and every cell with a launch that is not ok. Figures show only ok launches."
 PROBLEM_COLUMNS: Columns = {
     "status": lambda row: str(row["status"]),

@@ -14,7 +14,7 @@ import pandas as pd
 
 from bench import files, records
 from bench.config import BadInput
-from bench.report import answer, cells, commands, duels, figures, loss, method, sections, tables
+from bench.report import answer, bounds, cells, commands, duels, figures, loss, method, sections, tables
 from bench.report.looks import INK, PAPER
 from bench.report.verdicts import MARGIN
 
@@ -33,9 +33,12 @@ def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MAR
     losses = loss.read(folder, runs) if len(runs) else runs
     summary = cells.summarize(runs, allow_mixed=allow_mixed)
     summary = loss.add_costs(summary, runs, losses)
+    configs = {record.cell: record.config for record in kept}
+    limits = bounds.Bounds(summary, configs)
+    summary = summary.join(limits.columns(summary["cell"]))
     compared = duels.duels(runs, margin)
     drawn = figures.write_figures(figures.make_figures(summary, compared, losses, margin), folder)
-    by_cell = commands.commands(summary, {record.cell: record.config for record in kept})
+    by_cell = commands.commands(summary, configs)
     context = {
         "name": folder.resolve().name,
         "answer": answer.answer(compared, summary, margin),

@@ -6,6 +6,7 @@ import html
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from bench import cli, files, records
 from bench.config import BadInput
 from bench.records import LABELS, RunRecord
-from bench.report import answer, cells, duels, loss, sections, tables
+from bench.report import answer, bounds, cells, duels, loss, sections, tables
 from bench.report.write import flatten, inline_svg, markdown, write_report
 from tests.support.synthetic import demo_records, make_failure, make_record, make_steps
 
@@ -106,10 +107,16 @@ def test_every_cell_and_every_reason_is_in_both_reports(folder: Path, page: str)
         assert markdown(word) in text
 
 
+def with_limits(table: pd.DataFrame, runs: Sequence[RunRecord]) -> pd.DataFrame:
+    summary = cells.summarize(table)
+    found = bounds.Bounds(summary, {run.cell: run.config for run in runs})
+    return summary.join(found.columns(summary["cell"]))
+
+
 def all_sections(*runs: RunRecord) -> list[sections.Section]:
     table = records.frame(runs)
     lines = pd.DataFrame(columns=["run_id", "cell", "step", "elapsed_s", "loss"])
-    summary = loss.add_costs(cells.summarize(table), table, lines)
+    summary = loss.add_costs(with_limits(table, runs), table, lines)
     return sections.sections(summary, duels.precision_effects(table), [])
 
 
@@ -134,7 +141,8 @@ def test_the_server_table_shows_what_was_measured_of_servers() -> None:
     run = make_record(strategy="parameter_server", num_workers=2)
     assert run.summary is not None
     found = {"shard_imbalance": 1.5, "longest_wait_s": 0.25, "largest_lead": 3}
-    summary = cells.summarize(records.frame([run.model_copy(update={"summary": run.summary.model_copy(update=found)})]))
+    runs = [run.model_copy(update={"summary": run.summary.model_copy(update=found)})]
+    summary = with_limits(records.frame(runs), runs)
     shown = sections.server_table(summary, tables.cell_names(summary))
     row = dict(zip(shown.head, shown.rows[0], strict=True))
     assert (row["shard imbalance"], row["longest wait"], row["largest lead"]) == ("1.50", "250 ms", "3.00")
@@ -253,7 +261,7 @@ COLOCATED: dict[str, Any] = {"placement": "colocated", "num_servers": 0}
         ([100.0, 100.2, 100.0], [100.0, 100.0, 100.1], COLOCATED,
          "Colocated servers and Horovod's ring are equivalent (within 2 %) at 2 ranks."),
         ([90.0, 110.0, 100.0], [100.0] * 3, COLOCATED,
-         "Colocated servers against Horovod's ring at 2 ranks: undecided, ring ÷ servers 0.997 (0.777–1.28)."),
+         "Colocated servers against Horovod's ring at 2 ranks: undecided, ring ÷ servers 0.997 (0.777–1.279)."),
         ([200.0, 210.0], [100.0, 100.0], COLOCATED,
          "Colocated servers against Horovod's ring at 2 ranks: no verdict (fewer than 3 pairs of launches), "
          "ring ÷ servers 2.05 (2.00–2.10)."),

@@ -1,0 +1,156 @@
+"""The shortest step that the links and the computing of a cell allow, and what bounds it.
+
+A step computes for `compute_s`. Every byte of a layer's gradient crosses the busiest link after that layer's backward,
+and what comes back crosses it before the next step's forward needs it: all of it before forward begins (allreduce), or
+before that layer's forward (synchronous parameter servers). With layers in the order of forward, gradient k ready
+at r_k, weights needed at f_k, and c_k the share of the payload in layers up to k, a step takes at least
+
+    max(compute_s, r_k − f_k + c_k · link_s) for every k,
+
+because backward goes from the last layer to the first: layers up to k are ready last and needed first. `link_s` is the
+closed form's volume over the link's goodput. Latency, CPU time of messages, sums and updates are not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench import ledger
+from bench.config import BadInput, RunConfig
+from bench.durations import Durations, by_flops, durations
+from bench.links import parse_links
+from bench.nodes.layout import PAYLOAD_SHARE
+from bench.shape import GPTShape
+from strategies.volume import Volume
+
+COLUMNS = ("compute_s", "worker_link_s", "server_link_s", "min_step_s")
+COMPUTE, NETWORK, SERVER_LINK, UNKNOWN = "compute", "network", "server link", ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds per step of each resource if nothing else took time, and of the shortest step."""
+
+    compute_s: float
+    worker_link_s: float  # the busier direction of the slowest worker's link
+    server_link_s: float  # the same of a dedicated server; NaN without one
+    min_step_s: float
+
+    @property
+    def bounded_by(self) -> str:
+        """The resource that takes longest."""
+        links = {NETWORK: self.worker_link_s, SERVER_LINK: np.nan_to_num(self.server_link_s)}
+        return max({COMPUTE: self.compute_s, **links}.items(), key=lambda item: item[1])[0]
+
+
+class Bounds:
+    """The limits of a report's cells, as measured or with other links; only of cells whose links are known."""
+
+    def __init__(self, summary: pd.DataFrame, configs: Mapping[str, RunConfig]) -> None:
+        self._known: dict[str, tuple[RunConfig, Durations]] = {}
+        self.measured_s: dict[str, float] = {}
+        for row in summary[summary["status"] == "ok"].to_dict("records"):
+            config = configs[row["cell"]]
+            if is_known(config, row):
+                self._known[row["cell"]] = config, durations_of(config, row)
+                self.measured_s[row["cell"]] = float(row["step_s"])
+
+    def __contains__(self, cell: str) -> bool:
+        """Whether the limits of a cell are known."""
+        return cell in self._known
+
+    def of(self, cell: str, link_factor: float = 1.0) -> Limits:
+        """Return the limits of a cell, with all links `link_factor` times as fast."""
+        return limits(*self._known[cell], link_factor)
+
+    def tokens_per_s(self, cell: str, link_factor: float = 1.0) -> float:
+        """Return the highest rate that the limits allow."""
+        return self._known[cell][0].tokens_per_step / self.of(cell, link_factor).min_step_s
+
+    def columns(self, cells: pd.Series) -> pd.DataFrame:
+        """Return COLUMNS and `bounded_by` per cell; blank where the links are not known."""
+        found = [self.of(cell) if cell in self else None for cell in cells]
+        table = pd.DataFrame({name: [getattr(one, name, np.nan) for one in found] for name in COLUMNS})
+        table["bounded_by"] = [one.bounded_by if one else UNKNOWN for one in found]
+        return table.set_index(cells.index)
+
+
+def is_known(config: RunConfig, row: Mapping[Any, Any]) -> bool:
+    """Whether the links and the volume of a cell are known; a lone process needs none."""
+    alone = config.world_size == 1 or not config.kind.communicates
+    closed_form = config.kind.closed_form is not None and row["allreduce_algorithm"] != "not_ring"
+    return closed_form and (alone or config.link is not None)
+
+
+def durations_of(config: RunConfig, row: Mapping[Any, Any]) -> Durations:
+    """Return what the layers take: as configured for emulated compute, else the measured phases shared by FLOPs."""
+    if config.compute == "emulated":
+        try:
+            return durations(config)
+        except BadInput:  # the file of the calibration is elsewhere
+            pass
+    if config.compute == "none":
+        return by_flops(config.gpt, 0.0, 0.0, 0.0)
+    return by_flops(config.gpt, row["forward_s"], row["backward_s"], row["optimizer_s"])
+
+
+def limits(config: RunConfig, found: Durations, link_factor: float = 1.0) -> Limits:
+    """Return the limits of a config whose layers take these durations."""
+    slowest = 1 / min(config.speeds)
+    predicted = ledger.predict(config)
+    worker_s, server_s = _link_s(config, predicted.worker, predicted.server, link_factor)
+    compute_s = found.compute_s * slowest
+    if not config.kind.has_servers:
+        compute_s += found.optimizer_s
+    link_s = max(worker_s, float(np.nan_to_num(server_s)))
+    in_step = _in_one_step(config, found, link_s, slowest) if link_s else 0.0
+    return Limits(compute_s, worker_s, server_s, max(compute_s, link_s, in_step))
+
+
+def _link_s(config: RunConfig, worker: Volume, server: Volume | None, link_factor: float) -> tuple[float, float]:
+    """Return the seconds that the slowest worker's and the slowest server's link carry data in one step."""
+    if config.link is None:
+        return 0.0, np.nan
+    rates = parse_links(config.link, config.world_size, config.num_servers)
+    goodputs = [link_factor * rate / 8 * PAYLOAD_SHARE for rate in rates]
+    worker_s = _bytes(worker) / min(goodputs[: config.num_workers])
+    return worker_s, _bytes(server) / min(goodputs[config.num_workers :]) if server else np.nan
+
+
+def _bytes(volume: Volume) -> float:
+    """Return the bytes of the busier direction."""
+    return max(volume.bytes_sent or 0.0, volume.bytes_received or 0.0)
+
+
+def _in_one_step(config: RunConfig, found: Durations, link_s: float, slowest: float) -> float:
+    """Return the bound of a synchronous step, in which gradients wait for backward and forward for the answer.
+
+    0 where a step does not wait for its own exchange: asp, ssp and steps between two exchanges.
+    """
+    if config.consistency != "bsp" or config.sync_every > 1:
+        return 0.0
+    sizes = layer_parameters(config.gpt)
+    forward = np.array([found.forward_s[layer] for layer in sizes]) * slowest
+    backward = np.array([found.backward_s[layer] for layer in sizes]) * slowest
+    ready = forward.sum() + backward[::-1].cumsum()[::-1]
+    needed = forward.cumsum() - forward if config.kind.has_servers else np.zeros(len(forward))
+    shares = np.array(list(accumulate(sizes.values()))) / sum(sizes.values())
+    ends = ready - needed + shares * link_s
+    return float(ends.max()) + (0.0 if config.kind.has_servers else found.optimizer_s)
+
+
+def layer_parameters(shape: GPTShape) -> dict[str, int]:
+    """Parameters of every layer, in the order of forward and with the names of `durations`."""
+    d = shape.n_embd
+    block = {
+        "ln_1": 2 * d, "attention.qkv": 3 * d * (d + 1), "attention.proj": d * (d + 1), "ln_2": 2 * d,
+        "fc": 4 * d * (d + 1), "proj": d * (4 * d + 1),
+    }  # fmt: skip
+    blocks = {f"blocks.{i}.{name}": size for i in range(shape.n_layer) for name, size in block.items()}
+    return {"wte": shape.vocab_size * d, "wpe": shape.block_size * d, **blocks, "ln_f": 2 * d}
