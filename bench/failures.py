@@ -52,6 +52,17 @@ def redirect(folder: Path, rank: int) -> None:
     os.close(log)
 
 
+def mark_joined() -> None:
+    """Leave a sign, where ranks have a folder, that all of them have joined."""
+    if _folder is not None:
+        (_folder / "joined").touch()
+
+
+def have_joined(folder: Path) -> bool:
+    """Whether all ranks of a launch have joined."""
+    return (folder / "joined").exists()
+
+
 def keep(failure: Failure) -> None:
     """Write this rank's failure file where ranks have a folder; only its first failure is kept."""
     if _folder is None:

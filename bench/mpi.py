@@ -15,6 +15,7 @@ from strategies.catalogue import CATALOGUE
 from strategies.environment import DEFAULT_SOCKET_BYTES
 
 FRAGMENT_BYTES = 1 << 17  # Open MPI's default largest fragment over TCP; the eager limit may not be larger than it
+JOIN_S = 60.0  # within which all ranks of a launch must have joined
 RENDEZVOUS_BYTES = 1 << 10  # payload in a rendezvous request, which the receiver copies once more
 
 # (launcher, rank, size, rank on this host): the first set whose size is defined applies. Slurm defines SLURM_PROCID

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import yaml
 
-from bench import environment, files, processes, records
+from bench import environment, failures, files, processes, records
 from bench.config import BadInput
-from bench.mpi import RankInfo, tcp_settings
+from bench.mpi import JOIN_S, RankInfo, tcp_settings
 from bench.nodes.guard import Evidence, Monitor
 from bench.nodes.link import on_node
 from bench.rank import equivalence, group, numbers, trace
@@ -59,11 +59,13 @@ def run_all(
     os.environ.update(mpi_environment(os.environ) | tcp_settings(planned[0].config))
     if keep_trace is not None:
         os.environ.update(planned[0].config.kind.timeline_environment)
-    group.set_deadline(planned[0].config.timeout_s)
+    group.set_deadline(min(JOIN_S, planned[0].config.timeout_s))
     now = planned[0]
     try:
         ranks = group.join([run.config.strategy for run in planned], rank_info, now.config)
         group.agree(ranks, planned)
+        if ranks.rank == 0:
+            failures.mark_joined()
         with group.monitored(ranks, rank_info, lambda: now.config):
             for now in planned:
                 group.set_deadline(now.config.timeout_s)

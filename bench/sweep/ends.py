@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bench import failures
 from bench.config import RunConfig
+from bench.mpi import JOIN_S
 from bench.records import Status
 from bench.sweep.launch import Outcome
 
@@ -41,7 +42,10 @@ def diagnose(outcome: Outcome, config: RunConfig, folder: Path) -> tuple[Status,
     logs = failures.logs(folder)
     lines = [line for text in (outcome.output, *logs.values()) for line in text.splitlines()]
     if outcome.timed_out or any(line.startswith(TIMEOUT_SIGN) for line in lines):
-        return "timeout", "the deadline passed (timeout_s); " + where_ranks_are(logs, config.world_size)
+        late = "the deadline passed (timeout_s)"
+        if not failures.have_joined(folder):
+            late = f"not all ranks had joined after {min(JOIN_S, config.timeout_s):g} s"
+        return "timeout", f"{late}; {where_ranks_are(logs, config.world_size)}"
     found = failures.read(folder)
     reason = _killed(outcome.output, config) or (found[0].describe() if found else _last_words(outcome, config, logs))
     reason = " ".join(reason.split())

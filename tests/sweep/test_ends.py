@@ -128,6 +128,23 @@ def test_every_end_has_its_name_and_its_line(
     assert "\n" not in line
 
 
+@pytest.mark.parametrize(
+    ("joined", "reason"),
+    [(True, "the deadline passed (timeout_s); "), (False, "not all ranks had joined after 60 s; ")],
+)
+def test_a_rank_that_never_joined_is_told_from_one_that_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joined: bool, reason: str
+) -> None:
+    monkeypatch.setattr(failures, "_folder", tmp_path)
+    if joined:
+        failures.mark_joined()
+    for rank in (0, 1):
+        (tmp_path / f"rank-{rank}.log").write_text(LATE)
+    found = diagnose(Outcome(1, False, ""), THREE, tmp_path)
+    late = "ranks 0, 1 in wait (a.py:11); rank 2 printed no stack (it was stopped, or its host is gone)"
+    assert found == ("timeout", reason + late)
+
+
 def test_the_first_rank_that_fails_is_named_and_by_its_first_failure(tmp_path: Path) -> None:
     for number, failure in enumerate([failed(2, "KeyError", "first"), failed(0, "OSError", "connection lost")]):
         path = tmp_path / f"rank-{failure.rank}.failure"
