@@ -56,7 +56,7 @@ class StepRecord:
     optimizer_s: float
     communication_s: float
     moved: Volume = field(default_factory=Volume)  # as this worker's strategy counted it
-    wire: Volume = field(default_factory=Volume.unknown)  # as the kernel counted bytes on an emulated node's link
+    wire: Volume = field(default_factory=Volume.unknown)  # as the kernel counted it
 
     def row(self) -> dict[str, Any]:
         """Return the columns of steps/<run_id>.csv."""
@@ -129,10 +129,17 @@ class RunRecord(BaseModel):
     def row(self) -> dict[str, object]:
         """Return one flat table row; the numbers of a failed run are None."""
         numbers = self.summary.model_dump() if self.summary else dict.fromkeys(Summary.model_fields)
-        numbers |= (self.ledger or Ledger()).row()
+        numbers |= self._ledger_row()
         own = self.model_dump(exclude={"config", "summary", "ledger", "labels"})
         shape = self.config.gpt.model_dump()
         return {**own, "labels": " ".join(self.labels), **self.config.model_dump(), **shape, **numbers}
+
+    def _ledger_row(self) -> dict[str, object]:
+        """Return the ledger's columns; older records do not say how bytes were counted, but their strategy does."""
+        found = dict[str, object]((self.ledger or Ledger()).row())
+        if found["bytes_sent_per_worker_per_step"] is not None and found["bytes_counted_by"] is None:
+            found["bytes_counted_by"] = self.config.kind.bytes_counted_by
+        return found
 
 
 class PlannedRun(BaseModel):

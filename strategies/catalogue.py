@@ -49,6 +49,8 @@ class Entry:
     message_knob: str = ""  # the size of its messages, if they are sent by MPI point to point
     process_knobs: tuple[str, ...] = ()  # that its library reads once in a process
     closed_form: ClosedForm | None = None  # none: nothing is predicted
+    # "counted": as messages moved; "inferred": a number of elements times a formula, because its library hides messages
+    bytes_counted_by: str = "counted"
     unsupported: Mapping[tuple[str, str], str] = field(default_factory=dict)  # (knob, value): why not
     group_path: str = ""  # of the Group by which ranks communicate where its launcher brings no MPI
     timeline_environment: Mapping[str, str] = field(default_factory=dict)  # so that its library can keep a timeline
@@ -117,6 +119,7 @@ RING_ALLREDUCE = Entry(
     sizes=(1 << 20, 8 << 20, 128 << 20),
     process_knobs=("fusion_threshold_bytes", "cycle_time_s"),
     closed_form=closed_forms.horovod_ring,
+    bytes_counted_by="inferred",
     unsupported={
         ("wire_dtype", "bf16"): "Horovod 0.28 has no bf16 reduction in its PyTorch binding; use wire_dtype fp32 or fp16"
     },
@@ -151,6 +154,7 @@ DDP = Entry(
     tunes="bucket_bytes",
     sizes=(1 << 20, 5 << 20, 25 << 20),
     closed_form=closed_forms.ddp_ring,
+    bytes_counted_by="inferred",
 )
 CATALOGUE: dict[str, Entry] = {
     entry.name: entry for entry in (LOCAL, INDEPENDENT, PARAMETER_SERVER, RING_ALLREDUCE, MPI_RING, DDP)

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from bench.config import RunConfig
-from bench.ledger import Ledger, RoleVolumes, make_ledger
+from bench.ledger import Ledger, RoleVolumes, WireSource, make_ledger
 from bench.nodes.guard import Evidence
 from bench.rank.clock import PHASES
 from bench.rank.model import model_flops_utilization, peak_flops_per_s
+from bench.rank.wire import Wire
 from bench.records import StepRecord
 from strategies.base import Observed
 from strategies.volume import Volume, mean_volume
@@ -33,6 +34,7 @@ class RankReport:
     is_server: bool
     steps: list[StepRecord] = field(default_factory=list)
     observed: Observed = field(default_factory=Observed)
+    wire: Wire = field(default_factory=Wire)
     rank_start: str = "exec"  # or "template"
     cpu_s: float = 0.0
     peak_memory_bytes: int = 0
@@ -182,14 +184,21 @@ def serving(reports: Sequence[RankReport]) -> dict[str, float | str | None]:
 
 def ledger(config: RunConfig, reports: Sequence[RankReport]) -> Ledger:
     """Return what the mean worker and the mean dedicated server moved per step, beside the closed form."""
-    return make_ledger(config, *(_volumes(config, _of_role(reports, serves)) for serves in (False, True)))
+    worker, server = (_volumes(config, _of_role(reports, serves)) for serves in (False, True))
+    wires = [report.wire for report in reports]
+    source = WireSource(
+        by=wires[0].by,
+        num_closed=sum(wire.num_closed for wire in wires),
+        retransmitted=sum(wire.retransmitted for wire in wires) / max(1, sum(w.moved.bytes_sent or 0 for w in wires)),
+        share_host=len({report.host for report in reports}) < len(reports),
+    )
+    return make_ledger(config, worker, server, source)
 
 
 def _volumes(config: RunConfig, reports: Sequence[RankReport]) -> RoleVolumes:
     """Return the mean rank's volume per step, as strategies counted it and as the kernel did where it was asked."""
-    links = [report.evidence.counters for report in reports if report.evidence]
     counted = mean_volume([report.observed.moved for report in reports]) or Volume.unknown()
-    wire = mean_volume([Volume(c.bytes_sent, c.bytes_received, None, None) for c in links]) or Volume.unknown()
+    wire = mean_volume([report.wire.moved for report in reports]) or Volume.unknown()
     return RoleVolumes(counted=counted / config.total_steps, wire=wire / config.total_steps)
 
 

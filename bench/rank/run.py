@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,15 @@ from bench.rank.duplex import duplex_factor
 from bench.rank.equivalence import Weights
 from bench.rank.judge import Judgement, judge_loss, judge_model, judge_network
 from bench.rank.numbers import RankReport
-from bench.rank.train import held_out_loss, train
+from bench.rank.train import held_out_loss, train, with_tail
+from bench.rank.wire import Meter, Wire, open_meter
 from bench.records import PlannedRun, RunRecord, StepRecord
 from bench.scale_model import scales
 from bench.summary import Summary
 from strategies.environment import mpi_environment
 from strategies.group import Group
 from strategies.timeline import KeepsTimeline
+from strategies.volume import Volume
 
 KeepTrace = Callable[[list[trace.RankTrace]], None]
 
@@ -91,14 +93,16 @@ def _run(
     before = {**scaled, "duplex_factor": duplex_factor(config, ranks)}
     ranks.barrier()
     monitor = Monitor(ranks, config.patience_s) if on_node() else None
-    done = _work(planned, built, tracing=keep_trace is not None)
+    meter = open_meter()
+    done = _work(planned, built, meter, tracing=keep_trace is not None)
     built.strategy.close()
     ranks.barrier()
+    wire = Wire.read(meter)
     if keep_trace is not None:
         traces = ranks.gather(trace.collect(ranks.rank, done.clock, built.strategy))
         if ranks.rank == 0:
             keep_trace(traces)
-    reports = ranks.gather(_report(built, done, monitor.end() if monitor else None))
+    reports = ranks.gather(_report(built, done, wire, monitor.end() if monitor else None))
     if ranks.rank == 0:
         keep(_result(planned, started_at, built, done.at_gate, reports, before))
     ranks.barrier()
@@ -115,7 +119,7 @@ class Done:
     gated: bool = False
 
 
-def _work(planned: PlannedRun, built: Built, tracing: bool) -> Done:
+def _work(planned: PlannedRun, built: Built, meter: Meter, tracing: bool) -> Done:
     """Train or serve until the run's last step; keep the weights that the gate compares."""
     config, strategy = planned.config, built.strategy
     clock, cpu_before = PhaseTimer(built.device), numbers.cpu_s()
@@ -125,7 +129,7 @@ def _work(planned: PlannedRun, built: Built, tracing: bool) -> Done:
     gated = config.check_equivalence and planned.repeat == 0 and config.kind.trains_one_model
     steps: list[StepRecord] = []
     at_gate: Weights = {}
-    for step in train(config, built.module, strategy, built.corpus, built.device, clock):
+    for step in train(config, built.module, strategy, built.corpus, built.device, clock, meter.moved):
         steps.append(step)
         if tracing and isinstance(strategy, KeepsTimeline) and len(steps) == config.total_steps - trace.STEPS:
             strategy.start_timeline()
@@ -135,15 +139,16 @@ def _work(planned: PlannedRun, built: Built, tracing: bool) -> Done:
     return Done(clock, numbers.cpu_s() - cpu_before, steps, at_gate, gated)
 
 
-def _report(built: Built, done: Done, evidence: Evidence | None) -> RankReport:
+def _report(built: Built, done: Done, wire: Wire, evidence: Evidence | None) -> RankReport:
     """Return what rank 0 must know of this rank."""
-    model = built.model
+    model, observed = built.model, built.strategy.observe()
     return RankReport(
-        observed=built.strategy.observe(),
+        observed=observed,
+        wire=wire,
         host=socket.gethostname(),
         cores=frozenset(os.sched_getaffinity(0)),
         is_server=built.strategy.is_server,
-        steps=done.steps,
+        steps=with_tail(done.steps, observed.moved, wire.moved),
         cpu_s=done.cpu_s,
         rank_start=processes.rank_start,
         peak_memory_bytes=numbers.peak_memory_bytes(),
@@ -183,6 +188,8 @@ def _result(
         ledger=ledger,
     )
     steps = [step for report in reports for step in report.steps]
+    if ledger.wire_counted_by is None:
+        steps = [replace(step, wire=Volume.unknown()) for step in steps]
     return Result(record, steps, equivalence.snapshot(built.model) if trained else {})
 
 

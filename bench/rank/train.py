@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from bench.config import RunConfig
-from bench.nodes.link import bytes_on_link
 from bench.rank.clock import PhaseTimer
 from bench.rank.data import Corpus
 from bench.rank.model import GPT
@@ -50,14 +50,17 @@ def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager[
 
 def train(
     config: RunConfig, module: nn.Module, strategy: Strategy, corpus: Corpus, device: torch.device,
-    clock: PhaseTimer | None = None,
+    clock: PhaseTimer | None = None, on_wire: Callable[[], Volume] = Volume.unknown,
 ) -> Iterator[StepRecord]:  # fmt: skip
-    """Train one worker for all steps of the run and yield what each step took; `clock` keeps the last one's phases."""
+    """Train one worker for all steps of the run and yield what each step took; `clock` keeps the last one's phases.
+
+    `on_wire` returns what the kernel has counted so far. A step's bytes are those since the end of the step before it,
+    so that what a pull brings after a step's end counts in the next one, and in the last one by `with_tail`.
+    """
     clock = clock or PhaseTimer(device)
     passes = config.gradient_accumulation
-    before = strategy.observe().moved
+    moved, wire = Volume(), Volume()
     for step in range(config.total_steps):
-        link_before = _on_link()
         clock.begin_step()
         with clock.phase("data"):
             tokens, targets = (part.to(device) for part in corpus.batch(config, strategy.worker, step))
@@ -80,6 +83,7 @@ def train(
         step_s = clock.step_s()
         loss_found = float(total_loss) if config.compute == "real" else None
         columns: dict[str, Any] = {f"{name}_s": value for name, value in clock.seconds.items()}
+        wire_now = on_wire()
         yield StepRecord(
             worker=strategy.worker,
             step=step,
@@ -88,16 +92,29 @@ def train(
             step_s=step_s,
             communication_s=seen.communication_s,
             **columns,
-            moved=seen.moved - before,
-            wire=_on_link() - link_before,
+            moved=seen.moved - moved,
+            wire=wire_now - wire,
         )
-        before = seen.moved
+        moved, wire = seen.moved, wire_now
 
 
-def _on_link() -> Volume:
-    """Return what the kernel has counted on this emulated node's link so far; unknown elsewhere."""
-    sent, received = bytes_on_link() or (None, None)
-    return Volume(sent, received, None, None)
+def with_tail(steps: Sequence[StepRecord], moved: Volume, wire: Volume) -> list[StepRecord]:
+    """Return steps whose bytes add up to those of the whole run: what followed the last step is added to it.
+
+    A parameter server's last weights arrive then.
+    """
+    if not steps:
+        return []
+    *others, last = steps
+    return [*others, replace(last, moved=_rest(moved, others, "moved"), wire=_rest(wire, others, "wire"))]
+
+
+def _rest(total: Volume, steps: Sequence[StepRecord], name: str) -> Volume:
+    """Return what of a total is in none of these steps."""
+    counted = Volume()
+    for step in steps:
+        counted.add(*vars(getattr(step, name)).values())
+    return total - counted
 
 
 @torch.no_grad()

@@ -62,7 +62,9 @@ TOPOLOGY = COMMUNICATION - {"wire_dtype", *LINKS, *LOSSY}  # compared topologies
 # Where messages went, the most realistic place first. No line or ratio joins cells of different places.
 PLACES = ("network", "emulated nodes", "one machine")
 
-NOT_AVERAGED = ("gate_passed", "allreduce_algorithm", "ledger_agrees", "rank_start", "staleness_histogram")
+# Words of a cell's launches: each different one once, with what separates them.
+WORDS = {"allreduce_algorithm": " ", "bytes_counted_by": " ", "wire_counted_by": " ", "wire_remark": "; "}
+NOT_AVERAGED = (*WORDS, "gate_passed", "ledger_agrees", "rank_start", "staleness_histogram")
 WORST = ("equivalence_error", "largest_lead")
 WHOLE = ("num_nodes", "num_parameters")
 MEASURED = tuple(f for f in (*Summary.model_fields, *ledger.COLUMNS) if f not in NOT_AVERAGED)
@@ -202,18 +204,26 @@ def _measured(runs: pd.DataFrame) -> dict[str, dict[Any, Any]]:
     worst = [*WORST, *WHOLE]
     table[worst] = numbers[worst].max()
     every = table.reindex(sorted(set(runs["cell"]))).to_dict("index")
-    agreements, algorithms = defaultdict[str, set[bool]](set), defaultdict[str, set[str]](set)
-    for cell, agrees, algorithm in zip(ok["cell"], ok["ledger_agrees"], ok["allreduce_algorithm"], strict=True):
+    agreements = defaultdict[str, set[bool]](set)
+    for cell, agrees in zip(ok["cell"], ok["ledger_agrees"], strict=True):
         agreements[cell] |= {bool(agrees)} if pd.notna(agrees) else set()
-        algorithms[cell] |= {algorithm} if pd.notna(algorithm) else set()
+    words = {name: _words(ok["cell"], ok[name]) for name in WORDS}
     return {
         str(cell): {
             **found,
             "ledger_agrees": all(agreements[str(cell)]) if agreements[str(cell)] else None,
-            "allreduce_algorithm": " ".join(sorted(algorithms[str(cell)])),
+            **{name: separator.join(sorted(words[name][str(cell)])) for name, separator in WORDS.items()},
         }
         for cell, found in every.items()
     }
+
+
+def _words(cells: Iterable[str], values: Iterable[Any]) -> defaultdict[str, set[str]]:
+    """The different values of each cell, blanks left out."""
+    found = defaultdict[str, set[str]](set)
+    for cell, value in zip(cells, values, strict=True):
+        found[cell] |= {str(value)} if pd.notna(value) else set()
+    return found
 
 
 def _scaling(

@@ -27,15 +27,33 @@ STEPS: Rows = {
     "step": (BLANK, "Which step, from 0, warm-up included."),
     "warmup": ("true or false", "Whether the step belongs to the warm-up and is not counted."),
     "loss": ("nats per token", "Training loss of this worker's batch; blank where nothing was trained."),
-    "bytes_sent": ("bytes", "Counted as sent by this worker in this step."),
-    "bytes_received": ("bytes", "Counted as received by this worker in this step."),
+    "bytes_sent": (
+        "bytes",
+        "Sent by this worker from the end of the step before to the end of this one, in the last step to the end of "
+        "the run: all steps add up to the ledger. How counted: `bytes_counted_by`.",
+    ),
+    "bytes_received": ("bytes", "Received by this worker, likewise."),
     "messages_sent": ("messages", "Sent by this worker in this step; blank where a library decides them."),
     "messages_received": ("messages", "Received by this worker in this step; blank where a library decides them."),
-    "wire_bytes_sent": (
-        "bytes",
-        "Sent on this worker's link in this step, as the kernel counts; emulated nodes only.",
+    "wire_bytes_sent": ("bytes", "Sent by this worker in the same time, as the kernel counted it (`wire_counted_by`)."),
+    "wire_bytes_received": ("bytes", "Received by this worker, likewise."),
+}
+LEDGER_WORDS: Rows = {
+    "ledger_agrees": (
+        "true or false",
+        "Whether counted and predicted agree; in `summary.csv` whether they do in all launches.",
     ),
-    "wire_bytes_received": ("bytes", "Received on this worker's link in this step, likewise."),
+    "bytes_counted_by": (
+        BLANK,
+        "`counted`: the strategy counted each message that it moved; `inferred`: the elements handed to a library, "
+        "times what a ring moves per element (Horovod, DDP).",
+    ),
+    "wire_counted_by": (
+        BLANK,
+        "`interface`: all bytes on an emulated node's link, headers included; `sockets`: the payload on all TCP "
+        "sockets of the rank, retransmissions included.",
+    ),
+    "wire_remark": (BLANK, "Why bytes on the wire are blank, or what is missing in them."),
 }
 DERIVED: Rows = {
     "world_size": ("ranks", "num_workers + num_servers."),
@@ -133,18 +151,15 @@ def of_volumes() -> Rows:
         for what in ("bytes", "messages"):
             for way in ("sent", "received"):
                 rows |= _volume(f"{what}_{way}_per_{role}_per_step", what, way, role)
-    meaning = "Whether counted and predicted agree; in `summary.csv` whether they do in all launches."
-    return {**rows, "ledger_agrees": ("true or false", meaning)}
+    return {**rows, **LEDGER_WORDS}
 
 
 def _volume(name: str, what: str, way: str, role: str) -> Rows:
     unknown = "; blank where a library decides them" if what == "messages" else ""
-    counted = (
-        f"{what.capitalize()} {way} in one step by the mean {role}, counted at the strategy's own buffers{unknown}."
-    )
+    counted = f"{what.capitalize()} {way} in one step by the mean {role}; how counted: `bytes_counted_by`{unknown}."
     rows = {name: (what, counted), f"{name}_predicted": (what, f"The closed form of `{name}`; blank without one.")}
     if what == "bytes":
-        wire = f"As the kernel counted it on the {role}'s link, headers included; emulated nodes only."
+        wire = f"As the kernel counted it for the {role}; how: `wire_counted_by`; why blank: `wire_remark`."
         rows[f"{name}_wire"] = (what, wire)
     return rows
 

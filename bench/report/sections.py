@@ -144,6 +144,12 @@ def _agreement(row: Row) -> str:
     return {True: "yes", False: "NO"}.get(row["ledger_agrees"], BLANK)
 
 
+def _how_counted(row: Row) -> str:
+    """How bytes were counted, and how those on the wire were."""
+    how = [str(row[name]) for name in ("bytes_counted_by", "wire_counted_by") if row[name]]
+    return ", ".join(how) or BLANK
+
+
 def _wire_share(row: Row) -> str:
     counted = row["bytes_sent_per_worker_per_step"]
     return number(row["bytes_sent_per_worker_per_step_wire"] / counted) if counted else BLANK
@@ -174,9 +180,11 @@ THROUGHPUT_COLUMNS: Columns = {
     "labels": lambda row: ", ".join(str(row["labels"]).split()),
 }
 VOLUME = (
-    "Predicted bytes are the closed form of the algorithm, counted bytes what passed the strategy's buffers, wire "
-    "bytes what the kernel's counters saw. Agrees: counted equals predicted, for workers and servers. Wire ÷ counted "
-    "is a little over 1 because of packet headers. A dash means not measured."
+    "Predicted bytes are the closed form of the algorithm. Counted bytes are those of the messages that the strategy "
+    "moved; where a library hides its messages they are inferred: elements handed to it, times what a ring moves per "
+    "element. Wire bytes are the kernel's: of the link (interface) or of the rank's TCP connections (sockets). Agrees: "
+    "counted equals predicted, for workers and servers. Wire ÷ counted is a little over 1 because of headers and "
+    "negotiation. A dash means not measured; wire_remark in runs.csv says why."
 )
 VOLUME_COLUMNS: Columns = {
     **in_units(
@@ -185,6 +193,7 @@ VOLUME_COLUMNS: Columns = {
         counted="bytes_sent_per_worker_per_step",
         wire="bytes_sent_per_worker_per_step_wire",
     ),
+    "counted by": _how_counted,
     "agrees": _agreement,
     "wire ÷ counted": _wire_share,
     **plain(messages="messages_sent_per_worker_per_step"),

@@ -177,6 +177,7 @@ def test_a_sweep_runs_on_nodes_under_every_launcher_and_the_kernel_confirms_the_
         assert "the wire carried" not in record.reason
         if record.config.num_workers > 1:
             assert record.ledger.wire_ratios()
+            assert record.ledger.wire_counted_by == "interface"
         for name, ratio in record.ledger.wire_ratios().items():
             assert 0.99 <= ratio <= 1.06, (record.config.strategy, name)
     assert sorted(NAMESPACES.glob("*")) == before  # made in a mount namespace of their own

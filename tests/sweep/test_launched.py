@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -84,7 +85,8 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunRecord]:
     ended = run_command([*PSRING, "sweep", str(folder / "sweep.yaml"), "--out", str(folder / "out")], timeout_s=900)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     found = records.read(folder / "out")
-    assert all((folder / "out/steps" / f"{record.run_id}.csv").exists() for record in found)
+    for record in found:
+        assert_steps_add_up(folder / "out", record)
     return {record.cell: record for record in found}
 
 
@@ -94,9 +96,33 @@ def record_of(launched: dict[str, RunRecord], cell: dict[str, Any]) -> RunRecord
 
 def only_record(out: Path) -> RunRecord:
     (record,) = records.read(out)
-    assert (out / "steps" / f"{record.run_id}.csv").exists()
+    assert_steps_add_up(out, record)
     assert (out / "environment.json").exists()
     return record
+
+
+def assert_steps_add_up(out: Path, record: RunRecord) -> None:
+    """The bytes and messages of all steps of all workers are those of the ledger, of whichever strategy."""
+    with (out / "steps" / f"{record.run_id}.csv").open() as file:
+        steps = list(csv.DictReader(file))
+    assert len(steps) == record.config.total_steps * record.config.num_workers
+    assert record.ledger is not None
+    for prefix, volume in (("", record.ledger.worker.counted), ("wire_", record.ledger.worker.wire)):
+        for name, mean in vars(volume).items():
+            values = [step[prefix + name] for step in steps if prefix + name in step]
+            if mean is None:
+                assert set(values) <= {""}
+            else:
+                assert sum(map(float, values)) / len(steps) == pytest.approx(mean, rel=1e-12)
+
+
+def assert_on_sockets(record: RunRecord) -> None:
+    """The kernel saw on TCP sockets what the strategy counted, and little more."""
+    assert record.ledger is not None
+    assert record.ledger.wire_counted_by == "sockets"
+    assert record.ledger.wire_ratios()
+    for ratio in record.ledger.wire_ratios().values():
+        assert 0.99 <= ratio <= 1.3  # small messages, library negotiation, retransmissions
 
 
 def assert_true_run(record: RunRecord) -> None:
@@ -132,6 +158,12 @@ def test_every_topology_trains_the_reference_model_and_counts_every_byte(
         record.config.strategy == "parameter_server" and record.config.shared_memory
     )
     assert record.summary is not None
+    assert record.ledger is not None
+    if record.config.strategy == "ddp" and record.config.world_size > 1:  # Gloo uses TCP on one machine, too
+        assert_on_sockets(record)
+    else:
+        assert record.ledger.wire_counted_by is None
+        assert "shared memory" in (record.ledger.wire_remark or "")
     if record.config.strategy != "parameter_server":
         assert record.summary.allreduce_algorithm == ("ring" if record.config.world_size > 2 else "any")
     if record.config.strategy in ("parameter_server", "mpi_ring"):
@@ -174,6 +206,7 @@ def test_under_horovodrun(horovodrun: Callable[..., object], tmp_path: Path, ran
     record = only_record(tmp_path / "out")
     assert_true_run(record)
     assert record.config.launcher == "horovodrun"
+    assert_on_sockets(record)
     assert record.summary.allreduce_algorithm == ("ring" if ranks > 2 else "any")
 
 
@@ -194,7 +227,9 @@ def test_eager_messages_over_tcp_give_the_same_model(
     eager = {"eager_limit_bytes": 300_000, "segment_bytes": 200_000}
     ended = mpirun(3, "run", *flags({**SHORT, **knobs, **eager}), "--out", tmp_path / "out", OMPI_MCA_btl="tcp,self")
     assert ended.returncode == 0, ended.stderr
-    assert_true_run(only_record(tmp_path / "out"))
+    record = only_record(tmp_path / "out")
+    assert_true_run(record)
+    assert_on_sockets(record)
 
 
 def test_more_large_messages_may_be_in_flight_than_receives_are_posted(
