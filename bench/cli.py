@@ -204,12 +204,14 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from bench.sweep.folder import read_records
-    from bench.sweep.run import describe_plan, plan, run_sweep
+    from bench.sweep.folder import read_records, with_probes
+    from bench.sweep.plan import describe_plan, plan
+    from bench.sweep.run import run_sweep
 
     if arguments.dry_run:
         found = read_records(arguments.out) if arguments.out else []
-        print("\n".join(describe_plan(plan(sweep, where), found)))
+        sweep = with_probes(sweep, arguments.out) if arguments.out else sweep
+        print("\n".join(describe_plan(plan(sweep, where), found, sweep)))
         return 0
     if arguments.out is None:
         raise BadInput("sweep: --out DIR is missing; give the results folder")

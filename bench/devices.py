@@ -1,8 +1,10 @@
-"""Training devices: dense peak FLOP/s and memory bandwidth from the vendors' data sheets."""
+"""Devices: peak FLOP/s and memory bandwidth from data sheets; precisions that this machine's processor computes."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -32,3 +34,30 @@ DEVICES: dict[str, Device] = {
         "NVIDIA H200 Tensor Core GPU data sheet (2023), SXM; half of the 1,979 given with sparsity",
     ),
 }  # fmt: skip
+
+# Flags in /proc/cpuinfo of processors that multiply in a precision: x86, then ARM.
+CPU_FLAGS = {
+    "bf16": {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"},
+    "fp16": {"avx512_fp16", "amx_fp16", "asimdhp"},
+}
+# oneDNN, which computes for PyTorch, uses no later instructions than this variable names; these have none for 16 bits.
+ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+ISAS_WITHOUT_16_BITS = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
+
+
+def cpu_computes(precision: str) -> bool:
+    """Return whether this machine's processor has instructions for a precision, or computes it in software."""
+    if precision not in CPU_FLAGS:
+        return True
+    if any(os.environ.get(name, "").upper() in ISAS_WITHOUT_16_BITS for name in ISA_VARIABLES):
+        return False
+    return not CPU_FLAGS[precision].isdisjoint(cpu_flags())
+
+
+def cpu_flags() -> set[str]:
+    """Return what this machine's processor can do, as the kernel names it; nothing if the kernel does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith(("flags", "Features"))), set())

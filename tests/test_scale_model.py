@@ -16,7 +16,7 @@ from bench.nodes.layout import make
 from bench.scale_model import EXAMPLE, communication_compute_ratio, parse_target, scale_model, scales
 from bench.shape import PRESETS
 from bench.sweep.file import Sweep
-from bench.sweep.run import plan
+from bench.sweep.plan import plan
 
 SLEEPER = {"compute": "emulated", "emulated_forward_s": 1.0, "emulated_backward_s": 2.0}
 targets = st.builds(

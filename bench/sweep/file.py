@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from bench.config import AllKnobs, BadInput, RunConfig, first_problem, make_config, read_knobs, read_yaml, shorten
 from bench.config.network import DEFAULT_CONGESTION_CONTROL, MAX_NODES, CongestionControl
+from bench.sweep import work
 from strategies import catalogue
 from strategies.catalogue import Entry
 from strategies.options import STRATEGY_KNOBS, Given
@@ -31,6 +32,20 @@ class EmulatedCluster(Given):
     congestion_control: CongestionControl = DEFAULT_CONGESTION_CONTROL
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a sweep, and what its block says beside its knobs."""
+
+    config: RunConfig
+    stage: int
+    measure_s: float | None
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether its steps follow from the time of a real step."""
+        return self.measure_s is not None and self.config.compute == "real"
+
+
 class Sweep(Given):
     """A sweep: `grid` blocks joined with `defaults`, less `exclude`, each cell run `repeats` times."""
 
@@ -41,6 +56,7 @@ class Sweep(Given):
     cluster: EmulatedCluster | None = None
     precision_target: float | None = Field(None, gt=0, lt=1)
     budget: str | None = None
+    probed: list[work.OneWorker] = Field([])  # `psring sweep` writes it into its folder
 
     @model_validator(mode="after")
     def _check_stopping(self) -> Sweep:
@@ -59,23 +75,37 @@ class Sweep(Given):
 
     def runs(self, where: str) -> list[RunConfig]:
         """Return the cells in file order, each once; BadInput names the block that is wrong and `where` it is."""
+        return [cell.config for cell in self.cells(where)]
+
+    def stages(self, where: str) -> list[list[RunConfig]]:
+        """Return the cells of each stage, in the order of stages."""
+        cells = self.cells(where)
+        return [[c.config for c in cells if c.stage == stage] for stage in sorted({cell.stage for cell in cells})]
+
+    def cells(self, where: str) -> list[Cell]:
+        """Return what `runs` returns, with what the blocks say about each cell beside its knobs."""
         self._check_size(where)
-        cells: dict[str, RunConfig] = {}
+        cells: dict[str, Cell] = {}
         rules = [_Rule.make(values, f"{where}: exclude rule {n}") for n, values in enumerate(self.exclude, start=1)]
+        probed = work.by_probe(self.probed)
         for number, block in enumerate(self.grid, start=1):
             here = f"{where}: grid block {number}"
             names = _strategies({**self.defaults, **block}, here)
             for values in cross_product(block):
-                merged = self._on_cluster(_read_by({**self.defaults, **values}, block, names, here))
+                keys, knobs = work.split({**self.defaults, **values}, here)
+                merged = self._on_cluster(_read_by(knobs, block, names, here))
                 if rules and _excluded(rules, read_knobs(merged, here)):
                     continue
-                config = make_config(merged, here)
+                config = work.with_steps(
+                    make_config(merged, here), keys.measure_s, probed,
+                    warmup_given="warmup_steps" in {**self.defaults, **values},
+                )  # fmt: skip
                 if self.cluster and config.link and config.world_size > self.cluster.num_nodes:
                     raise BadInput(
                         f"{here}: {config.world_size} ranks need as many nodes; "
                         f"cluster has num_nodes: {self.cluster.num_nodes}"
                     )
-                cells.setdefault(config.digest(), config)
+                cells.setdefault(config.digest(), Cell(config, keys.stage, keys.measure_s))
         for rule in rules:
             if not rule.matched:
                 raise BadInput(f"{rule.where}: no cell of the grid has {rule.describe()}; correct it, or leave it out")

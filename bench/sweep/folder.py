@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from bench import environment, failures, files, records
 from bench.config import BadInput, DiskFull
 from bench.records import RunRecord
-from bench.sweep.file import Sweep
+from bench.sweep.file import Sweep, read_sweep
 
 SCRATCH = ".running"  # of the launch that is running: its plan, its log, its ranks' records and samples
 MIN_FREE_BYTES = 1 << 18  # for a launch's log and samples
@@ -55,8 +55,22 @@ def _prepare(out: Path, sweep: Sweep) -> str:
         if record.run_id not in names:
             records.append(out, record)
     files.write_json(out / "environment.json", current)
-    files.write_whole(out / "sweep.yaml", yaml.safe_dump(sweep.model_dump(exclude_none=True), sort_keys=False))
+    write_sweep(out, sweep)
     return digest
+
+
+def write_sweep(out: Path, sweep: Sweep) -> None:
+    """Write the sweep as it runs, with what its probes found, to sweep.yaml."""
+    files.write_whole(out / "sweep.yaml", yaml.safe_dump(sweep.model_dump(exclude_none=True), sort_keys=False))
+
+
+def with_probes(sweep: Sweep, out: Path) -> Sweep:
+    """Return the sweep with what its probes found when it ran in this folder before."""
+    try:
+        before = read_sweep(out / "sweep.yaml").probed
+    except BadInput:  # it has not run yet, or the file is not its
+        return sweep
+    return sweep.model_copy(update={"probed": sweep.probed or before})
 
 
 def read_records(out: Path) -> list[RunRecord]:

@@ -16,6 +16,7 @@ from bench.mpi import find_launcher, is_open_mpi, without_launcher
 from bench.nodes import nap
 from bench.nodes.layout import INTERFACE, Cluster, hostfile
 from bench.processes import FORKED_PSRING, PSRING, terminate_with_parent
+from bench.records import PlannedRun
 from bench.sweep import template
 from strategies.environment import mpi_environment
 
@@ -118,6 +119,11 @@ class Outcome:
     timed_out: bool
     output: str
     oom_kills: int = 0  # by this machine's kernel, while it ran
+
+
+# Starts the ranks of one launch and waits for their end: (runs, scratch folder with the file `plan` and the folder
+# `result`, poll) -> outcome. It calls `poll` several times a second; that returns the deadline, time.monotonic().
+Launch = Callable[[Sequence[PlannedRun], Path, Callable[[], float]], Outcome]
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str], log: Path, deadline: Callable[[], float]) -> Outcome:

@@ -1,112 +1,29 @@
-"""Run a sweep: plan the launches and their order, run what is missing, record every run."""
+"""Run a sweep: what is missing of its plan, launch by launch, and record every run."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 
-from bench import durations, files, ledger, mpi, records, tokens
+from bench import durations, files, mpi, records, tokens
 from bench.config import BadInput, RunConfig
-from bench.nodes import cluster, layout, sandbox
-from bench.nodes.layout import Cluster
+from bench.nodes import cluster, sandbox
 from bench.records import PlannedRun, RunRecord, Status
-from bench.sweep import ends, estimate, folder, launch, template
+from bench.sweep import ends, estimate, folder, launch, probe, remaining, template, work
+from bench.sweep.estimate import RunTimes
 from bench.sweep.file import Sweep
 from bench.sweep.folder import SCRATCH
 from bench.sweep.journal import Journal
-from bench.sweep.launch import Outcome
+from bench.sweep.launch import Launch, Outcome
+from bench.sweep.plan import emulated_cluster, missing, plan, plan_repeat
 from bench.sweep.stopping import BudgetSpent, StopCondition, imprecise_cells
 
-ORDER_SEED = 20
 LAUNCH_GRACE_S = 30.0
-
-
-def plan(sweep: Sweep, where: str) -> list[list[PlannedRun]]:
-    """Return the launches, each a list of runs on the same ranks; repeats outermost.
-
-    Cells that can run on the same ranks share a launch, so that Python and MPI start once; the launch is the
-    statistical sample. The order of cells is shuffled with a fixed seed, so that slow drift of the machine affects
-    every strategy alike.
-    """
-    cells = sweep.runs(where)
-    return [planned for repeat in range(sweep.repeats) for planned in plan_repeat(cells, repeat)]
-
-
-def plan_repeat(cells: Sequence[RunConfig], repeat: int) -> list[list[PlannedRun]]:
-    """Return the launches of one repeat of all cells; cells that no library supports are in the first repeat only."""
-    order = [cell for cell in cells if repeat == 0 or not cell.unsupported()]
-    random.Random(ORDER_SEED + repeat).shuffle(order)
-    launches: dict[tuple[object, ...], list[PlannedRun]] = {}
-    for cell in order:
-        launches.setdefault(_launch_key(cell), []).append(PlannedRun(config=cell, repeat=repeat))
-    return list(launches.values())
-
-
-def _launch_key(config: RunConfig) -> tuple[object, ...]:
-    """Return the values that must be equal for two cells to run on the same ranks.
-
-    Horovod cannot be initialised twice in a process (a second hvd.init() crashes), and its thread communicates between
-    runs, too: cells of a library that reads knobs once in a process share ranks only with each other, at equal knobs.
-    """
-    once = config.kind.process_knobs
-    library = once and (config.strategy, *(getattr(config, name) for name in once))
-    launcher = config.launcher if config.world_size > 1 else "none"
-    transport = (config.hostfile, config.network_interface, config.socket_bytes, config.eager_limit_bytes)
-    return (launcher, config.world_size, *transport, emulated_cluster(config), library)
-
-
-def emulated_cluster(config: RunConfig) -> Cluster | None:
-    """Return the emulated cluster of a config, one node per rank, None if it has none; BadInput for a bad value."""
-    if config.link is None:
-        return None
-    num_servers = (
-        config.num_servers if "server" in config.link else 0
-    )  # 0: cells with any number of servers share the nodes
-    return layout.make("sweep", config.world_size, config.link, num_servers, config.delay, config.congestion_control)
-
-
-def describe_plan(launches: list[list[PlannedRun]], found: Sequence[RunRecord] = ()) -> list[str]:
-    """Return what `--dry-run` prints: each launch's runs, the bytes one worker will send in a step, and the cost."""
-    lines = []
-    for number, planned in enumerate(launches, start=1):
-        config = planned[0].config
-        where = f" on emulated nodes, {config.link}" if emulated_cluster(config) else ""
-        lines.append(f"launch {number}: {config.world_size} ranks{where}")
-        for run in planned:
-            worker = ledger.predict(run.config).worker
-            reason = run.config.unsupported()
-            note = (
-                f"unsupported: {reason}"
-                if reason
-                else f"{(worker.bytes_sent or 0) / 1e6:.3g} MB sent per worker and step"
-            )
-            lines.append(f"  {run.run_id}  {run.describe()}: {note}")
-    runs = [run for planned in launches for run in planned]
-    cells = len({run.config.digest() for run in runs})
-    lines.append(f"{cells} cells, {len(runs)} runs, {len(launches)} launches")
-    todo = missing(launches, found)
-    if found:
-        lines.append(f"{sum(map(len, todo))} runs are missing in the folder")
-    return [*lines, f"estimate: {estimate.cost(todo, found).describe()}"]
-
-
-def missing(launches: Sequence[list[PlannedRun]], found: Sequence[RunRecord]) -> list[list[PlannedRun]]:
-    """Return the launches' runs that have no record or failed."""
-    ended = {record.run_id: record.status for record in found}
-
-    def finished(run: PlannedRun) -> bool:
-        """Emulated nodes may have become possible since; what no library supports stays unsupported."""
-        status = ended.get(run.run_id)
-        return status == "ok" or (status == "unsupported" and run.config.unsupported() is not None)
-
-    remaining = [[run for run in planned if not finished(run)] for planned in launches]
-    return [planned for planned in remaining if planned]
 
 
 def check_input_files(config: RunConfig) -> None:
@@ -115,11 +32,6 @@ def check_input_files(config: RunConfig) -> None:
         tokens.check_bin(Path(config.data))
     if config.compute == "emulated":
         durations.durations(config)
-
-
-# Starts the ranks of one launch and waits for their end: (runs, scratch folder with the file `plan` and the folder
-# `result`, poll) -> outcome. It calls `poll` several times a second; that returns the deadline, time.monotonic().
-Launch = Callable[[Sequence[PlannedRun], Path, Callable[[], float]], Outcome]
 
 
 def run_sweep(
@@ -131,32 +43,133 @@ def run_sweep(
     A cell that fails does not end the sweep. KeyboardInterrupt and DiskFull do, and leave a resumable folder.
     BadInput before anything is written if a launcher or an input file is missing.
     """
+    stop = StopCondition(sweep.budget_s)
+    sweep = folder.with_probes(sweep, out)
     launches = plan(sweep, where)
     for name in {run.config.launcher for planned in launches for run in planned if run.config.world_size > 1}:
         mpi.find_launcher(name)
     for cell in sweep.runs(where):
         check_input_files(cell)
     no_nodes = _enter_sandbox(launches)
-    stop = StopCondition(sweep.budget_s)
     with folder.locked(out, sweep) as environment_digest:
-        before = folder.read_records(out)
-        todo = missing(launches, before)
-        journal = Journal(out, console, sum(map(len, todo)))
-        journal.print(f"{sum(map(len, todo))} runs to do, {len(before)} records before")
-        if todo:
-            journal.print(f"estimate: {estimate.cost(todo, before).describe()}")
+        journal = Journal(out, console)
+        session = _Session(out, environment_digest, no_nodes, journal, stop, launch_ranks or start_ranks)
         try:
-            with stop.handling_signals(journal.print), journal.progress:
-                for planned in itertools.chain(todo, _until_precise(sweep, where, before, journal)):
-                    runnable = list(_supported(planned, no_nodes, environment_digest, journal))
-                    _run_all(runnable, out, environment_digest, journal, stop, launch_ranks or start_ranks)
-        except BudgetSpent:
-            journal.print(f"the budget of {sweep.budget} is spent; the same command runs what is missing")
+            with stop.handling_signals(journal.print):
+                session.run(sweep, where)
         finally:
             for line in template.complaints():
                 journal.print(line)
             journal.close()
     return journal.done
+
+
+@dataclass
+class _Session:
+    """One call of `psring sweep`, with the folder locked."""
+
+    out: Path
+    environment_digest: str
+    no_nodes: str  # why there can be no emulated nodes, else ''
+    journal: Journal
+    stop: StopCondition
+    launch_ranks: Launch
+    times: RunTimes = field(init=False)
+    has_begun: bool = False  # a run
+
+    def run(self, sweep: Sweep, where: str) -> None:
+        """Run what is missing; at the end, and if interrupted, say what is left."""
+        sweep = probe.probed(sweep, where, self.out, self.launch_ranks, self.journal.print)
+        launches, before = plan(sweep, where), folder.read_records(self.out)
+        self.times = RunTimes(before, work.by_probe(sweep.probed))
+        todo = missing(launches, before)
+        self.journal.begin_sweep(sum(map(len, todo)), len(before))
+        if todo:
+            self.journal.print(f"estimate: {estimate.cost(todo, self.times).describe()}")
+        interrupted = True
+        try:
+            with self.journal.progress:
+                spent = [planned for planned in todo if not self._fits(planned)]
+                repeats = _until_precise(sweep, where, before, self.journal)
+                if spent or not all(map(self._fits, repeats)):
+                    self.journal.print(f"the budget of {sweep.budget} is spent")
+            interrupted = False
+        finally:
+            found = [*before, *self.journal.done]
+            for line in remaining.describe(launches, found, sweep, interrupted=interrupted):
+                self.journal.print(line)
+
+    def _fits(self, planned: Sequence[PlannedRun]) -> bool:
+        """Run all of a launch; return whether every run of it could be begun within the budget."""
+        runnable = list(_supported(planned, self.no_nodes, self.environment_digest, self.journal))
+        try:
+            self._run_all(runnable)
+        except BudgetSpent:
+            return False
+        return True
+
+    def _run_all(self, pending: list[PlannedRun]) -> None:
+        """Run and record all of one launch; after a run that fails, launch the ranks again for the remaining ones.
+
+        BudgetSpent if a run is left that would end after the budget. A call's first run is begun in any case: else
+        calling again would never get further.
+        """
+        while pending:
+            first_s = self.times.start_up_s(pending[0].config.world_size) + self.times.seconds(pending[0].config)
+            self.stop.check(first_s if self.has_begun else 0.0)
+            self.has_begun = True
+            batch = pending[:1]
+            for run in pending[1:]:
+                first_s += self.times.seconds(run.config)
+                if not self.stop.allows(first_s):
+                    break
+                batch.append(run)
+            folder.new_scratch(self.out)
+            self.journal.begin(batch[0])
+            status, reason = self._launch(batch, pending)
+            failed = next((run for run in batch if run in pending), None)
+            if failed:  # the launch ended early: the first run without a record is the one that failed
+                pending.remove(failed)
+                folder.check_disk_space(self.out, reason)
+                log = folder.save_log(self.out, failed.run_id)
+                record = failed.record(status, self.environment_digest, reason=reason, log=log)
+                self.journal.end(failed, record)
+
+    def _launch(self, batch: Sequence[PlannedRun], pending: list[PlannedRun]) -> tuple[Status, str]:
+        """Start the ranks once for a batch of runs; record each as soon as it ends, and take it out of `pending`.
+
+        Return the status and the reason of a run that has no record when the ranks have ended. BudgetSpent once the
+        next run of the batch would end after the budget.
+        """
+        scratch = self.out / SCRATCH
+        left = {run.run_id: run for run in batch}
+        files.write_whole(scratch / "plan", "".join(run.model_dump_json() + "\n" for run in batch))
+        last_record_at, bytes_read = time.monotonic(), 0
+
+        def poll() -> float:
+            """Record what has ended; return the deadline: the longest timeout of a run that is left after that."""
+            nonlocal last_record_at, bytes_read
+            written = records.size(scratch / "result")
+            if written != bytes_read:
+                bytes_read, last_record_at = written, time.monotonic()
+                for record in folder.collect_records(self.out, self.environment_digest):
+                    run = left.pop(record.run_id, None)
+                    if run:
+                        pending.remove(run)
+                        self.times.add(self.journal.end(run, record))
+                if left:
+                    following = next(iter(left.values()))
+                    self.stop.check(self.times.seconds(following.config))
+                    self.journal.begin(following)
+            timeout_s = max((run.config.timeout_s for run in left.values()), default=0)
+            return last_record_at + timeout_s + LAUNCH_GRACE_S
+
+        try:
+            outcome = self.launch_ranks(batch, scratch, poll)
+        except BadInput as error:
+            return "failed", str(error)
+        poll()
+        return ends.diagnose(outcome, next(iter(left.values()), batch[-1]).config, scratch)
 
 
 def _until_precise(
@@ -206,64 +219,6 @@ def _supported(
             journal.end(run, run.record("unsupported", environment_digest, reason=reason))
         else:
             yield run
-
-
-def _run_all(
-    pending: list[PlannedRun], out: Path, environment_digest: str, journal: Journal, stop: StopCondition,
-    launch_ranks: Launch,
-) -> None:  # fmt: skip
-    """Run and record all of one launch; after a run that fails, launch the ranks again for the remaining ones."""
-    while pending:
-        stop.check()
-
-        def on_record(run: PlannedRun, record: RunRecord) -> None:
-            journal.end(run, record)
-            pending.remove(run)
-            if pending:
-                stop.check()
-                journal.begin(pending[0])
-
-        folder.new_scratch(out)
-        journal.begin(pending[0])
-        status, reason = _launch(list(pending), out, environment_digest, on_record, launch_ranks)
-        if pending:  # the launch ended early: the first run without a record is the one that failed
-            failed = pending.pop(0)
-            folder.check_disk_space(out, reason)
-            log = folder.save_log(out, failed.run_id)
-            journal.end(failed, failed.record(status, environment_digest, reason=reason, log=log))
-
-
-def _launch(
-    planned: list[PlannedRun], out: Path, environment_digest: str, on_record: Callable[[PlannedRun, RunRecord], None],
-    launch_ranks: Launch,
-) -> tuple[Status, str]:  # fmt: skip
-    """Start the ranks once for all planned runs; pass each record to `on_record` as soon as it is written.
-
-    Return the status and the reason of a run that has no record when the ranks have ended.
-    """
-    scratch = out / SCRATCH
-    remaining = {run.run_id: run for run in planned}
-    files.write_whole(scratch / "plan", "".join(run.model_dump_json() + "\n" for run in planned))
-    last_record_at, bytes_read = time.monotonic(), 0
-
-    def poll() -> float:
-        """Pass on new records; return the deadline: the longest timeout of a remaining run after the last record."""
-        nonlocal last_record_at, bytes_read
-        written = records.size(scratch / "result")
-        if written != bytes_read:
-            bytes_read, last_record_at = written, time.monotonic()
-            for record in folder.collect_records(out, environment_digest):
-                if record.run_id in remaining:
-                    on_record(remaining.pop(record.run_id), record)
-        timeout_s = max((run.config.timeout_s for run in remaining.values()), default=0)
-        return last_record_at + timeout_s + LAUNCH_GRACE_S
-
-    try:
-        outcome = launch_ranks(planned, scratch, poll)
-    except BadInput as error:
-        return "failed", str(error)
-    poll()
-    return ends.diagnose(outcome, next(iter(remaining.values()), planned[-1]).config, scratch)
 
 
 def start_ranks(planned: Sequence[PlannedRun], scratch: Path, poll: Callable[[], float]) -> Outcome:

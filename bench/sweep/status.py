@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from bench.config import BadInput
 from bench.records import PlannedRun, RunningNow, RunRecord
-from bench.sweep import estimate, folder, journal
+from bench.sweep import estimate, folder, journal, work
+from bench.sweep.estimate import RunTimes
 from bench.sweep.file import read_sweep
-from bench.sweep.run import missing, plan
+from bench.sweep.plan import missing, plan
 
 
 def describe(out: Path) -> list[str]:
@@ -34,7 +35,7 @@ def describe(out: Path) -> list[str]:
             f"then repeats until every interval is within {sweep.precision_target:.1%} or {sweep.budget} have passed"
         ]
     if left:
-        lines += [f"remaining: {estimate.cost(left, found).describe()}"]
+        lines += [f"remaining: {estimate.cost(left, RunTimes(found, work.by_probe(sweep.probed))).describe()}"]
     return [*lines, *journal.describe_step_share(found), *_rates(found), *_failures(found)]
 
 

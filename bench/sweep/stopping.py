@@ -15,22 +15,29 @@ MIN_LAUNCHES = 6
 
 
 class BudgetSpent(Exception):
-    """The time that a sweep may take is over."""
+    """The next run would end after the time that a sweep may take."""
 
 
 class StopCondition:
-    """Whether a sweep has to stop before its next run: its budget (seconds; None: no limit) or a signal."""
+    """Whether a sweep may begin its next run: not after a signal, nor if the run would end after the budget.
+
+    The budget is in seconds from now; None: no limit.
+    """
 
     def __init__(self, budget_s: float | None) -> None:
         self._ends_at = float("inf") if budget_s is None else time.monotonic() + budget_s
         self._interrupted = False
 
-    def check(self) -> None:
-        """Raise KeyboardInterrupt after a signal, BudgetSpent after the budget; else return."""
+    def check(self, next_s: float = 0.0) -> None:
+        """Raise KeyboardInterrupt after a signal, BudgetSpent if `next_s` seconds more end after the budget."""
         if self._interrupted:
             raise KeyboardInterrupt
-        if time.monotonic() >= self._ends_at:
+        if not self.allows(next_s):
             raise BudgetSpent
+
+    def allows(self, seconds: float) -> bool:
+        """Return whether that many seconds more end within the budget."""
+        return time.monotonic() + seconds < self._ends_at
 
     @contextlib.contextmanager
     def handling_signals(self, log: Callable[[str], None]) -> Iterator[None]:

@@ -39,9 +39,12 @@ def failing_at(wanted: Callable[[PlannedRun], bool]) -> Callable[..., Outcome]:
     return launch
 
 
-def write_run(run: PlannedRun, result: Path) -> None:
+def write_run(run: PlannedRun, result: Path, step_s: float | None = None) -> None:
     """Leave a run's record and samples."""
     summary = make_summary(run.config, 1000.0, 2.5)
-    record = run.record("ok", "", summary=summary, ledger=make_ledger(run.config))
+    step_s = summary.step_s if step_s is None else step_s
+    summary = summary.model_copy(update={"step_s": step_s})
+    steps_s = step_s * run.config.total_steps
+    record = run.record("ok", "", summary=summary, ledger=make_ledger(run.config), steps_s=steps_s)
     records.write_steps(result, run.run_id, make_steps(record))
     records.append(result, record)

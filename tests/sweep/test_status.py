@@ -28,4 +28,4 @@ def test_a_run_without_a_sweeps_wall_time_is_described(tmp_path: Path) -> None:
 
 def test_the_share_of_steps_is_of_the_wall_time(tmp_path: Path) -> None:
     write_folder(tmp_path, steps_s=3.0, wall_s=4.0)
-    assert any(line.startswith("75% of 4 s were steps") for line in describe(tmp_path))
+    assert any(line.startswith("steps took 75% of 4 s") for line in describe(tmp_path))

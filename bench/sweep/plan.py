@@ -1,0 +1,107 @@
+"""The plan of a sweep: its launches and their order, which of them are missing, and what `--dry-run` prints."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from bench import ledger
+from bench.config import RunConfig
+from bench.nodes import layout
+from bench.nodes.layout import Cluster
+from bench.records import PlannedRun, RunRecord
+from bench.sweep import estimate, work
+from bench.sweep.estimate import RunTimes
+from bench.sweep.file import Sweep
+
+ORDER_SEED = 20
+
+
+def plan(sweep: Sweep, where: str) -> list[list[PlannedRun]]:
+    """Return the launches, each a list of runs on the same ranks: stage by stage, in each repeat by repeat.
+
+    Cells that can run on the same ranks share a launch, so that Python and MPI start once; the launch is the
+    statistical sample. The order of cells is shuffled with a fixed seed, so that slow drift of the machine affects
+    every strategy alike.
+    """
+    stages = sweep.stages(where)
+    return [launch for cells in stages for repeat in range(sweep.repeats) for launch in plan_repeat(cells, repeat)]
+
+
+def plan_repeat(cells: Sequence[RunConfig], repeat: int) -> list[list[PlannedRun]]:
+    """Return the launches of one repeat of all cells; cells that no library supports are in the first repeat only."""
+    order = [cell for cell in cells if repeat == 0 or not cell.unsupported()]
+    random.Random(ORDER_SEED + repeat).shuffle(order)
+    launches: dict[tuple[object, ...], list[PlannedRun]] = {}
+    for cell in order:
+        launches.setdefault(_launch_key(cell), []).append(PlannedRun(config=cell, repeat=repeat))
+    return list(launches.values())
+
+
+def _launch_key(config: RunConfig) -> tuple[object, ...]:
+    """Return the values that must be equal for two cells to run on the same ranks.
+
+    Horovod cannot be initialised twice in a process (a second hvd.init() crashes), and its thread communicates between
+    runs, too: cells of a library that reads knobs once in a process share ranks only with each other, at equal knobs.
+    """
+    once = config.kind.process_knobs
+    library = once and (config.strategy, *(getattr(config, name) for name in once))
+    launcher = config.launcher if config.world_size > 1 else "none"
+    transport = (config.hostfile, config.network_interface, config.socket_bytes, config.eager_limit_bytes)
+    return (launcher, config.world_size, *transport, emulated_cluster(config), library)
+
+
+def emulated_cluster(config: RunConfig) -> Cluster | None:
+    """Return the emulated cluster of a config, one node per rank, None if it has none; BadInput for a bad value."""
+    if config.link is None:
+        return None
+    num_servers = (
+        config.num_servers if "server" in config.link else 0
+    )  # 0: cells with any number of servers share the nodes
+    return layout.make("sweep", config.world_size, config.link, num_servers, config.delay, config.congestion_control)
+
+
+def describe_plan(launches: list[list[PlannedRun]], found: Sequence[RunRecord], sweep: Sweep) -> list[str]:
+    """Return what `--dry-run` prints: the plan's size and cost, then each launch's runs and what they will send."""
+    runs = [run for planned in launches for run in planned]
+    cells = len({run.config.digest() for run in runs})
+    todo = missing(launches, found)
+    lines = [f"{cells} cells, {len(runs)} runs, {len(launches)} launches"]
+    if found:
+        lines.append(f"{sum(map(len, todo))} runs are missing in the folder")
+    probed = work.by_probe(sweep.probed)
+    lines.append(f"estimate: {estimate.cost(todo, RunTimes(found, probed)).describe()}")
+    if sweep.budget:
+        lines.append(f"budget: {sweep.budget}; a run that would end later is not begun, the same command runs it")
+    unprobed = work.probes((cell.config for cell in sweep.cells("") if cell.is_timed), probed)
+    if unprobed:
+        lines.append(
+            f"steps of {len(unprobed)} settings with measure_s are a guess: the sweep times a step of them first"
+        )
+    for number, planned in enumerate(launches, start=1):
+        config = planned[0].config
+        where = f" on emulated nodes, {config.link}" if emulated_cluster(config) else ""
+        lines.append(f"launch {number}: {config.world_size} ranks{where}")
+        lines += [f"  {run.run_id}  {run.describe()}: {_note(run.config)}" for run in planned]
+    return lines
+
+
+def _note(config: RunConfig) -> str:
+    reason = config.unsupported()
+    if reason:
+        return f"unsupported: {reason}"
+    worker = ledger.predict(config).worker
+    return f"{config.steps} steps, {(worker.bytes_sent or 0) / 1e6:.3g} MB sent per worker and step"
+
+
+def missing(launches: Sequence[list[PlannedRun]], found: Sequence[RunRecord]) -> list[list[PlannedRun]]:
+    """Return the launches' runs that have no record or failed."""
+    ended = {record.run_id: record.status for record in found}
+
+    def finished(run: PlannedRun) -> bool:
+        """Emulated nodes may have become possible since; what no library supports stays unsupported."""
+        status = ended.get(run.run_id)
+        return status == "ok" or (status == "unsupported" and run.config.unsupported() is not None)
+
+    remaining = [[run for run in planned if not finished(run)] for planned in launches]
+    return [planned for planned in remaining if planned]

@@ -1,0 +1,58 @@
+"""What of a sweep has not run: how much, why, and what the same command would add."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.config import BadInput
+from bench.records import PlannedRun, RunRecord
+from bench.sweep import estimate, folder, work
+from bench.sweep.estimate import RunTimes, format_duration
+from bench.sweep.file import Sweep, read_sweep
+from bench.sweep.plan import missing, plan
+
+
+def of_folder(out: Path) -> str:
+    """Return `describe` for a results folder; blank if all has run, or if the folder does not say what was planned."""
+    try:
+        sweep = read_sweep(out / "sweep.yaml")
+        launches = plan(sweep, "sweep.yaml")
+    except BadInput:
+        return ""
+    interrupted = (out / folder.SCRATCH).exists()
+    return " ".join(describe(launches, folder.read_records(out), sweep, interrupted=interrupted))
+
+
+def describe(
+    launches: Sequence[list[PlannedRun]], found: Sequence[RunRecord], sweep: Sweep, *, interrupted: bool
+) -> list[str]:
+    """Return how many planned runs are missing and why, and what the same command adds: two sentences, or none."""
+    # By config and not by the recorded name of the cell: an older version may have named it otherwise.
+    here = [r.model_copy(update={"run_id": PlannedRun(config=r.config, repeat=r.repeat).run_id}) for r in found]
+    todo = missing(launches, here)
+    runs = [run for planned in todo for run in planned]
+    if not runs:
+        return []
+    failed = {record.run_id for record in here} & {run.run_id for run in runs}
+    never = len(runs) - len(failed)
+    why = "the sweep was interrupted" if interrupted else f"the budget of {sweep.budget} ended before them"
+    parts = [f"{never} have not run ({why})"] * (never > 0) + [f"{len(failed)} failed"] * bool(failed)
+    cost = estimate.cost(todo, RunTimes(found, work.by_probe(sweep.probed)))
+    total = sum(map(len, launches))
+    return [
+        f"{len(runs)} of {total} planned runs are missing: {' and '.join(parts)}.",
+        f"The same command runs them in about {format_duration(cost.seconds)} and adds {_launches_added(runs, here)}.",
+    ]
+
+
+def _launches_added(runs: Sequence[PlannedRun], found: Sequence[RunRecord]) -> str:
+    """Return how many launches how many cells would get, and how many they have: '1 launch to each of 3 cells …'."""
+    have = Counter(PlannedRun(config=record.config).run_id for record in found if record.status == "ok")
+    added = Counter(PlannedRun(config=run.config).run_id for run in runs)
+    groups = Counter((added[cell], have[cell]) for cell in added)
+    return ", ".join(
+        f"{more} launch{'es' * (more > 1)} to {cells} cell{'s' * (cells > 1)} with {before or 'none'} so far"
+        for (more, before), cells in sorted(groups.items(), key=lambda item: item[0][1])
+    )
