@@ -33,7 +33,7 @@ class OneWorker(Given):
 
     step_s: float = Field(gt=0)
     in_software: bool = False  # the processor has no instructions for the precision
-    knobs: dict[str, Any] = Field({})  # of the probe, that are not the defaults
+    knobs: dict[str, Any] = Field(default={})  # of the probe, that are not the defaults
 
 
 Probed = Mapping[str, OneWorker]  # by digest of the probe
