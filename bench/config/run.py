@@ -25,7 +25,8 @@ from strategies.options import GradientOptions, Knobs, Options, TopologyOptions,
 
 CHECKS = (topology.check, wire.check, training.check, model.check, network.check, measuring.check, emulation.check)
 # Knobs that only say which runs are accepted: the same cell, whatever their values.
-NOT_MEASURED = {"allow_nonfinite_loss"}
+NOT_MEASURED = {"allow_nonfinite_loss", "timeout_s"}
+IN_OLD_NAMES = {"timeout_s": 600.0}  # so that cells keep the names that committed folders have for them
 # In the order of the help text.
 GROUPS: dict[str, tuple[type[Knobs], ...]] = {
     "topology": (Workers, TopologyOptions),
@@ -109,8 +110,8 @@ class RunConfig(AllKnobs):
 
     def digest(self) -> str:
         """Return twelve hexadecimal digits that identify what this config measures."""
-        canonical = json.dumps(self.model_dump(mode="json", exclude=NOT_MEASURED), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+        values = {**self.model_dump(mode="json", exclude=NOT_MEASURED), **IN_OLD_NAMES}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     def unsupported(self) -> str | None:
         """Return why no library can run this valid config, None if one can."""

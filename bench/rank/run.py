@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from bench import environment, failures, files, processes, records
+from bench import environment, failures, files, inputs, processes, records
 from bench.config import BadInput
 from bench.mpi import JOIN_S, RankInfo, tcp_settings
 from bench.nodes.guard import Evidence, Monitor
@@ -198,7 +198,8 @@ def write_folder(out: Path, result: Result) -> None:
     if not (out / "environment.json").exists():
         values = result.record.config.model_dump(mode="json", exclude_defaults=True)
         files.write_whole(out / "sweep.yaml", yaml.safe_dump({"grid": [values]}, sort_keys=False))
-        files.write_json(out / "environment.json", environment.collect())
+        read = inputs.identify([result.record.config])
+        files.write_json(out / "environment.json", {**environment.collect(), "inputs": read})
     records.write_steps(out, result.record.run_id, result.steps)
     records.append(out, result.record)
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import yaml
 from filelock import FileLock, Timeout
 
-from bench import environment, failures, files, records
-from bench.config import BadInput, DiskFull
+from bench import environment, failures, files, inputs, records
+from bench.config import BadInput, DiskFull, RunConfig
 from bench.records import RunRecord
 from bench.sweep.file import Sweep, read_sweep
 
@@ -20,11 +21,12 @@ MIN_FREE_BYTES = 1 << 18  # for a launch's log and samples
 
 
 @contextlib.contextmanager
-def locked(out: Path, sweep: Sweep) -> Iterator[str]:
-    """Create or reopen a results folder under a lock; yield the digest of this environment.
+def locked(out: Path, sweep: Sweep, cells: Sequence[RunConfig]) -> Iterator[str]:
+    """Create or reopen a results folder of these cells under a lock; yield the digest of this environment.
 
     If the block raises, the scratch folder stays, so that the next sweep can recover its records.
-    BadInput if the folder is not writable, holds something else, is in use, or has another environment's runs.
+    BadInput if the folder is not writable, holds something else, is in use, or has runs of another environment or of
+    files that have changed since.
     """
     files.open_folder(out, resumable=True)
     lock = FileLock(out / ".lock", timeout=0)
@@ -33,14 +35,15 @@ def locked(out: Path, sweep: Sweep) -> Iterator[str]:
     except Timeout:
         raise BadInput(f"--out {out}: another sweep is writing there; wait for it or choose another folder") from None
     try:
-        yield _prepare(out, sweep)
+        yield _prepare(out, sweep, cells)
         shutil.rmtree(out / SCRATCH, ignore_errors=True)
     finally:
         lock.release()
 
 
-def _prepare(out: Path, sweep: Sweep) -> str:
+def _prepare(out: Path, sweep: Sweep, cells: Sequence[RunConfig]) -> str:
     """Check that the runs are this environment's, recover a killed sweep's records, write sweep and environment."""
+    read = check_inputs(out, cells)
     current = environment.collect()
     digest = environment.digest(current)
     known = read_records(out)
@@ -54,7 +57,7 @@ def _prepare(out: Path, sweep: Sweep) -> str:
     for record in collect_records(out, digest):
         if record.run_id not in names:
             records.append(out, record)
-    files.write_json(out / "environment.json", current)
+    files.write_json(out / "environment.json", {**current, "inputs": read})
     write_sweep(out, sweep)
     return digest
 
@@ -71,6 +74,20 @@ def with_probes(sweep: Sweep, out: Path) -> Sweep:
     except BadInput:  # it has not run yet, or the file is not its
         return sweep
     return sweep.model_copy(update={"probed": sweep.probed or before})
+
+
+def check_inputs(out: Path, cells: Iterable[RunConfig]) -> dict[str, str]:
+    """Return the files that the folder's runs and these cells read, with a digest of their content.
+
+    BadInput if one of them has changed since.
+    """
+    try:
+        known = json.loads((out / "environment.json").read_text(encoding="utf-8")).get("inputs", {})
+    except (OSError, ValueError, AttributeError):
+        known = {}
+    now = inputs.identify(cells)
+    inputs.check_same(known, now, out)
+    return {**known, **now}
 
 
 def read_records(out: Path) -> list[RunRecord]:

@@ -48,10 +48,11 @@ def run_sweep(
     launches = plan(sweep, where)
     for name in {run.config.launcher for planned in launches for run in planned if run.config.world_size > 1}:
         mpi.find_launcher(name)
-    for cell in sweep.runs(where):
+    cells = sweep.runs(where)
+    for cell in cells:
         check_input_files(cell)
     no_nodes = _enter_sandbox(launches)
-    with folder.locked(out, sweep) as environment_digest:
+    with folder.locked(out, sweep, cells) as environment_digest:
         journal = Journal(out, console)
         session = _Session(out, environment_digest, no_nodes, journal, stop, launch_ranks or start_ranks)
         try:
@@ -124,6 +125,7 @@ class _Session:
                 if not self.stop.allows(first_s):
                     break
                 batch.append(run)
+            folder.check_inputs(self.out, [run.config for run in pending])
             folder.new_scratch(self.out)
             self.journal.begin(batch[0])
             status, reason = self._launch(batch, pending)

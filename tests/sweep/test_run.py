@@ -68,16 +68,16 @@ def test_a_truncated_last_line_loses_one_run(tmp_path: Path) -> None:
 
 
 def test_a_cell_that_fails_is_recorded_and_the_others_run(tmp_path: Path) -> None:
-    (tmp_path / "odd.bin").write_bytes(b"odd")
-    truncated = {"strategy": "local", "data": str(tmp_path / "odd.bin")}
-    plan = make_sweep([{"strategy": "local", "batch_size": [1, 2]}, truncated])
+    (tmp_path / "odd.bin").write_bytes(b"\1\0" * 90000 + b"\0\x10")  # the last token is outside the vocabulary
+    odd = {"strategy": "local", "data": str(tmp_path / "odd.bin")}
+    plan = make_sweep([{"strategy": "local", "batch_size": [1, 2]}, odd])
     tmp_path = tmp_path / "out"
     done = sweep.run_sweep(plan, "plan", tmp_path, QUIET)
     assert statuses(done) == {"ok": 2, "failed": 1}
     (failed,) = (record for record in done if record.status == "failed")
-    assert "not a whole number of uint16 tokens" in failed.reason
+    assert "has token 4096, outside vocab_size" in failed.reason
     assert failed.summary is None
-    assert "not a whole number of uint16 tokens" in (tmp_path / failed.log).read_text()
+    assert "has token 4096, outside vocab_size" in (tmp_path / failed.log).read_text()
     again = sweep.run_sweep(plan, "plan", tmp_path, QUIET)
     assert [record.run_id for record in again] == [failed.run_id]
 
@@ -112,6 +112,38 @@ def test_a_missing_input_file_is_refused_before_anything_is_written(tmp_path: Pa
                 make_sweep([{"strategy": "local"}, {"strategy": "local", **cell}]), "x", tmp_path / "o", QUIET
             )
     assert not (tmp_path / "o").exists()
+
+
+def test_a_file_with_other_content_is_another_measurement(tmp_path: Path) -> None:
+    corpus, out = tmp_path / "corpus.bin", tmp_path / "out"
+    corpus.write_bytes(b"\1\0" * 9000)
+    one, two = (make_sweep([{"strategy": "local", "data": str(corpus)}], repeats=repeats) for repeats in (1, 2))
+    assert statuses(sweep.run_sweep(one, "one", out, QUIET, instant)) == {"ok": 1}
+    corpus.write_bytes(b"\2\0" * 9000)
+    with pytest.raises(BadInput, match=r"corpus\.bin: its content is not what the runs in .* read"):
+        sweep.run_sweep(two, "two", out, QUIET, instant)
+    corpus.write_bytes(b"\1\0" * 9000)
+    assert statuses(sweep.run_sweep(two, "two", out, QUIET, instant)) == {"ok": 1}
+
+
+def test_a_file_that_changes_during_a_sweep_ends_it(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.bin"
+    corpus.write_bytes(b"\1\0" * 9000)
+
+    def launch(planned: Sequence[PlannedRun], scratch: Path, poll: Any) -> Outcome:
+        corpus.write_bytes(b"\2\0" * 9001)
+        return instant(planned, scratch, poll)
+
+    two = make_sweep([{"strategy": "local", "data": str(corpus)}], repeats=2)
+    with pytest.raises(BadInput, match="its content is not"):
+        sweep.run_sweep(two, "two", tmp_path / "out", QUIET, launch)
+    assert len(records.read(tmp_path / "out")) == 1
+
+
+def test_another_deadline_is_the_same_measurement(tmp_path: Path) -> None:
+    one, two = (make_sweep([{"strategy": "local", "timeout_s": timeout_s}]) for timeout_s in (20, 30))
+    assert statuses(sweep.run_sweep(one, "one", tmp_path, QUIET, instant)) == {"ok": 1}
+    assert sweep.run_sweep(two, "two", tmp_path, QUIET, instant) == []
 
 
 def test_what_no_library_supports_is_recorded_as_unsupported(tmp_path: Path) -> None:
