@@ -99,7 +99,7 @@ def _run(arguments: argparse.Namespace) -> int:
     run_all([planned], rank_info, keep, partial(trace.write, arguments.trace) if arguments.trace else None)
     for result in kept:
         print(f"{planned.describe()}: {result.record.describe()}", flush=True)
-    if all(result.record.status == "ok" for result in kept):
+    if all(result.record.status == "ok" or result.record.is_rejected for result in kept):
         return 0
     _explain_traceback()
     return EXIT_FAILED
@@ -222,7 +222,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     bad = [record for record in records if record.status not in ("ok", "unsupported")]
     for record in bad:
         print(f"psring: {record.run_id} {record.status}: {record.reason}", file=sys.stderr)
-    return EXIT_FAILED if bad else 0
+    return EXIT_FAILED if any(not record.is_rejected for record in bad) else 0
 
 
 def _enter_sandbox(cells: Sequence[RunConfig]) -> None:

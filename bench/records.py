@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -84,6 +85,8 @@ class RunRecord(BaseModel):
     """Digest of the configuration; runs of one cell differ in `repeat` alone."""
     repeat: int
     """Which launch of the cell this is."""
+    attempt: int = 0
+    """Which try of the repeat this is: 0, or the number of the launch that replaces a rejected one."""
     started_at: Annotated[str, Unit("UTC")]
     """When the launch began, ISO 8601."""
     status: Status
@@ -91,6 +94,9 @@ class RunRecord(BaseModel):
     failed the equivalence gate."""
     reason: str = ""
     """Why not ok, in one line; for an ok cell: how many launches were lost, and why."""
+    rejected: bool | None = None
+    """Whether the run is invalid only because something outside it disturbed it: its numbers stay, out of medians, and
+    verdicts are also given with them. Blank in older results."""
     environment: str
     """Digest of `environment.json`; in `summary.csv` all that the cell's launches had."""
     labels: list[str] = []
@@ -108,6 +114,16 @@ class RunRecord(BaseModel):
     """In `runs.jsonl`: the Summary above; null for a run without numbers."""
     ledger: StoredLedger | None = None
     """In `runs.jsonl`: the Ledger above; null for a run without numbers."""
+
+    @property
+    def is_rejected(self) -> bool:
+        """Whether the guard rejected the run; in older results: invalid, and the gate found nothing."""
+        if self.rejected is not None or self.summary is None:
+            return bool(self.rejected)
+        found = self.summary
+        failed = (found.equivalence_error or 0.0) > (found.equivalence_bound or math.inf)
+        gate_failed = failed or (found.convergence if found.convergence is not None else 1.0) < MIN_CONVERGENCE
+        return self.status == "invalid" and not gate_failed
 
     def describe(self) -> str:
         """Return the run in one line: throughput, loss, verdict of the gate, labels."""
@@ -130,7 +146,7 @@ class RunRecord(BaseModel):
         """Return one flat table row; the numbers of a failed run are None."""
         numbers = self.summary.model_dump() if self.summary else dict.fromkeys(Summary.model_fields)
         numbers |= self._ledger_row()
-        own = self.model_dump(exclude={"config", "summary", "ledger", "labels"})
+        own = self.model_dump(exclude={"config", "summary", "ledger", "labels"}) | {"rejected": self.is_rejected}
         shape = self.config.gpt.model_dump()
         return {**own, "labels": " ".join(self.labels), **self.config.model_dump(), **shape, **numbers}
 
@@ -149,11 +165,12 @@ class PlannedRun(BaseModel):
 
     config: RunConfig
     repeat: int = 0
+    attempt: int = 0
 
     @property
     def run_id(self) -> str:
         """Name of its record and of its file of samples."""
-        return f"{self.config.digest()}-r{self.repeat}"
+        return f"{self.config.digest()}-r{self.repeat}" + (f"-a{self.attempt}" if self.attempt else "")
 
     def describe(self) -> str:
         """Return the run's strategy, ranks and unusual knobs in a few words."""
@@ -175,6 +192,7 @@ class PlannedRun(BaseModel):
             run_id=self.run_id,
             cell=self.config.digest(),
             repeat=self.repeat,
+            attempt=self.attempt,
             status=status,
             environment=environment,
             config=self.config,

@@ -49,7 +49,10 @@ class Summary(BaseModel):
     """Model FLOPs utilisation: FLOPs the model needs over `peak_flops_per_s` of all workers; blank without a peak."""
     sleep_overshoot_s_p95: float | None = None
     """How late layers that were slept through ended, after their deadlines; 95th percentile over layers, measured
-    steps and workers; blank without emulated compute."""
+    steps and workers; blank without emulated compute. What delays them is mostly the run itself: a cost, no reason to
+    reject it."""
+    lateness_share: float | None = None
+    """The same over step_s."""
     communication_compute_ratio: float | None = None
     """M/(B·T): sending one payload over the slowest worker's link, over forward and backward of a worker of speed 1;
     emulated compute on emulated nodes only."""
@@ -98,16 +101,20 @@ class Summary(BaseModel):
     server_peak_memory_bytes: float | None = None
     """Largest resident memory of any server; memory shared with other ranks included."""
     probe_ratio_before: float | None = None
-    """Time of a bare ring over TCP sockets before the run, over its closed form; on emulated nodes only, as all of
-    the following."""
+    """Time of a bare ring over TCP sockets before the run, over its closed form; on emulated nodes only."""
     probe_ratio_after: float | None = None
-    """The same after the run."""
+    """The same after the run; a strategy's idle threads may lengthen it."""
     run_delay_share: float | None = None
-    """Share of its time in which the worst thread of any rank was ready to run and had no core."""
+    """Share of its time in which the worst thread of any rank was ready to run and had no core; blank, as the next
+    two, where ranks are on several machines."""
     foreign_cpu_share: float | None = None
-    """Share of the machine's cores that other processes used, or other machines took, during the run."""
+    """Share of the machine's cores that other processes used, or other machines took, during the run; blank for runs
+    under 0.5 s."""
+    disturbance: float | None = None
+    """By which share of its time others may have slowed the run: the largest of f/(1 − f) with f foreign_cpu_share, the
+    distance of probe_ratio_before from 1, and 0.2 s per TCP timeout over the time of all steps."""
     packet_drops: Annotated[int | None, Unit("packets")] = None
-    """Packets that the nodes' shaped links dropped."""
+    """Packets that the nodes' shaped links dropped; on emulated nodes only, as all of the following up to napping."""
     retransmitted_share: float | None = None
     """TCP segments sent again, over all that were sent."""
     tcp_timeouts: int | None = None

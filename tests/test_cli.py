@@ -35,7 +35,7 @@ def test_help_names_every_strategy(psring: Callable[..., object]) -> None:
 def test_from_a_sweep_file_to_a_report(psring: Callable[..., object], tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(
         "defaults: {n_layer: 1, n_head: 2, n_embd: 16, block_size: 16, batch_size: 2, steps: 3, warmup_steps: 1,\n"
-        "           check_equivalence: true}\n"
+        "           check_equivalence: true, max_foreign_cpu_share: 1}\n"
         "grid:\n"
         "  - {strategy: local}\n"
         "  - {strategy: parameter_server, num_workers: 2, num_servers: 1}\n"

@@ -43,6 +43,9 @@ class Measuring(Knobs):
     """Peak arithmetic rate of one worker's device, for mfu; none: known GPUs only, else blank."""
     tuned: str | None = None
     """File of `psring tune` whose knobs for this strategy hold where none is given; none: the defaults."""
+    max_foreign_cpu_share: float = Field(0.15, ge=0, le=1)
+    """Share of this machine's cores that other processes may use during a run; above it the run is rejected and
+    replaced; 1: no limit."""
     timeout_s: float = Field(600.0, ge=1e-3, le=MAX_TIMEOUT_S)
     """Deadline of the whole run; past it every rank prints its Python stack and ends."""
 

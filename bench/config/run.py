@@ -25,7 +25,7 @@ from strategies.options import GradientOptions, Knobs, Options, TopologyOptions,
 
 CHECKS = (topology.check, wire.check, training.check, model.check, network.check, measuring.check, emulation.check)
 # Knobs that only say which runs are accepted: the same cell, whatever their values.
-NOT_MEASURED = {"allow_nonfinite_loss", "timeout_s"}
+NOT_MEASURED = {"allow_nonfinite_loss", "max_foreign_cpu_share", "timeout_s"}
 IN_OLD_NAMES = {"timeout_s": 600.0}  # so that cells keep the names that committed folders have for them
 # In the order of the help text.
 GROUPS: dict[str, tuple[type[Knobs], ...]] = {

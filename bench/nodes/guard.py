@@ -1,7 +1,9 @@
-"""Whether a run on emulated nodes is valid, or the emulation itself was the bottleneck.
+"""Whether something outside a run disturbed it: other processes on the cores, or emulated links that misbehaved.
 
-Every rank reads its node's counters before and after a run; all nodes' differences decide together. An invalid run
-stays in the tables with its reason, and out of figures and fits.
+Every rank reads counters before and after a run; all differences decide together. A run is rejected only for what the
+strategy under test cannot cause: otherwise the slow launches of a strategy that needs more of the machine would vanish,
+and the rest would look fast. What a strategy causes itself (threads that wait for a core, layers that sleep too long, a
+link that it cannot fill) is a cost: a column beside its speed. A rejected run keeps its numbers.
 """
 
 from __future__ import annotations
@@ -14,27 +16,26 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import CLUSTER_VARIABLE
-from bench.nodes import nap
+from bench.nodes import cpu, nap
+from bench.nodes.cpu import CpuMonitor, CpuUse
 from bench.nodes.layout import BURST_BYTES, INTERFACE, Cluster, find
 from bench.nodes.link import bytes_on_link
-from bench.nodes.probe import TOLERANCE, best_ratio, ring_ratio, worst_ratio
+from bench.nodes.probe import TOLERANCE, ring_ratio, worst_ratio
 from strategies.group import Group
 
 # Bytes that the kernel counts over bytes that the strategies count: frames add headers, a segment may be split.
 MIN_WIRE_RATIO, MAX_WIRE_RATIO = 0.99, 1.06
 # With less data per step and link (in units of the token bucket), headers and barriers outweigh the payload.
 MIN_BURSTS = 10
-MAX_RUN_DELAY_SHARE = 0.35
-MAX_FOREIGN_CPU_SHARE = 0.15
-MAX_SLEEP_OVERSHOOT_S = 1e-3
 CPU_SAMPLE_S = 0.3  # over which CPU use is sampled before a run
 # TCP's tail loss probe sends the last segment of a burst again: a few retransmissions are no loss. A timeout is.
 MAX_RETRANSMITTED_SHARE = 1e-3
+RETRANSMISSION_TIMEOUT_S = 0.2  # the shortest that Linux waits (TCP_RTO_MIN)
 
 
 @dataclass(frozen=True)
 class Counters:
-    """The kernel's counters of one node and one process: at one moment, or their increase between two."""
+    """The kernel's counters of one node: at one moment, or their increase between two."""
 
     bytes_sent: int
     bytes_received: int
@@ -43,9 +44,6 @@ class Counters:
     timeouts: int
     drops: int
     overlimits: int  # how often the shaped link delayed a packet
-    machine_cpu_s: float  # used by all processes, or stolen by the hypervisor
-    cpu_s: float  # used by this rank
-    wall_s: float
 
     def increase(self, later: Counters) -> Counters:
         """Return what has been added up to a later reading."""
@@ -58,7 +56,6 @@ class Evidence:
 
     counters: Counters
     goodput: float  # of this node's link, bytes per second
-    run_delay_share: float  # share of the run that this rank's worst thread spent ready but without a core
     probe_ratio_before: float
     probe_ratio_after: float
     napping: bool
@@ -70,36 +67,34 @@ class Monitor:
     Creating it waits until the links reach their rate and no other process uses the machine, at most `patience_s`.
     """
 
-    def __init__(self, ranks: Group, patience_s: float) -> None:
+    def __init__(self, ranks: Group, patience_s: float, max_foreign_cpu_share: float) -> None:
         self._ranks = ranks
         self._cluster = find(os.environ[CLUSTER_VARIABLE])
-        self._before = _wait_until_idle(ranks, self._cluster, patience_s)
-        self._begin, self._delays = read_counters(), run_delays()
+        self._before = _wait_until_idle(ranks, self._cluster, patience_s, max_foreign_cpu_share)
+        self._begin = read_counters()
 
     def end(self) -> Evidence:
         """Return what happened on this node since the monitor was created."""
-        counters, delays = self._begin.increase(read_counters()), run_delays()
-        longest_s = max(seconds - self._delays.get(thread, 0.0) for thread, seconds in delays.items())
         return Evidence(
-            counters=counters,
+            counters=self._begin.increase(read_counters()),
             goodput=self._cluster.goodput(self._cluster.nodes[self._ranks.rank]),
-            run_delay_share=longest_s / counters.wall_s,
             probe_ratio_before=self._before,
-            probe_ratio_after=best_ratio(lambda: _probe(self._ranks, self._cluster)),
+            probe_ratio_after=_probe(self._ranks, self._cluster),
             napping=nap.is_loaded(os.environ),
         )
 
 
-def _wait_until_idle(ranks: Group, cluster: Cluster, patience_s: float) -> float:
+def _wait_until_idle(ranks: Group, cluster: Cluster, patience_s: float, max_foreign_cpu_share: float) -> float:
     """Probe until the links reach their rate and other processes use few cores; return the best ratio. Collective."""
     deadline, best = time.monotonic() + patience_s, float("inf")
     while True:
-        begin = read_counters()
+        monitor = CpuMonitor()
         time.sleep(CPU_SAMPLE_S)
         ratio = _probe(ranks, cluster)
-        counters = ranks.gather(begin.increase(read_counters()))
+        used = ranks.gather(monitor.end())
         best = min(best, ratio, key=lambda ratio: abs(ratio - 1))
-        idle = abs(ratio - 1) <= TOLERANCE and (not counters or foreign_cpu_share(counters) <= MAX_FOREIGN_CPU_SHARE)
+        foreign = cpu.foreign_share(used, min_window_s=0.0) if used else None
+        idle = abs(ratio - 1) <= TOLERANCE and (foreign is None or foreign <= max_foreign_cpu_share)
         if ranks.broadcast(idle or time.monotonic() > deadline):
             return best
 
@@ -112,18 +107,11 @@ def _probe(ranks: Group, cluster: Cluster) -> float:
     return float(ranks.broadcast(worst_ratio(participating, ratios) if ratios else 0.0))
 
 
-def foreign_cpu_share(nodes: Sequence[Counters]) -> float:
-    """Return the share of all cores that went to other processes or virtual machines than these ranks."""
-    foreign_s = max(node.machine_cpu_s for node in nodes) - sum(node.cpu_s for node in nodes)
-    return max(0.0, foreign_s) / max(node.wall_s for node in nodes) / (os.cpu_count() or 1)
-
-
 def read_counters() -> Counters:
-    """Read this node's and this process's counters."""
+    """Read this node's counters."""
     sent, received = bytes_on_link() or (0, 0)
     tcp = {**_table("/proc/net/snmp", "Tcp:"), **_table("/proc/net/netstat", "TcpExt:")}
     drops, overlimits = _queue()
-    user, nice, system, _, _, _, _, steal, *_ = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
     return Counters(
         bytes_sent=sent,
         bytes_received=received,
@@ -132,16 +120,7 @@ def read_counters() -> Counters:
         timeouts=tcp["TCPTimeouts"],
         drops=drops,
         overlimits=overlimits,
-        machine_cpu_s=(user + nice + system + steal) / os.sysconf("SC_CLK_TCK"),
-        cpu_s=time.process_time(),
-        wall_s=time.monotonic(),
     )
-
-
-def run_delays() -> dict[str, float]:
-    """Seconds that each thread of this process has been ready and had no core (schedstats, field 2)."""
-    threads = Path("/proc/self/task").glob("*/schedstat")
-    return {path.parent.name: int(path.read_text().split()[1]) / 1e9 for path in threads}
 
 
 def _table(path: str, name: str) -> dict[str, int]:
@@ -161,15 +140,21 @@ def _queue() -> tuple[int, int]:
     return sum(count["drops"] for count in counts), sum(count["overlimits"] for count in counts)
 
 
-def to_columns(nodes: Sequence[Evidence], steps: int) -> dict[str, float | bool]:
-    """Return all nodes' evidence as columns of one row: worst shares, summed counts, the busiest link's load."""
+def cpu_columns(ranks: Sequence[CpuUse]) -> dict[str, float | None]:
+    """Return the columns about the cores of one machine that all ranks share."""
+    return {
+        "run_delay_share": max(rank.run_delay_share for rank in ranks),
+        "foreign_cpu_share": cpu.foreign_share(ranks),
+    }
+
+
+def link_columns(nodes: Sequence[Evidence], steps: int) -> dict[str, float | bool]:
+    """Return all nodes' evidence as columns of one row: summed counts, and the busiest link's load."""
     counters = [node.counters for node in nodes]
     busiest = max(nodes, key=lambda node: node.counters.bytes_sent / node.goodput)
     return {
         "probe_ratio_before": nodes[0].probe_ratio_before,
         "probe_ratio_after": nodes[0].probe_ratio_after,
-        "run_delay_share": max(node.run_delay_share for node in nodes),
-        "foreign_cpu_share": foreign_cpu_share(counters),
         "packet_drops": sum(each.drops for each in counters),
         "retransmitted_share": sum(each.retransmissions for each in counters)
         / max(1, sum(each.segments for each in counters)),
@@ -180,45 +165,51 @@ def to_columns(nodes: Sequence[Evidence], steps: int) -> dict[str, float | bool]
     }
 
 
-def invalid_reason(
-    columns: Mapping[str, Any],
-    wire_ratios: Mapping[str, float],
-    header_shares: Mapping[str, float],
-    overshoot_s: float | None,
-) -> str:
-    """Return why a run is invalid, an empty string if it is valid.
+def disturbance(columns: Mapping[str, Any], steps_s: float) -> float:
+    """Return by which share of its time others may have slowed a run: the largest of three estimates.
 
-    `columns` are those of `to_columns`; `wire_ratios` the wire's over the counted bytes by direction and role;
-    `header_shares` what headers of small messages may add to these ratios; `overshoot_s` the 95th percentile of the
-    seconds by which emulated compute slept too long.
+    Others' share f of the cores leaves 1 - f for the run; the bare ring before it was longer than its closed form; each
+    TCP timeout stopped a connection. `columns` are those of `cpu_columns` and `link_columns`, `steps_s` the seconds of
+    all steps.
     """
+    foreign = min(columns["foreign_cpu_share"] or 0.0, 0.99)
+    stopped_s = RETRANSMISSION_TIMEOUT_S * float(columns.get("tcp_timeouts", 0))
+    probe = float(columns.get("probe_ratio_before", 1.0))
+    return max(foreign / (1 - foreign), abs(probe - 1), stopped_s / steps_s)
+
+
+def rejection(
+    columns: Mapping[str, Any], max_foreign_cpu_share: float,
+    wire_ratios: Mapping[str, float] | None = None, header_shares: Mapping[str, float] | None = None,
+) -> str:  # fmt: skip
+    """Return why a run is rejected, an empty string if it is not.
+
+    `columns` are those of `cpu_columns`, and on emulated nodes those of `link_columns`; `wire_ratios` the wire's over
+    the counted bytes by direction and role; `header_shares` what headers of small messages may add to these ratios.
+    """
+    foreign = columns["foreign_cpu_share"] or 0.0
+    checks = [(f"other processes used {foreign:.0%} of the cores", foreign > max_foreign_cpu_share)]
+    if "probe_ratio_before" in columns:
+        checks += _link_checks(columns, wire_ratios or {}, header_shares or {})
+    return "; ".join(text for text, applies in checks if applies)
+
+
+def _link_checks(
+    columns: Mapping[str, Any], wire_ratios: Mapping[str, float], header_shares: Mapping[str, float]
+) -> list[tuple[str, bool]]:
     enough = columns["link_bursts_per_step"] >= MIN_BURSTS
-    checks = [
+    probe, retransmitted = columns["probe_ratio_before"], columns["retransmitted_share"]
+    wire = [
         (
             f"{name}: the wire carried {ratio:.3f} times the counted bytes",
             enough and not MIN_WIRE_RATIO <= ratio <= MAX_WIRE_RATIO + header_shares.get(name, 0.0),
         )
         for name, ratio in wire_ratios.items()
     ]
-    for when in ("before", "after"):
-        ratio = columns[f"probe_ratio_{when}"]
-        checks.append(
-            (f"a bare ring took {ratio:.3f} times its closed form {when} the run", abs(ratio - 1) > TOLERANCE)
-        )
-    overshoot_s, retransmitted = overshoot_s or 0.0, columns["retransmitted_share"]
-    checks += [
-        (
-            f"a rank waited for a core {columns['run_delay_share']:.0%} of the time",
-            columns["run_delay_share"] > MAX_RUN_DELAY_SHARE,
-        ),
-        (
-            f"other processes used {columns['foreign_cpu_share']:.0%} of the cores",
-            columns["foreign_cpu_share"] > MAX_FOREIGN_CPU_SHARE,
-        ),
+    return [
+        *wire,
+        (f"a bare ring took {probe:.3f} times its closed form before the run", abs(probe - 1) > TOLERANCE),
         (f"packets dropped: {columns['packet_drops']}", columns["packet_drops"] > 0),
         (f"{retransmitted:.1%} of all segments were retransmitted", retransmitted > MAX_RETRANSMITTED_SHARE),
         (f"TCP timeouts: {columns['tcp_timeouts']}", columns["tcp_timeouts"] > 0),
-        ("the busiest link was never full", enough and columns["link_overlimits"] == 0),
-        (f"emulated compute slept {overshoot_s * 1e3:.2f} ms too long (p95)", overshoot_s > MAX_SLEEP_OVERSHOOT_S),
     ]
-    return "; ".join(text for text, applies in checks if applies)

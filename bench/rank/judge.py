@@ -1,9 +1,10 @@
-"""Whether a run's numbers may be compared: the gate judges the trained model, the guard the emulated network."""
+"""Whether a run's numbers may be compared: the gate judges the trained model, the guard what disturbed the run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ from bench.rank.numbers import RankReport
 class Judgement:
     """What a check found, as columns of the record, and why the run is invalid; no reason: it is valid."""
 
-    columns: Mapping[str, float | bool] = field(default_factory=dict)
+    columns: Mapping[str, float | bool | None] = field(default_factory=dict)
     reason: str = ""
 
 
@@ -54,12 +55,13 @@ def judge_loss(config: RunConfig, reports: Sequence[RankReport], held_out_loss: 
     return Judgement(reason=numbers.nonfinite_loss(config, reports, held_out_loss))
 
 
-def judge_network(config: RunConfig, reports: Sequence[RankReport], ledger: Ledger) -> Judgement:
-    """Return whether the emulated links, and not this machine, set the pace; nothing off emulated nodes."""
+def judge_surroundings(config: RunConfig, reports: Sequence[RankReport], ledger: Ledger) -> Judgement:
+    """Return what others did to the machine and to the emulated links; ranks on several machines are not judged."""
     evidence = [report.evidence for report in reports if report.evidence]
-    if not evidence:
+    if not evidence and len({report.host for report in reports}) > 1:
         return Judgement()
-    columns = guard.to_columns(evidence, config.total_steps)
-    overshoot_s = numbers.sleep_overshoot_s_p95(reports)
-    reason = guard.invalid_reason(columns, ledger.wire_ratios(), ledger.header_shares(), overshoot_s)
-    return Judgement(columns, reason)
+    columns: dict[str, Any] = guard.cpu_columns([report.cpu_use for report in reports])
+    columns |= guard.link_columns(evidence, config.total_steps) if evidence else {}
+    columns["disturbance"] = guard.disturbance(columns, numbers.steps_s(reports))
+    limits = ledger.wire_ratios(), ledger.header_shares()
+    return Judgement(columns, guard.rejection(columns, config.max_foreign_cpu_share, *limits))

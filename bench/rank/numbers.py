@@ -16,6 +16,7 @@ import torch
 
 from bench.config import RunConfig
 from bench.ledger import Ledger, RoleVolumes, WireSource, make_ledger
+from bench.nodes.cpu import IDLE, CpuUse
 from bench.nodes.guard import Evidence
 from bench.rank.clock import PHASES
 from bench.rank.model import model_flops_utilization, peak_flops_per_s
@@ -39,6 +40,7 @@ class RankReport:
     cpu_s: float = 0.0
     peak_memory_bytes: int = 0
     checksum: int | None = None  # of the final weights
+    cpu_use: CpuUse = IDLE
     evidence: Evidence | None = None  # of the monitor of an emulated node
     overshoots_s: list[float] = field(default_factory=list)  # of the sleeps in measured steps
 
@@ -74,7 +76,7 @@ def columns(config: RunConfig, reports: Sequence[RankReport], device: torch.devi
         "num_parameters": config.gpt.num_parameters,
         "mfu": _mfu(config, found["tokens_per_s"], device),
         "allreduce_algorithm": reports[0].observed.allreduce_algorithm,
-        "sleep_overshoot_s_p95": sleep_overshoot_s_p95(reports),
+        **lateness(reports, found["step_s"]),
     }
 
 
@@ -148,10 +150,11 @@ def _mean_loss(workers: Sequence[Sequence[StepRecord]], place: int) -> float | N
     return finite_or_none(float(np.mean(known))) if len(known) == len(losses) else None
 
 
-def sleep_overshoot_s_p95(reports: Sequence[RankReport]) -> float | None:
-    """Return by how many seconds emulated layers ended late, 95th percentile over all of them; None without any."""
+def lateness(reports: Sequence[RankReport], step_s: float | None) -> dict[str, float | None]:
+    """Return how late emulated layers ended, 95th percentile over all: in seconds and over a step; None without any."""
     late_s = [seconds for report in reports for seconds in report.overshoots_s]
-    return float(np.percentile(late_s, 95)) if late_s else None
+    p95 = float(np.percentile(late_s, 95)) if late_s else None
+    return {"sleep_overshoot_s_p95": p95, "lateness_share": p95 / step_s if p95 is not None and step_s else None}
 
 
 def resources(reports: Sequence[RankReport]) -> dict[str, float | None]:

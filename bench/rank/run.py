@@ -15,6 +15,7 @@ import yaml
 from bench import environment, failures, files, inputs, processes, records
 from bench.config import BadInput
 from bench.mpi import JOIN_S, RankInfo, tcp_settings
+from bench.nodes.cpu import CpuMonitor, CpuUse
 from bench.nodes.guard import Evidence, Monitor
 from bench.nodes.link import on_node
 from bench.rank import equivalence, group, numbers, trace
@@ -23,7 +24,7 @@ from bench.rank.build import Built, build
 from bench.rank.clock import PhaseTimer
 from bench.rank.duplex import duplex_factor
 from bench.rank.equivalence import Weights
-from bench.rank.judge import Judgement, judge_loss, judge_model, judge_network
+from bench.rank.judge import Judgement, judge_loss, judge_model, judge_surroundings
 from bench.rank.numbers import RankReport
 from bench.rank.train import held_out_loss, train, with_tail
 from bench.rank.wire import Meter, Wire, open_meter
@@ -92,17 +93,17 @@ def _run(
     built = build(config, rank_info, ranks)
     before = {**scaled, "duplex_factor": duplex_factor(config, ranks)}
     ranks.barrier()
-    monitor = Monitor(ranks, config.patience_s) if on_node() else None
-    meter = open_meter()
+    monitor = Monitor(ranks, config.patience_s, config.max_foreign_cpu_share) if on_node() else None
+    meter, cores = open_meter(), CpuMonitor()
     done = _work(planned, built, meter, tracing=keep_trace is not None)
     built.strategy.close()
     ranks.barrier()
-    wire = Wire.read(meter)
+    wire, cpu_use = Wire.read(meter), cores.end()
     if keep_trace is not None:
         traces = ranks.gather(trace.collect(ranks.rank, done.clock, built.strategy))
         if ranks.rank == 0:
             keep_trace(traces)
-    reports = ranks.gather(_report(built, done, wire, monitor.end() if monitor else None))
+    reports = ranks.gather(_report(built, done, wire, cpu_use, monitor.end() if monitor else None))
     if ranks.rank == 0:
         keep(_result(planned, started_at, built, done.at_gate, reports, before))
     ranks.barrier()
@@ -139,7 +140,7 @@ def _work(planned: PlannedRun, built: Built, meter: Meter, tracing: bool) -> Don
     return Done(clock, numbers.cpu_s() - cpu_before, steps, at_gate, gated)
 
 
-def _report(built: Built, done: Done, wire: Wire, evidence: Evidence | None) -> RankReport:
+def _report(built: Built, done: Done, wire: Wire, cpu_use: CpuUse, evidence: Evidence | None) -> RankReport:
     """Return what rank 0 must know of this rank."""
     model, observed = built.model, built.strategy.observe()
     return RankReport(
@@ -153,6 +154,7 @@ def _report(built: Built, done: Done, wire: Wire, evidence: Evidence | None) -> 
         rank_start=processes.rank_start,
         peak_memory_bytes=numbers.peak_memory_bytes(),
         checksum=equivalence.checksum(equivalence.snapshot(model)) if done.gated else None,
+        cpu_use=cpu_use,
         evidence=evidence,
         overshoots_s=model.schedule.overshoots_s if isinstance(model, EmulatedGPT) else [],
     )
@@ -169,22 +171,24 @@ def _result(
     held_out = held_out_loss(config, built.model, corpus, built.device) if trained else None
     ledger = numbers.ledger(config, reports)
     diverged = bool(numbers.nonfinite_loss(config, reports, held_out))
-    judgements = [
+    found = [
         judge_loss(config, reports, held_out),
         Judgement() if diverged else judge_model(config, reports, held_out, at_gate, corpus, built.device),
-        judge_network(config, reports, ledger),
     ]
+    guard = judge_surroundings(config, reports, ledger)
     columns = {**before, **numbers.columns(config, reports, built.device)}
     columns["held_out_loss"] = numbers.finite_or_none(held_out)
-    reason = "; ".join(judgement.reason for judgement in judgements if judgement.reason)
+    wrong = "; ".join(judgement.reason for judgement in found if judgement.reason)
+    reason = "; ".join(filter(None, [wrong, guard.reason]))
     record = planned.record(
         "invalid" if reason else "ok",
         environment.digest(environment.collect()),
         started_at=started_at,
         reason=reason,
+        rejected=bool(guard.reason) and not wrong,
         labels=numbers.labels(config, reports),
         steps_s=numbers.steps_s(reports),
-        summary=Summary.model_validate({**columns, **judgements[1].columns, **judgements[2].columns}),
+        summary=Summary.model_validate({**columns, **found[1].columns, **guard.columns}),
         ledger=ledger,
     )
     steps = [step for report in reports for step in report.steps]

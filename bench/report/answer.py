@@ -155,7 +155,7 @@ def duel_row(duel: Row, ring: Row, server: Row) -> list[str]:
     """One comparison as a table row, with efficiency and held-out loss of both cells."""
     arm = plural(server["num_workers"], "worker")
     arm += f" + {plural(server['num_servers'], 'server')}" if server["num_servers"] else ", colocated servers"
-    verdict = {"ring": "ring faster", "server": "servers faster"}.get(str(duel["verdict"]), str(duel["verdict"]))
+    verdict = said(str(duel["verdict"])) + " (fragile)" * bool(duel["fragile"])
     return [
         str(duel["setting"]), str(duel["equal"]), str(duel["size"]),
         f"{plural(ring['num_workers'], 'worker')}, {duel['ring_name']}", arm, str(duel["n"]),
@@ -182,6 +182,7 @@ def caveats(compared: pd.DataFrame, duels: pd.DataFrame) -> list[str]:
             f"{without} of {plural(len(duels), 'comparison')} have fewer than {MIN_PAIRS} pairs of launches and no "
             "verdict; their brackets are the range of the pairs."
         )
+    notes += rejections(compared, duels)
     for label, count in label_counts(compared).items():
         if count and label != "few_launches":
             share = "every cell here" if count == len(compared) else f"{count} of {len(compared)} cells here"
@@ -196,6 +197,35 @@ def caveats(compared: pd.DataFrame, duels: pd.DataFrame) -> list[str]:
     if compared["environment"].nunique() > 1:
         notes.append("Mixed environments: rows differ in hosts, versions or commit; see summary.csv.")
     return notes
+
+
+def rejections(compared: pd.DataFrame, duels: pd.DataFrame) -> list[str]:
+    """How many launches the guard rejected and the sweep replaced, and which verdicts depend on that."""
+    rejected, replaced = (int(compared[name].sum()) for name in ("rejected", "replacements"))
+    if not rejected:
+        return []
+    notes = [
+        f"{plural(rejected, 'launch', 'es')} of these cells rejected because something outside the run disturbed "
+        f"{'it' if rejected == 1 else 'them'}, {replaced} replaced (see Validity)."
+    ]
+    disturbed = duels[duels["basis"] == "with rejected"] if len(duels) else duels
+    if len(disturbed):
+        notes.append(
+            f"{plural(len(disturbed), 'comparison')} include{'s' * (len(disturbed) == 1)} rejected launches, because "
+            "the others are too few; the disturbance is added to the margin there."
+        )
+    fragile = duels[duels["fragile"]] if len(duels) else duels
+    for duel in fragile.to_dict("records"):
+        notes.append(
+            f"Fragile: {duel['server_name']} against {duel['ring_name']} at {duel['size']} {duel['equal']}: "
+            f"{said(duel['verdict'])}, but {said(duel['verdict_with_rejected'])} with the rejected launches."
+        )
+    return notes
+
+
+def said(verdict: str) -> str:
+    """A verdict in a table: 'ring faster', 'servers faster', 'equivalent', 'undecided' or 'no verdict'."""
+    return {"ring": "ring faster", "server": "servers faster"}.get(verdict, verdict)
 
 
 def without_numbers(summary: pd.DataFrame) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from statistics import geometric_mean
 from typing import Any, get_args
 
 import numpy as np
@@ -31,7 +32,7 @@ FEW_LAUNCHES = 5
 # dimensions describe the model, overrides included.
 HARNESS = frozenset({
     "model", "steps", "warmup_steps", "eval_batches", "check_equivalence", "allow_nonfinite_loss", "timeout_s",
-    "hostfile", "patience_s", "peak_flops_per_s", "target", "tuned",
+    "hostfile", "patience_s", "max_foreign_cpu_share", "peak_flops_per_s", "target", "tuned",
 })  # fmt: skip
 LINKS = ("link", "delay", "congestion_control")
 # Knobs that save bytes and change the trained model.
@@ -62,6 +63,8 @@ TOPOLOGY = COMMUNICATION - {"wire_dtype", *LINKS, *LOSSY}  # compared topologies
 # Where messages went, the most realistic place first. No line or ratio joins cells of different places.
 PLACES = ("network", "emulated nodes", "one machine")
 
+COUNTED = ("rejected", "attempt", "disturbance")  # per launch, for what a cell says about rejected ones
+
 # Words of a cell's launches: each different one once, with what separates them.
 WORDS = {"allreduce_algorithm": " ", "bytes_counted_by": " ", "wire_counted_by": " ", "wire_remark": "; "}
 NOT_AVERAGED = (*WORDS, "gate_passed", "ledger_agrees", "rank_start", "staleness_histogram")
@@ -86,9 +89,10 @@ def summarize(runs: pd.DataFrame, *, allow_mixed: bool = False) -> pd.DataFrame:
     baselines = {prefix: _baselines(configs, finished, batch) for prefix, batch in SCALINGS.items()}
     extra = [field for field in varying(runs) if field not in IDENTITY]
     launches = defaultdict[str, list[dict[Any, Any]]](list)
-    for run in runs[["cell", "status", "reason", "labels", "environment"]].to_dict("records"):
+    for run in runs[["cell", "status", "reason", "labels", "environment", *COUNTED]].to_dict("records"):
         launches[run["cell"]].append(run)
     measured = _measured(runs)
+    every = throughputs(runs, with_rejected=True)
     rows = [
         {
             "cell": cell,
@@ -97,6 +101,7 @@ def summarize(runs: pd.DataFrame, *, allow_mixed: bool = False) -> pd.DataFrame:
             **measured.get(cell, {}),
             **_scaling(cell, config, baselines, samples),
             **_outcome(launches[cell]),
+            **_rejections(launches[cell], every.get(cell, {})),
         }
         for cell, config in configs.items()
     ]
@@ -108,15 +113,16 @@ def summarize(runs: pd.DataFrame, *, allow_mixed: bool = False) -> pd.DataFrame:
 
 
 def judged(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs, with every ok run of a cell made invalid if one run of it failed the equivalence gate.
+    """The runs, with every run of a cell made invalid if one run of it failed the equivalence gate.
 
-    Only one run of a cell is checked by the gate; the others ran the same arithmetic. A run that is invalid for any
-    other reason does not affect the other runs.
+    Only one run of a cell is checked by the gate; the others ran the same arithmetic. A run that the guard rejected
+    does not affect the other runs.
     """
     caught = runs.loc[_failed_gate(runs), ["cell", "reason"]]
     reasons = caught.drop_duplicates("cell").set_index("cell")["reason"]
-    leaked = runs["cell"].isin(reasons.index) & (runs["status"] == "ok")
+    leaked = runs["cell"].isin(reasons.index) & ((runs["status"] == "ok") | runs["rejected"])
     runs = runs.copy()
+    runs.loc[leaked, "rejected"] = False
     runs.loc[leaked, "reason"] = runs.loc[leaked, "cell"].map(reasons)
     runs.loc[leaked, "status"] = "invalid"
     return runs
@@ -157,13 +163,24 @@ def _refuse_mixture(runs: pd.DataFrame) -> None:
         )
 
 
-def throughputs(runs: pd.DataFrame) -> dict[str, dict[int, float]]:
-    """tokens_per_s of the ok launches: by cell, then by repeat."""
-    ok = runs[runs["status"] == "ok"]
-    samples: dict[str, dict[int, float]] = defaultdict(dict)
-    for cell, repeat, rate in zip(ok["cell"], ok["repeat"], ok["tokens_per_s"], strict=True):
-        samples[str(cell)][int(repeat)] = float(rate)
-    return dict(samples)
+def measured_runs(runs: pd.DataFrame, with_rejected: bool) -> pd.DataFrame:
+    """The runs whose speed counts: the ok ones, and if asked those that the guard rejected."""
+    return runs[(runs["status"] == "ok") | (runs["rejected"] & with_rejected)]
+
+
+def throughputs(runs: pd.DataFrame, with_rejected: bool = False) -> dict[str, dict[int, float]]:
+    """tokens_per_s of the ok launches: by cell, then by repeat.
+
+    With rejected launches, a repeat that has several has their geometric mean: the replaced one counts, too.
+    """
+    found = measured_runs(runs, with_rejected)
+    launches: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for cell, repeat, rate in zip(found["cell"], found["repeat"], found["tokens_per_s"], strict=True):
+        launches[str(cell)][int(repeat)].append(float(rate))
+    return {
+        cell: {repeat: geometric_mean(rates) if len(rates) > 1 else rates[0] for repeat, rates in repeats.items()}
+        for cell, repeats in launches.items()
+    }
 
 
 def place_of(table: pd.DataFrame) -> pd.Series:
@@ -291,6 +308,17 @@ def _key(config: Config, fields: Iterable[str]) -> Key:
 def _similarity(one: Key, other: Key) -> int:
     """The number of fields in which two configs agree; a cell is most similar to itself."""
     return sum(a == b for a, b in zip(one, other, strict=True))
+
+
+def _rejections(launches: list[dict[Any, Any]], rates: dict[int, float]) -> dict[str, object]:
+    """How many launches of a cell were rejected and replaced, its speed with them, and the worst disturbance."""
+    shares = [run["disturbance"] for run in launches if run["rejected"] and pd.notna(run["disturbance"])]
+    return {
+        "rejected": sum(bool(run["rejected"]) for run in launches),
+        "replacements": sum(run["attempt"] > 0 for run in launches),
+        "tokens_per_s_with_rejected": median_interval(rates.values()).value,
+        "disturbance_of_rejected": max(shares, default=np.nan),
+    }
 
 
 def _outcome(launches: list[dict[Any, Any]]) -> dict[str, object]:

@@ -58,6 +58,10 @@ LEDGER_WORDS: Rows = {
 DERIVED: Rows = {
     "world_size": ("ranks", "num_workers + num_servers."),
     "n": ("launches", "ok launches, the sample of every number in the row."),
+    "rejected": ("launches", "Launches that the guard rejected for a cause outside the run; not in n."),
+    "replacements": ("launches", "Launches that replaced rejected ones; in n if they were ok."),
+    "tokens_per_s_with_rejected": ("tokens/s", "Median of tokens_per_s over the repeats, rejected launches included."),
+    "disturbance_of_rejected": (BLANK, "The largest disturbance of a rejected launch."),
     "confidence": (
         BLANK,
         "Coverage of a median's interval: 0.95, or 1 − 2^(1−n) below 6 launches, where it is their whole range.",

@@ -17,14 +17,16 @@ from bench.report.cells import (
     TOPOLOGY,
     is_kind,
     judged,
+    measured_runs,
     order_of,
     place_of,
     throughputs,
 )
-from bench.report.verdicts import MARGIN, Ratio, Verdict, judge, paired
+from bench.report.verdicts import MARGIN, MIN_PAIRS, Ratio, Verdict, judge, paired
 from strategies import catalogue
 
 WORK = tuple(field for field in CONFIG_FIELDS if field not in HARNESS | TOPOLOGY)
+BASES = {False: "accepted", True: "with rejected"}
 # Knobs of the servers that a name states in words or that an axis shows.
 NAMED = {"strategy", "num_workers", "num_servers", "placement", "consistency"}
 
@@ -32,12 +34,17 @@ Samples = dict[str, dict[int, float]]
 Row = Mapping[Any, Any]
 
 
-def finished(runs: pd.DataFrame) -> pd.DataFrame:
-    """Config, place, num_nodes, world_size and median rate of every cell that has an ok launch; indexed by cell."""
+def finished(runs: pd.DataFrame, with_rejected: bool = False) -> pd.DataFrame:
+    """Config, place, num_nodes, world_size and median rate of every cell that has an ok launch; indexed by cell.
+
+    With rejected launches, also of cells that have no other.
+    """
     ok = runs[runs["status"] == "ok"]
-    first = ok.assign(place=place_of(ok)).drop_duplicates("cell").set_index("cell").sort_index()
+    found = measured_runs(runs, with_rejected)
+    first = found.assign(place=place_of(found)).drop_duplicates("cell").set_index("cell").sort_index()
     first["world_size"] = first["num_workers"] + first["num_servers"]
-    first["tokens_per_s"] = ok.groupby("cell")["tokens_per_s"].median()
+    medians, with_all = (table.groupby("cell")["tokens_per_s"].median() for table in (ok, found))
+    first["tokens_per_s"] = medians.reindex(first.index).fillna(with_all)
     return first[[*CONFIG_FIELDS, "place", "num_nodes", "world_size", "tokens_per_s"]]
 
 
@@ -52,16 +59,16 @@ def duels(runs: pd.DataFrame, margin: float = MARGIN) -> pd.DataFrame:
 
     Columns: those of WORK, `place`, `unit` (nodes, or ranks if a node has several), `equal` (the unit, or workers),
     `size` (how many), `ring` and `server` (cells), `ring_name`, `server_name`, `world_size` (of the server cell) and
-    those of `judgement`; `ratio` is ring ÷ server in tokens_per_s, and a verdict names the faster one, "ring" or
-    "server". A pair that is equal in nodes and in workers has one row, at equal nodes.
+    those of `judgement` and `Rejections.columns`; `ratio` is ring ÷ server in tokens_per_s, and a verdict names the
+    faster one, "ring" or "server". A pair that is equal in nodes and in workers has one row, at equal nodes.
     """
     runs = judged(runs)
-    samples = throughputs(runs)
+    rejections = Rejections(runs)
     rows = []
-    for equal, ring, server in _pairs(finished(runs)):
-        ratio = paired(samples[ring["cell"]], samples[server["cell"]])
+    for equal, ring, server in _pairs(finished(runs, with_rejected=True)):
+        ratio, more = rejections.compare(ring["cell"], server["cell"])
         if ratio.n:
-            rows.append({**_described(equal, ring, server), "judged": ratio})
+            rows.append({**_described(equal, ring, server), **more, "judged": ratio})
     table = _with_verdicts(rows, margin, above="ring", below="server")
     if table.empty:
         return table
@@ -69,6 +76,32 @@ def duels(runs: pd.DataFrame, margin: float = MARGIN) -> pd.DataFrame:
     table = table.sort_values(["precision", "batch_size"], key=order_of, kind="stable")
     places = table["place"].map(PLACES.index).sort_values(kind="stable")
     return table.loc[places.index].reset_index(drop=True)
+
+
+class Rejections:
+    """Compares cells without and with the launches that the guard rejected."""
+
+    def __init__(self, runs: pd.DataFrame) -> None:
+        self._accepted, self._every = (throughputs(runs, with_rejected=yes) for yes in (False, True))
+        rejected = runs[runs["rejected"]]
+        self._count = rejected.groupby("cell").size().to_dict()
+        self._disturbance = rejected.groupby("cell")["disturbance"].max().fillna(0.0).to_dict()
+
+    def compare(self, one: str, other: str) -> tuple[Ratio, dict[str, object]]:
+        """Return the ratio of two cells' tokens_per_s, and the columns about their rejected launches.
+
+        These are `rejected` (how many of both cells), `with_rejected` (the Ratio that includes them) and `basis`:
+        `accepted`, or `with rejected` where the accepted launches alone are too few for a verdict. Such a ratio is
+        judged with the largest disturbance added to the margin: a large effect shows in spite of a small disturbance.
+        """
+        ratio = paired(self._accepted.get(one, {}), self._accepted.get(other, {}))
+        every = paired(self._every[one], self._every[other])
+        needed = ratio.n < MIN_PAIRS and every.n > ratio.n
+        if needed:
+            disturbance = max(self._disturbance.get(cell, 0.0) for cell in (one, other))
+            ratio = every = every._replace(disturbance=disturbance)
+        count = sum(self._count.get(cell, 0) for cell in (one, other))
+        return ratio, {"rejected": count, "basis": BASES[needed], "with_rejected": every}
 
 
 def _pairs(cells: pd.DataFrame) -> Iterator[tuple[str, Row, Row]]:
@@ -117,12 +150,20 @@ def _described(equal: str, ring: Row, server: Row) -> dict[str, object]:
 
 
 def _with_verdicts(rows: list[dict[str, Any]], margin: float, above: str, below: str) -> pd.DataFrame:
-    """A table of the rows, their `judged` ratio replaced by the columns of `judgement`."""
+    """A table of the rows, their `judged` ratio replaced by the columns of `judgement`.
+
+    Of `with_rejected` stay `ratio_with_rejected`, `verdict_with_rejected` and `fragile`: whether that verdict differs.
+    """
     ratios: list[Ratio] = [row.pop("judged") for row in rows]
-    found = judge(ratios, margin)
+    every: list[Ratio] = [row.pop("with_rejected") for row in rows]
+    described = [judgement(*found, above, below) for found in zip(ratios, judge(ratios, margin), strict=True)]
+    others = [judgement(*found, above, below) for found in zip(every, judge(every, margin), strict=True)]
     return pd.DataFrame([
-        {**row, **judgement(ratio, verdict, above, below)}
-        for row, ratio, verdict in zip(rows, ratios, found, strict=True)
+        {
+            **row, **own, "ratio_with_rejected": other["ratio"], "verdict_with_rejected": other["verdict"],
+            "fragile": bool(row["rejected"]) and own["verdict"] != other["verdict"],
+        }
+        for row, own, other in zip(rows, described, others, strict=True)
     ])  # fmt: skip
 
 
@@ -138,13 +179,14 @@ def judgement(ratio: Ratio, verdict: Verdict, above: str, below: str) -> dict[st
 def precision_effects(runs: pd.DataFrame, margin: float = MARGIN) -> pd.DataFrame:
     """Every cell in another precision than fp32 against the otherwise equal cell in fp32; ratio of tokens_per_s."""
     runs = judged(runs)
-    samples, cells = throughputs(runs), finished(runs)
+    rejections, cells = Rejections(runs), finished(runs, with_rejected=True)
     config = cells.to_dict("index")
     rows: list[dict[Any, Any]] = []
     for _, twins in same(cells, [field for field in CONFIG_FIELDS if field != "precision"]):
         for one in twins.index[twins["precision"] == "fp32"]:
             for other in twins.index[twins["precision"] != "fp32"]:
-                rows.append({**config[other], "judged": paired(samples[str(other)], samples[str(one)])})
+                ratio, more = rejections.compare(str(other), str(one))
+                rows.append({**config[other], **more, "judged": ratio})
     table = _with_verdicts(rows, margin, above="faster", below="slower")
     order = ["precision", "batch_size", "strategy", "num_servers", "num_workers"]
     return table.sort_values(order, key=order_of, kind="stable", ignore_index=True) if rows else table

@@ -87,6 +87,8 @@ def make_figures(
     """
     ok = summary[summary["status"] == "ok"]
     ok = with_looks(ok.loc[ok["place"].map(PLACES.index).sort_values(kind="stable").index])  # a network first
+    if len(duels):  # cells all of whose launches were rejected have no row that could be drawn
+        duels = duels[duels["ring"].isin(ok["cell"]) & duels["server"].isin(ok["cell"])]
     several = ok[ok["num_workers"] > 1]
     makers: dict[str, tuple[Callable[[], Figure], pd.Series]] = {
         "overview": (lambda: overview(ok, duels, margin), ok["tokens_per_s"]),

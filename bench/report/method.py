@@ -29,6 +29,11 @@ def method(margin: float) -> list[str]:
         "A ring is compared with every arrangement of servers, at equal nodes (ranks, if a node has several) and, with "
         "dedicated servers, at equal workers. The ring is Horovod's if it ran, else that on mpi4py; of several of its "
         "settings the fastest. Asynchronous servers (asp, ssp) are left out: they learn less from a token.",
+        "A launch is rejected only for what its strategy cannot cause: other processes on the cores, emulated links "
+        "below their rate before the run, lost or uncounted packets. Rejected launches are replaced within a bound, "
+        "counted, and in no median. Each verdict is also given with them; one that changes is fragile. Where the "
+        "accepted launches are too few for a verdict, rejected ones are included and the largest disturbance is added "
+        "to the margin.",
         "Cells on a network, on emulated nodes and on one machine are never joined by a line or a ratio.",
         "The equivalence error of a cell is the maximum over its launches.",
     ]

@@ -35,6 +35,7 @@ class Ratio(NamedTuple):
     n: int
     freedom: float
     is_paired: bool = True
+    disturbance: float = 0.0  # by which share others may have slowed one of the cells
 
     @property
     def interval(self) -> Estimate:
@@ -46,12 +47,15 @@ class Ratio(NamedTuple):
         return Estimate(*(float(np.exp(self.mean + side)) for side in (0, -width, width)))
 
     def claim(self, margin: float) -> tuple[str, float]:
-        """ABOVE, BELOW or EQUIVALENT, whichever the data support most, and its p-value (two-sided)."""
-        edge = np.log1p(margin)
+        """ABOVE, BELOW or EQUIVALENT, whichever the data support most, and its p-value (two-sided).
+
+        A verdict must hold whatever the disturbance has done: faster by more than both, equivalent in spite of it.
+        """
+        beyond, within = (np.log1p(margin) + sign * np.log1p(self.disturbance) for sign in (1, -1))
         p = {
-            ABOVE: self._p(self.mean - edge),
-            BELOW: self._p(-self.mean - edge),
-            EQUIVALENT: max(self._p(self.mean + edge), self._p(edge - self.mean)),
+            ABOVE: self._p(self.mean - beyond),
+            BELOW: self._p(-self.mean - beyond),
+            EQUIVALENT: max(self._p(self.mean + within), self._p(within - self.mean)),
         }
         best = min(p, key=p.__getitem__)
         return best, min(1.0, 2 * p[best])

@@ -53,6 +53,7 @@ class Sweep(Given):
     grid: list[dict[str, Any]] = Field(min_length=1)
     exclude: list[dict[str, Any]] = Field([])
     repeats: int = Field(1, ge=1, le=MAX_RUNS)
+    replacements: int | None = Field(None, ge=0, le=MAX_RUNS)
     cluster: EmulatedCluster | None = None
     precision_target: float | None = Field(None, gt=0, lt=1)
     budget: str | None = None
@@ -72,6 +73,11 @@ class Sweep(Given):
         found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(s|min|h)", self.budget or "")
         seconds = float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]] if found else 0.0
         return seconds if 0 < seconds <= MAX_BUDGET_S else None
+
+    @property
+    def max_replacements(self) -> int:
+        """Launches per cell that may replace rejected ones: `replacements`, else half of the repeats, at least 1."""
+        return max(1, self.repeats // 2) if self.replacements is None else self.replacements
 
     def runs(self, where: str) -> list[RunConfig]:
         """Return the cells in file order, each once; BadInput names the block that is wrong and `where` it is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 from bench import ledger
@@ -95,13 +96,37 @@ def _note(config: RunConfig) -> str:
 
 
 def missing(launches: Sequence[list[PlannedRun]], found: Sequence[RunRecord]) -> list[list[PlannedRun]]:
-    """Return the launches' runs that have no record or failed."""
-    ended = {record.run_id: record.status for record in found}
+    """Return the launches' runs that have no record or failed; a rejected run was measured: `replacements` has it."""
+    ended = {record.run_id: record for record in found}
 
     def finished(run: PlannedRun) -> bool:
         """Emulated nodes may have become possible since; what no library supports stays unsupported."""
-        status = ended.get(run.run_id)
-        return status == "ok" or (status == "unsupported" and run.config.unsupported() is not None)
+        record = ended.get(run.run_id)
+        if record is None or record.status != "unsupported":
+            return record is not None and (record.status == "ok" or record.is_rejected)
+        return run.config.unsupported() is not None
 
     remaining = [[run for run in planned if not finished(run)] for planned in launches]
     return [planned for planned in remaining if planned]
+
+
+def replacements(
+    launches: Sequence[list[PlannedRun]], found: Sequence[RunRecord], max_per_cell: int
+) -> list[list[PlannedRun]]:
+    """Return launches that replace those runs whose every attempt was rejected, at most `max_per_cell` of a cell."""
+    attempts: dict[tuple[str, int], list[RunRecord]] = {}
+    for record in found:
+        attempts.setdefault((record.cell, record.repeat), []).append(record)
+    used = Counter(record.cell for record in found if record.attempt)
+
+    def tried(run: PlannedRun) -> list[RunRecord]:
+        return attempts.get((run.config.digest(), run.repeat), [])
+
+    def is_due(run: PlannedRun) -> bool:
+        rejected = bool(tried(run)) and all(record.is_rejected for record in tried(run))
+        return rejected and used[run.config.digest()] < max_per_cell
+
+    due = [
+        [run.model_copy(update={"attempt": len(tried(run))}) for run in planned if is_due(run)] for planned in launches
+    ]
+    return [planned for planned in due if planned]

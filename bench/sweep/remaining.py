@@ -30,7 +30,10 @@ def describe(
 ) -> list[str]:
     """Return how many planned runs are missing and why, and what the same command adds: two sentences, or none."""
     # By config and not by the recorded name of the cell: an older version may have named it otherwise.
-    here = [r.model_copy(update={"run_id": PlannedRun(config=r.config, repeat=r.repeat).run_id}) for r in found]
+    here = [
+        r.model_copy(update={"run_id": PlannedRun(config=r.config, repeat=r.repeat, attempt=r.attempt).run_id})
+        for r in found
+    ]
     todo = missing(launches, here)
     runs = [run for planned in todo for run in planned]
     if not runs:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +22,7 @@ from bench.sweep.file import Sweep
 from bench.sweep.folder import SCRATCH
 from bench.sweep.journal import Journal
 from bench.sweep.launch import Launch, Outcome
-from bench.sweep.plan import emulated_cluster, missing, plan, plan_repeat
+from bench.sweep.plan import emulated_cluster, missing, plan, plan_repeat, replacements
 from bench.sweep.stopping import BudgetSpent, StopCondition, imprecise_cells
 
 LAUNCH_GRACE_S = 30.0
@@ -90,7 +92,8 @@ class _Session:
         interrupted = True
         try:
             with self.journal.progress:
-                spent = [planned for planned in todo if not self._fits(planned)]
+                once = self._with_replacements(launches, before, sweep.max_replacements)
+                spent = [planned for planned in once if not self._fits(planned)]
                 repeats = _until_precise(sweep, where, before, self.journal)
                 if spent or not all(map(self._fits, repeats)):
                     self.journal.print(f"the budget of {sweep.budget} is spent")
@@ -99,6 +102,17 @@ class _Session:
             found = [*before, *self.journal.done]
             for line in remaining.describe(launches, found, sweep, interrupted=interrupted):
                 self.journal.print(line)
+
+    def _with_replacements(
+        self, launches: Sequence[list[PlannedRun]], before: Sequence[RunRecord], max_per_cell: int
+    ) -> Iterator[list[PlannedRun]]:
+        """Yield the launches that are missing; after those of each repeat, the replacements of its rejected ones."""
+        for _, of_repeat in itertools.groupby(launches, key=lambda planned: planned[0].repeat):
+            planned = list(of_repeat)
+            yield from missing(planned, before)
+            again = replacements(planned, [*before, *self.journal.done], max_per_cell)
+            self.journal.add_runs(sum(map(len, again)))
+            yield from again
 
     def _fits(self, planned: Sequence[PlannedRun]) -> bool:
         """Run all of a launch; return whether every run of it could be begun within the budget."""
@@ -179,12 +193,15 @@ def _until_precise(
 ) -> Iterator[list[PlannedRun]]:
     """Yield further repeats of the cells whose interval is wider than `precision_target`.
 
-    A cell that failed in this call gets none: it would only fail again.
+    A cell that failed in this call gets none: it would only fail again. Nor does one of which more launches were
+    rejected than may be replaced.
     """
     cells = sweep.runs(where)
     repeat = sweep.repeats
     while sweep.precision_target is not None:
-        failed = {record.cell for record in journal.done if record.status != "ok"}
+        failed = {record.cell for record in journal.done if record.status != "ok" and not record.is_rejected}
+        rejected = Counter(record.cell for record in journal.done if record.is_rejected)
+        failed |= {cell for cell, count in rejected.items() if count > sweep.max_replacements}
         wide = imprecise_cells([*before, *journal.done], sweep.precision_target) - failed
         remaining = [cell for cell in cells if cell.digest() in wide]
         if not remaining:

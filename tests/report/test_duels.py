@@ -10,7 +10,7 @@ import pytest
 from bench import records
 from bench.records import RunRecord
 from bench.report import answer, duels
-from tests.support.synthetic import demo_records, make_record
+from tests.support.synthetic import demo_records, make_record, make_rejected
 
 ARMS = {"ring": "ring_allreduce", "server": "parameter_server"}
 
@@ -36,6 +36,48 @@ def fight(*runs: list[RunRecord]) -> pd.DataFrame:
 )
 def test_a_verdict_names_the_faster_side(ring: list[float], server: list[float], verdict: str) -> None:
     assert list(fight(arm("ring", ring), arm("server", server))["verdict"]) == [verdict]
+
+
+def rejected(name: str, speeds: list[float], first: int = 0, attempt: int = 0, **values: Any) -> list[RunRecord]:
+    config = {"strategy": ARMS[name], "num_workers": 2, **values}
+    made = [make_rejected(speed, repeat=r, **config) for r, speed in enumerate(speeds, start=first)]
+    return [run.model_copy(update={"attempt": attempt}) for run in made]
+
+
+def test_a_verdict_that_rejected_launches_change_is_fragile() -> None:
+    ring, slow = arm("ring", [10.0, 10.1, 10.2, 10.0]), rejected("server", [5.0], first=3)
+    (duel,) = fight(ring, arm("server", [10.0, 10.1, 10.2]), slow).to_dict("records")
+    assert (duel["verdict"], duel["verdict_with_rejected"], duel["fragile"]) == ("equivalent", "undecided", True)
+    assert (duel["n"], duel["rejected"], duel["basis"]) == (3, 1, "accepted")
+    (duel,) = fight(ring, arm("server", [10.0, 10.1, 10.2, 10.0])).to_dict("records")
+    assert (duel["verdict_with_rejected"], duel["fragile"], duel["rejected"]) == ("equivalent", False, 0)
+    (duel,) = fight(ring, arm("server", [5.0, 5.1, 5.2]), slow).to_dict("records")
+    assert (duel["verdict_with_rejected"], duel["fragile"], duel["rejected"]) == ("ring", False, 1)
+
+
+def test_a_large_effect_shows_in_spite_of_a_small_disturbance() -> None:
+    def meet(server: float, disturbance: float) -> tuple[str, str]:
+        speeds = [server, 1.001 * server, 0.999 * server]
+        arms = {"ring": [3.8, 3.8, 3.81], "server": speeds}
+        table = fight(*(rejected(name, found, disturbance=disturbance) for name, found in arms.items()))
+        assert list(table["basis"]) == ["with rejected"]
+        return str(table["verdict"].iloc[0]), str(table["fragile"].iloc[0])
+
+    assert meet(1.0, 0.05) == ("ring", "False")
+    assert meet(1.0, 3.0) == ("undecided", "False")  # the disturbance alone may have done it
+    assert meet(3.6, 0.0)[0] == "ring"
+    assert meet(3.6, 0.05)[0] == "undecided"
+    assert meet(3.8, 0.05)[0] == "undecided"  # nor can it be called equivalent
+
+
+def test_a_replaced_launch_counts_with_its_replacement_among_all() -> None:
+    (duel,) = fight(
+        arm("ring", [10.0, 10.0, 10.0]),
+        rejected("server", [5.0]),
+        [run.model_copy(update={"attempt": int(run.repeat == 0)}) for run in arm("server", [10.0, 10.0, 10.0])],
+    ).to_dict("records")
+    assert (duel["n"], duel["ratio"]) == (3, pytest.approx(1.0))
+    assert duel["ratio_with_rejected"] == pytest.approx((2**0.5) ** (1 / 3))
 
 
 def test_topologies_that_share_no_repeat_do_not_meet() -> None:

@@ -22,6 +22,19 @@ def instant(planned: Sequence[PlannedRun], scratch: Path, poll: Callable[[], flo
     return Outcome(0, False, "")
 
 
+def rejecting(wanted: Callable[[PlannedRun], bool]) -> Callable[..., Outcome]:
+    """Launches in which the guard rejects the wanted runs."""
+
+    def launch(planned: Sequence[PlannedRun], scratch: Path, poll: Callable[[], float]) -> Outcome:
+        for run in planned:
+            more = {"status": "invalid", "reason": "others used the cores", "rejected": True} if wanted(run) else {}
+            write_run(run, scratch / "result", **more)
+            poll()
+        return Outcome(0, False, "")
+
+    return launch
+
+
 def failing_at(wanted: Callable[[PlannedRun], bool]) -> Callable[..., Outcome]:
     """Launches whose rank 0 fails at the first wanted run."""
 
@@ -39,12 +52,12 @@ def failing_at(wanted: Callable[[PlannedRun], bool]) -> Callable[..., Outcome]:
     return launch
 
 
-def write_run(run: PlannedRun, result: Path, step_s: float | None = None) -> None:
-    """Leave a run's record and samples."""
+def write_run(run: PlannedRun, result: Path, step_s: float | None = None, **more: object) -> None:
+    """Leave a run's record and samples; `more` are fields of the record that differ from those of an ok run."""
     summary = make_summary(run.config, 1000.0, 2.5)
     step_s = summary.step_s if step_s is None else step_s
     summary = summary.model_copy(update={"step_s": step_s})
     steps_s = step_s * run.config.total_steps
     record = run.record("ok", "", summary=summary, ledger=make_ledger(run.config), steps_s=steps_s)
     records.write_steps(result, run.run_id, make_steps(record))
-    records.append(result, record)
+    records.append(result, record.model_copy(update=more))

@@ -39,6 +39,15 @@ def make_record(
     )
 
 
+def make_rejected(tokens_per_s: float, disturbance: float = 0.05, **values: Any) -> RunRecord:
+    """A run that the guard rejected; its numbers were measured."""
+    made = make_record(tokens_per_s=tokens_per_s, **values)
+    assert made.summary is not None
+    summary = made.summary.model_copy(update={"disturbance": disturbance})
+    rejected = {"status": "invalid", "reason": "other processes used the cores", "rejected": True, "summary": summary}
+    return made.model_copy(update=rejected)
+
+
 def make_failure(
     status: Status, reason: str, *, repeat: int = 0, environment: str = "e0", **config_overrides: Any
 ) -> RunRecord:

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.launcher
 
 SHORT: dict[str, Any] = {
     "steps": 4, "warmup_steps": 2, "batch_size": 4, "block_size": 32, "check_equivalence": True,
+    "max_foreign_cpu_share": 1,
 }  # fmt: skip
 SGD = {"optimizer": "sgd", "learning_rate": 0.1}
 SERVED = {"strategy": "parameter_server"}
@@ -236,7 +237,7 @@ def test_more_large_messages_may_be_in_flight_than_receives_are_posted(
     mpirun: Callable[..., object], tmp_path: Path
 ) -> None:
     """Without a window, over TCP, where they take long: one that comes unexpected must not be received twice."""
-    silent = {"compute": "none", "steps": 20, "eval_batches": 0}
+    silent = {"compute": "none", "steps": 20, "eval_batches": 0, "max_foreign_cpu_share": 1}
     many = {**SERVED, **SENT, "num_servers": 1, "model": "gpt-mini", "chunk_bytes": 300_000, "window_bytes": None}
     assert (
         RunConfig.model_validate({**many, "launcher": "mpirun"}).wire_bytes

@@ -19,6 +19,7 @@ from tests.support.processes import PSRING, REPOSITORY, run_command
 
 PACKAGE = Path(__file__).parent.parent / "packages" / "gossip"
 SHORT = ["--steps", "6", "--warmup-steps", "0", "--batch-size", "4", "--block-size", "32"]
+SHORT += ["--max-foreign-cpu-share", "1"]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from bench.sweep import plan as planning
 from bench.sweep import run as sweep
 from bench.sweep.file import read_sweep
 from bench.sweep.launch import Outcome
-from tests.support.launches import failing_at, instant
+from tests.support.launches import failing_at, instant, rejecting
 from tests.support.plans import QUIET, SWEEPS, make_sweep
 
 
@@ -103,6 +103,39 @@ def test_after_a_failed_run_the_launch_is_repeated_with_those_that_are_left(tmp_
     assert launches[0] == 4
     assert launches == sorted(launches, reverse=True)
     assert len({record.run_id for record in done}) == len(done) == 4
+
+
+def names(found: Sequence[RunRecord]) -> list[tuple[int, int, str]]:
+    return [(record.repeat, record.attempt, record.status) for record in found]
+
+
+def test_rejected_launches_are_replaced_after_their_repeat_and_kept(tmp_path: Path) -> None:
+    plan = make_sweep([{"strategy": "local"}], repeats=3)
+    first_of_two = rejecting(lambda run: run.repeat == 1 and not run.attempt)
+    done = sweep.run_sweep(plan, "plan", tmp_path, QUIET, first_of_two)
+    assert names(done) == [(0, 0, "ok"), (1, 0, "invalid"), (1, 1, "ok"), (2, 0, "ok")]
+    assert names(records.read(tmp_path)) == names(done)
+    assert all(record.summary for record in done)
+    assert sweep.run_sweep(plan, "plan", tmp_path, QUIET, instant) == []
+
+
+@pytest.mark.parametrize(
+    ("repeats", "declared", "bound"), [(1, None, 1), (2, None, 1), (6, None, 3), (3, 2, 2), (3, 0, 0)]
+)
+def test_replacements_have_a_bound(tmp_path: Path, repeats: int, declared: int | None, bound: int) -> None:
+    plan = make_sweep([{"strategy": "local"}], repeats=repeats).model_copy(update={"replacements": declared})
+    done = sweep.run_sweep(plan, "plan", tmp_path, QUIET, rejecting(lambda run: True))
+    assert statuses(done) == {"invalid": repeats + bound}
+    assert sum(record.attempt > 0 for record in done) == bound
+    again = sweep.run_sweep(plan, "plan", tmp_path, QUIET, rejecting(lambda run: True))
+    assert again == []  # at resume, too, no more than that
+
+
+def test_an_invalid_run_that_was_not_rejected_is_repeated(tmp_path: Path) -> None:
+    plan = make_sweep([{"strategy": "local"}])
+    (wrong,) = sweep.run_sweep(plan, "plan", tmp_path, QUIET, instant)
+    records.append(tmp_path, wrong.model_copy(update={"status": "invalid", "rejected": False}))
+    assert names(sweep.run_sweep(plan, "plan", tmp_path, QUIET, instant)) == [(0, 0, "ok")]
 
 
 def test_a_missing_input_file_is_refused_before_anything_is_written(tmp_path: Path) -> None:
