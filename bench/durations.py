@@ -41,6 +41,14 @@ class Durations:
         """Seconds of forward and backward of a step."""
         return sum(self.forward_s.values()) + sum(self.backward_s.values())
 
+    def slowed(self, factor: float) -> Durations:
+        """Return all durations times a factor."""
+        if factor == 1:
+            return self
+        forward_s = {layer: seconds * factor for layer, seconds in self.forward_s.items()}
+        backward_s = {layer: seconds * factor for layer, seconds in self.backward_s.items()}
+        return Durations(forward_s, backward_s, self.optimizer_s * factor)
+
 
 Seconds = Annotated[float, Field(ge=0, le=MAX_STEP_S, allow_inf_nan=False)]
 
@@ -63,6 +71,10 @@ class Calibration(Given):
 
 def durations(config: RunConfig) -> Durations:
     """Return the durations of a config, all zero without emulated compute; BadInput for an unusable source."""
+    return _as_given(config).slowed(config.slowdown)
+
+
+def _as_given(config: RunConfig) -> Durations:
     if config.compute != "emulated":
         return by_flops(config.gpt, 0.0, 0.0, 0.0)
     if config.compute_from is not None:

@@ -19,6 +19,18 @@ def parse_rate(text: str) -> int:
     return rate
 
 
+def slower(text: str, factor: float) -> str:
+    """'200mbit' at 1.25 -> '160mbit'; every rate of 'n0=1gbit,*=50mbit' likewise. BadInput for anything else."""
+    parts = (part.strip().rpartition("=") for part in text.split(","))
+    return ",".join(f"{name}{equals}{_kbit(parse_rate(rate) / factor)}" for name, equals, rate in parts)
+
+
+def _kbit(rate: float) -> str:
+    """160000000 -> '160mbit', 133333333 -> '133333kbit'."""
+    kbit = max(1, round(rate / 1e3))
+    return f"{kbit}kbit" if kbit % 1000 else f"{kbit // 1000}mbit"
+
+
 def parse_delay(text: str) -> float:
     """'2ms' -> 0.002 seconds; BadInput for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", text.strip())

@@ -39,6 +39,7 @@ def make_sweep(arguments: argparse.Namespace) -> Sweep:
         },
         "grid": [{**ring, "num_workers": arguments.num_nodes} for ring in rings],
         "repeats": arguments.launches,
+        "slowdown": 1,
         "cluster": {"num_nodes": max(arguments.num_nodes), "link": arguments.link},
     })  # fmt: skip
 

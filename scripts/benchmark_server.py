@@ -71,7 +71,7 @@ def measure(arguments: argparse.Namespace) -> None:
     cells = {make_config({**knobs, **row}, "--set"): target for row, target in ROWS}
     cells = {config: target for config, target in cells.items() if arguments.only in describe(config)}
     grid = [config.model_dump(exclude_defaults=True) for config in cells]
-    sweep = Sweep.model_validate({"grid": grid, "repeats": arguments.repeats})
+    sweep = Sweep.model_validate({"grid": grid, "repeats": arguments.repeats, "slowdown": 1})
     with tempfile.TemporaryDirectory() as folder:
         out = arguments.out or Path(folder, "out")
         with contextlib.suppress(KeyboardInterrupt):  # show the launches so far

@@ -36,6 +36,9 @@ class Network(Knobs):
     """One-way delay of each emulated link (2ms; needs the kernel's netem); none: the machine's own."""
     congestion_control: CongestionControl = DEFAULT_CONGESTION_CONTROL
     """Congestion control of the emulated nodes' TCP."""
+    slowdown: float = Field(1.0, ge=1, le=1e3)
+    """Emulated nodes: what `psring sweep` has divided link by, and multiplied delay and emulated compute by, because
+    this machine is too slow for the links that were asked for; M/(B·T) stays the same."""
     patience_s: float = Field(20.0, ge=0, le=1e5)
     """Emulated nodes: how long a run waits at most for other processes to stop using this machine's cores and links,
     seconds."""

@@ -18,6 +18,7 @@ from bench.nodes.layout import BURST_BYTES, Cluster
 
 PORT = 5077
 SEND_BYTES = 1 << 18  # at most, per system call
+PIECE_BYTES = 1 << 14
 TIMEOUT_S = 30.0
 MIN_DURATION_S = 0.15
 # Bytes through each link in units of its token bucket: with fewer the initially full bucket would distort the time.
@@ -100,6 +101,28 @@ def best_ratio(once: Callable[[], float]) -> float:
             break
         best = min(best, once(), key=lambda ratio: abs(ratio - 1))
     return best
+
+
+def socket_cpu_s_per_byte(seconds: float = 0.02, attempts: int = 5) -> float:
+    """Return the CPU seconds that this machine takes to send and receive a byte over TCP, in pieces of PIECE_BYTES.
+
+    The least of some attempts of `seconds` CPU seconds each: other processes can only make it slower.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as outgoing:
+        incoming, _ = server.accept()
+        with incoming:
+            return min(_socket_cpu_s(outgoing, incoming, seconds) for _ in range(attempts))
+
+
+def _socket_cpu_s(outgoing: socket.socket, incoming: socket.socket, seconds: float) -> float:
+    data, nbytes, began = memoryview(bytearray(PIECE_BYTES)), 0, time.process_time()
+    while time.process_time() - began < seconds:
+        outgoing.sendall(data)
+        left = PIECE_BYTES
+        while left:
+            left -= incoming.recv_into(data[:left])
+        nbytes += PIECE_BYTES
+    return (time.process_time() - began) / nbytes
 
 
 def fork_ring(cluster: Cluster) -> float:

@@ -45,7 +45,7 @@ def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MAR
         "facts": answer.facts(runs, summary),
         "sections": sections.sections(summary, duels.precision_effects(runs, margin), drawn),
         "drawn": drawn,
-        "method": method.method(margin),
+        "method": method.method(margin, float(runs["slowdown"].max())),
         "descriptions": figures.DESCRIPTIONS,
         "environment": read_environment(folder / "environment.json"),
         "sweep": read_text(folder / "sweep.yaml"),

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from bench.config import AllKnobs, BadInput, RunConfig, first_problem, make_config, read_knobs, read_yaml, shorten
 from bench.config.network import DEFAULT_CONGESTION_CONTROL, MAX_NODES, CongestionControl
+from bench.links import parse_delay, slower
 from bench.sweep import work
 from strategies import catalogue
 from strategies.catalogue import Entry
@@ -57,6 +58,7 @@ class Sweep(Given):
     cluster: EmulatedCluster | None = None
     precision_target: float | None = Field(None, gt=0, lt=1)
     budget: str | None = None
+    slowdown: float | None = Field(None, ge=1, le=1e3)  # None: `psring sweep` decides and writes it into its folder
     probed: list[work.OneWorker] = Field([])  # `psring sweep` writes it into its folder
 
     @model_validator(mode="after")
@@ -103,7 +105,7 @@ class Sweep(Given):
                 if rules and _excluded(rules, read_knobs(merged, here)):
                     continue
                 config = work.with_steps(
-                    make_config(merged, here), keys.measure_s, probed,
+                    slowed(make_config(merged, here), self.slowdown or 1.0), keys.measure_s, probed,
                     warmup_given="warmup_steps" in {**self.defaults, **values},
                 )  # fmt: skip
                 if self.cluster and config.link and config.world_size > self.cluster.num_nodes:
@@ -170,6 +172,18 @@ def _excluded(rules: Sequence[_Rule], cell: AllKnobs) -> bool:
     for rule in matching:
         rule.matched = True
     return bool(matching)
+
+
+def slowed(config: RunConfig, factor: float) -> RunConfig:
+    """Return the config with links, delay and emulated compute slower by one factor; others as they are."""
+    if factor == 1 or (config.link is None and config.compute != "emulated"):
+        return config
+    values: dict[str, object] = {"slowdown": config.slowdown * factor}
+    if config.link:
+        values["link"] = slower(config.link, factor)
+    if config.delay:
+        values["delay"] = f"{parse_delay(config.delay) * factor * 1e6:.9g}us"
+    return config.model_copy(update=values)
 
 
 def cross_product(block: Mapping[str, Any]) -> list[dict[str, Any]]:

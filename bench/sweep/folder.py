@@ -68,12 +68,13 @@ def write_sweep(out: Path, sweep: Sweep) -> None:
 
 
 def with_probes(sweep: Sweep, out: Path) -> Sweep:
-    """Return the sweep with what its probes found when it ran in this folder before."""
+    """Return the sweep with what its probes found when it ran in this folder before, and the slowdown decided then."""
     try:
-        before = read_sweep(out / "sweep.yaml").probed
+        before = read_sweep(out / "sweep.yaml")
     except BadInput:  # it has not run yet, or the file is not its
         return sweep
-    return sweep.model_copy(update={"probed": sweep.probed or before})
+    found = {"probed": sweep.probed or before.probed, "slowdown": sweep.slowdown or before.slowdown}
+    return sweep.model_copy(update=found)
 
 
 def check_inputs(out: Path, cells: Iterable[RunConfig]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from bench import durations, files, mpi, records, tokens
 from bench.config import BadInput, RunConfig
 from bench.nodes import cluster, sandbox
 from bench.records import PlannedRun, RunRecord, Status
-from bench.sweep import ends, estimate, folder, launch, probe, remaining, template, work
+from bench.sweep import adapt, ends, estimate, folder, launch, probe, remaining, template, work
 from bench.sweep.estimate import RunTimes
 from bench.sweep.file import Sweep
 from bench.sweep.folder import SCRATCH
@@ -46,7 +46,7 @@ def run_sweep(
     BadInput before anything is written if a launcher or an input file is missing.
     """
     stop = StopCondition(sweep.budget_s)
-    sweep = folder.with_probes(sweep, out)
+    sweep = adapt.adapted(folder.with_probes(sweep, out), where)
     launches = plan(sweep, where)
     for name in {run.config.launcher for planned in launches for run in planned if run.config.world_size > 1}:
         mpi.find_launcher(name)
@@ -82,6 +82,8 @@ class _Session:
 
     def run(self, sweep: Sweep, where: str) -> None:
         """Run what is missing; at the end, and if interrupted, say what is left."""
+        for line in adapt.describe(sweep):
+            self.journal.print(line)
         sweep = probe.probed(sweep, where, self.out, self.launch_ranks, self.journal.print)
         launches, before = plan(sweep, where), folder.read_records(self.out)
         self.times = RunTimes(before, work.by_probe(sweep.probed))
