@@ -70,6 +70,7 @@ def _explain_traceback() -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from bench import environment
     from bench.files import check_writable, open_folder
     from bench.mpi import RankInfo, complete_config
     from bench.records import PlannedRun
@@ -83,6 +84,7 @@ def _run(arguments: argparse.Namespace) -> int:
             check_writable(file)
         if arguments.out:
             open_folder(arguments.out)
+        environment.collect()  # now: a strategy sets its library's variables later
     from bench.rank import trace
     from bench.rank.run import Result, run_all, save_parameters, write_folder
 

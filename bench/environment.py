@@ -8,6 +8,7 @@ import os
 import platform
 import socket
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -15,9 +16,20 @@ from pathlib import Path
 import psutil
 
 from bench.config import BadInput
-from bench.mpi import find_launcher
+from bench.mpi import find_launcher, without_launcher
 from strategies.environment import mpi_environment
 
+# Settings of MPI, Horovod, Gloo, NCCL, torch and the arithmetic libraries; what a launcher itself sets for each launch
+# (addresses, jobs) is not among them.
+SETTINGS = (
+    "OMPI_MCA_", "MPIR_CVAR_", "UCX_", "FI_", "HOROVOD_", "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "OMP_", "GOMP_",
+    "KMP_", "MKL_", "OPENBLAS_", "MALLOC_", "CUDA_", "CUBLAS_", "PYTHONOPTIMIZE", "PYTHONMALLOC", "LD_PRELOAD",
+)  # fmt: skip
+ROUTING = tuple(
+    f"OMPI_MCA_{name}"
+    for name in ("ess", "orte", "prte", "pmix", "plm", "oob", "initial_", "num_procs", "cpu_type", "PREFIXES")
+)
+HOROVODRUNS = ("HOROVOD_CONTROLLER", "HOROVOD_CPU_OPERATIONS", "NCCL_SOCKET_IFNAME")  # what horovodrun sets for its ranks
 PACKAGES = ("psring", "torch", "mpi4py", "horovod", "numpy", "pandas", "matplotlib", "scipy", "pydantic")
 
 
@@ -35,8 +47,24 @@ def collect() -> dict[str, object]:
         "packages": {name: package_version(name) for name in PACKAGES},
         "mpi": mpi_version(),
         "commit": commit(),
-        "mpi_settings": {k: v for k, v in mpi_environment(os.environ).items() if k.startswith(("OMPI_MCA", "MPIR"))},
+        "settings": settings(os.environ),
     }
+
+
+def settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that the libraries read and that may change a speed, psring's own for MPI included."""
+    found = {**without_launcher(environ), **mpi_environment(environ)}
+    told = (*ROUTING, *(HOROVODRUNS if "HOROVOD_RANK" in environ else ()))
+    return {name: found[name] for name in sorted(found) if name.startswith(SETTINGS) and not name.startswith(told)}
+
+
+def difference(before: object, now: object, name: str = "") -> str:
+    """Return the first value that differs between two environments, as 'name: x then, y now'; blank if none does."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        parts = ((f"{name}.{key}" if name else key, before.get(key), now.get(key)) for key in {**before, **now})
+        return next(filter(None, (difference(one, two, where) for where, one, two in parts)), "")
+    shown = ["unset" if value is None else str(value) for value in (before, now)]
+    return "" if before == now else f"{name}: {shown[0]} then, {shown[1]} now"
 
 
 def digest(environment: dict[str, object]) -> str:
@@ -89,8 +117,9 @@ def _first_line(argv: list[str]) -> str | None:
 
 
 def _lines(argv: list[str]) -> list[str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # of another repository
     try:
-        result = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True)
+        result = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True, env=own)
     except (OSError, subprocess.SubprocessError):
         return []
     return [" ".join(line.split()) for line in result.stdout.strip().splitlines()]

@@ -7,6 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . .venv/bin/activate
 out=${1:?give the folder for the results} hostfile=${2:-} interface=${3:-}
+export OMPI_MCA_pml=ob1 OMPI_MCA_btl=^openib  # as sweep_mpirun.sh: one environment, so that runs can be compared
 common=(--model gpt-micro --block-size 64 --batch-size 8 --steps 20 --warmup-steps 5)
 
 for workers in ${WORKERS:-1 2}; do
@@ -15,7 +16,7 @@ for workers in ${WORKERS:-1 2}; do
   if [ -n "$interface" ]; then hosts+=(--network-interfaces "$interface"); fi
   for precision in ${PRECISIONS:-fp32}; do
     horovodrun --gloo -np "$workers" "${hosts[@]}" psring run --strategy ring_allreduce \
-      "${common[@]}" --precision "$precision" --out "$out/ring-$workers-$precision"
+      "${common[@]}" --precision "$precision" --out "$out/horovodrun-ring-$workers-$precision"
   done
 done
 echo "the runs are in $out; psring report $out compares them"

@@ -9,8 +9,9 @@ cd "$(dirname "$0")/.."
 out=${1:?give the folder for the results} hostfile=${2:-} interface=${3:-}
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 
-# The same flags for both topologies: equal binding and transport.
-flags=(--bind-to none --map-by slot --oversubscribe --mca pml ob1 --mca btl ^openib)
+# The same for both topologies: equal binding and transport.
+export OMPI_MCA_pml=ob1 OMPI_MCA_btl=^openib
+flags=(--bind-to none --map-by slot --oversubscribe)
 if [ -n "$hostfile" ]; then flags+=(--hostfile "$hostfile"); fi
 if [ -n "$interface" ]; then flags+=(--mca btl_tcp_if_include "$interface" --mca oob_tcp_if_include "$interface"); fi
 common=(--model gpt-micro --block-size 64 --batch-size 8 --steps 20 --warmup-steps 5)

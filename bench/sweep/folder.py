@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -49,9 +50,10 @@ def _prepare(out: Path, sweep: Sweep, cells: Sequence[RunConfig]) -> str:
     known = read_records(out)
     others = {record.environment for record in known} - {digest}
     if others:
+        differs = environment.difference({**known_environment(out), "inputs": None}, {**current, "inputs": None})
         raise BadInput(
-            f"--out {out}: its runs come from another commit, host or library version "
-            f"({', '.join(sorted(others))}, here {digest}); choose a new folder"
+            f"--out {out}: its runs come from another commit, host, library version or setting "
+            f"({differs or ', '.join(sorted(others))}); choose a new folder"
         )
     names = {record.run_id for record in known}
     for record in collect_records(out, digest):
@@ -82,13 +84,18 @@ def check_inputs(out: Path, cells: Iterable[RunConfig]) -> dict[str, str]:
 
     BadInput if one of them has changed since.
     """
-    try:
-        known = json.loads((out / "environment.json").read_text(encoding="utf-8")).get("inputs", {})
-    except (OSError, ValueError, AttributeError):
-        known = {}
-    now = inputs.identify(cells)
+    known, now = known_environment(out).get("inputs", {}), inputs.identify(cells)
     inputs.check_same(known, now, out)
     return {**known, **now}
+
+
+def known_environment(out: Path) -> dict[str, Any]:
+    """Return environment.json; empty if there is none, or nothing that a sweep wrote."""
+    try:
+        found = json.loads((out / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_records(out: Path) -> list[RunRecord]:

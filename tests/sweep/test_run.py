@@ -207,7 +207,7 @@ def test_results_of_another_environment_are_not_resumed(tmp_path: Path, monkeypa
     here = environment.collect()
     monkeypatch.setattr(environment, "collect", lambda: {**here, "commit": "another"})
     before = (tmp_path / "environment.json").read_text()
-    with pytest.raises(BadInput, match="another commit, host or library version"):
+    with pytest.raises(BadInput, match=r"library version or setting \(commit: .* then, another now\)"):
         sweep.run_sweep(plan, "plan", tmp_path, QUIET, instant)
     assert (tmp_path / "environment.json").read_text() == before
 
