@@ -29,7 +29,7 @@ ROUTING = tuple(
     f"OMPI_MCA_{name}"
     for name in ("ess", "orte", "prte", "pmix", "plm", "oob", "initial_", "num_procs", "cpu_type", "PREFIXES")
 )
-HOROVODRUNS = ("HOROVOD_CONTROLLER", "HOROVOD_CPU_OPERATIONS", "NCCL_SOCKET_IFNAME")  # what horovodrun sets for its ranks
+HOROVODRUNS = ("HOROVOD_CONTROLLER", "HOROVOD_CPU_OPERATIONS", "NCCL_SOCKET_IFNAME")  # it sets them
 PACKAGES = ("psring", "torch", "mpi4py", "horovod", "numpy", "pandas", "matplotlib", "scipy", "pydantic")
 
 
