@@ -6,6 +6,7 @@ import argparse
 import faulthandler
 import gc
 import os
+import shutil
 import signal
 import sys
 import time
@@ -261,6 +262,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from bench.report.plotting import import_matplotlib
 
     import_matplotlib()
+    from bench.report.answer import as_text
     from bench.report.gather import results_folder
     from bench.report.verdicts import share_of
     from bench.report.write import write_report
@@ -268,12 +270,12 @@ def _report(arguments: argparse.Namespace) -> int:
     margin = share_of(arguments.margin, "--margin")
     folder = results_folder(arguments.folder)
     written = write_report(folder, allow_mixed=arguments.allow_mixed, margin=margin)
+    print(as_text(written.answer, shutil.get_terminal_size().columns), end="\n\n")
     if arguments.tensorboard:
         from bench.report.events import write_events
 
-        written += write_events(folder)
-    for path in written:
-        print(path)
+        print(f"{len(write_events(folder))} runs in {folder / 'tensorboard'}")
+    print(folder / "report.html")
     return 0
 
 

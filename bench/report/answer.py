@@ -1,35 +1,38 @@
-"""The answer in sentences: which topology was faster on equal work, at which sizes, by how much, and the caveats.
+"""The answer of a report: which topology to use, what bounds it, whether it pays, every comparison, the caveats.
 
-Every number comes from the tables of `cells` and `duels`.
+Every sentence is made from the tables of `cells` and `duels` and from the limits of `bounds`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
 
 from bench.config import MIN_CONVERGENCE
 from bench.records import LABELS
-from bench.report import cells
+from bench.report import cells, conclusions
+from bench.report.bounds import Bounds
 from bench.report.duels import WORK
 from bench.report.sections import label_counts
-from bench.report.tables import Row, Table, interval, number
-from bench.report.verdicts import EQUIVALENT, MIN_PAIRS, NO_VERDICT, UNDECIDED
+from bench.report.sentences import capital, counted, headline, listed, plural, sentences, team_of
+from bench.report.tables import BLANK, Row, Table, interval, number
+from bench.report.verdicts import MIN_PAIRS, NO_VERDICT
+from bench.shape import GPTShape
+from strategies import catalogue
 
-BESIDE = ("scaling_efficiency", "scaling_efficiency_per_node", "held_out_loss")
-HEAD = [
-    "setting", "equal", "size", "ring", "servers", "pairs", "ring ÷ servers", "verdict", "p",
-    "efficiency per worker", "per node", "held-out loss",
-]  # fmt: skip
+HEAD = ["setting", "equal", "size", "ring", "servers", "pairs", "ring ÷ servers", "verdict", "p", "held-out loss",
+        "rejected", "weakened by"]  # fmt: skip
 MAX_LINES = 6  # settings described in sentences; the table has all
-MAX_HEADLINE = 2  # sentences
-TIMES_FROM = 1.5  # ratios below are written in percent
+MAX_COUNTED = 2  # sentences of a headline that counts settings
+WHERE = {"network": "On a network: ", "emulated nodes": "On emulated nodes: "}
 
 
 class Answer(NamedTuple):
-    """The headline; per setting its name and sentences; every comparison as a table; the caveats."""
+    """The headline; titled paragraphs; every comparison as a table; the caveats."""
 
     headline: str
     lines: list[tuple[str, str]]
@@ -37,24 +40,42 @@ class Answer(NamedTuple):
     caveats: list[str]
 
 
-def answer(duels: pd.DataFrame, summary: pd.DataFrame, margin: float) -> Answer:
+def answer(duels: pd.DataFrame, summary: pd.DataFrame, margin: float, bounds: Bounds, unfinished: str = "") -> Answer:
     """Describe the comparisons of `duels.duels`, which were judged with this margin."""
-    table = Table("Tokens per second of a ring ÷ those of parameter servers", HEAD, [])
+    missing = [unfinished] if unfinished else []
     if duels.empty:
-        headline = "No answer: there is no size at which a ring and a parameter server finished the same work."
-        return Answer(headline, [], table, [*without_numbers(summary), *caveats(summary, duels)])
-    row_of = {str(row["cell"]): row for row in summary.to_dict("records")}
-    duels = duels.assign(setting=settings_of(duels))
-    for duel in duels.to_dict("records"):
-        table.rows.append(duel_row(duel, row_of[duel["ring"]], row_of[duel["server"]]))
-    told = list(duels.groupby("setting", sort=False))
-    lines = [(str(setting), " ".join(sentences(found, margin))) for setting, found in told[:MAX_LINES]]
-    if len(told) > MAX_LINES:
-        rest = len(told) - MAX_LINES
-        lines.append((f"And {plural(rest, 'more setting')}", "See the table of all comparisons."))
+        table = Table("Tokens per second of a ring ÷ those of parameter servers", HEAD, [])
+        notes = [*missing, *without_numbers(summary), *caveats(summary, duels)]
+        return Answer(nothing_compared(summary), [], table, notes)
+    rows: dict[str, Row] = {str(row["cell"]): row for row in summary.to_dict("records")}
+    lone = [one_sided(rows[ring], rows[server]) for ring, server in zip(duels["ring"], duels["server"], strict=True)]
+    duels = duels.assign(setting=settings_of(duels), lopsided=lone)
+    here = main_place(duels)
+    lines = [*reasons(here, rows, summary, margin, bounds), *other_settings(duels, rows, margin)]
     compared = summary[summary["cell"].isin({*duels["ring"], *duels["server"]})]
-    notes = [*without_numbers(summary), *caveats(compared, duels)]
-    return Answer(headline_of(duels, margin), lines, table, notes)
+    notes = [*missing, *without_numbers(summary), *caveats(compared, duels)]
+    return Answer(headline_of(here, margin, bounds), lines, duel_table(duels, rows), notes)
+
+
+def as_text(answer: Answer, width: int) -> str:
+    """The answer for a terminal of this width: headline, paragraphs and caveats."""
+    wrap = partial(textwrap.fill, width=max(40, width), break_long_words=False, break_on_hyphens=False)
+    lines = [wrap(f"{title}. {text}", subsequent_indent="  ") for title, text in answer.lines]
+    weak = [wrap(note, initial_indent="- ", subsequent_indent="  ") for note in answer.caveats]
+    parts = [wrap(answer.headline), "\n".join(lines), "\n".join(["What weakens this answer:", *weak] if weak else [])]
+    return "\n\n".join(part for part in parts if part)
+
+
+def main_place(duels: pd.DataFrame) -> pd.DataFrame:
+    """The comparisons of the most realistic place."""
+    place = str(min(duels["place"], key=cells.PLACES.index))
+    return duels[duels["place"] == place]
+
+
+def main_setting(here: pd.DataFrame) -> pd.DataFrame:
+    """Of one place, the comparisons of the setting that has most of them, the first of several."""
+    most = here["setting"].value_counts(sort=False).idxmax()
+    return here.loc[here["setting"] == most]
 
 
 def settings_of(duels: pd.DataFrame) -> pd.Series:
@@ -63,114 +84,147 @@ def settings_of(duels: pd.DataFrame) -> pd.Series:
     within = {field for _, here in duels.groupby("place") for field in cells.varying(here[list(WORK)])}
     apart = [field for field in WORK if field in within - named]
     words = duels["precision"] + ", " + duels["batch_size"].astype(str) + " sequences per worker"
+    shape = [field for field in apart if field in GPTShape.model_fields]
+    if shape and duels.groupby("model")[shape].nunique().le(1).all(axis=None):  # the model's name implies them
+        apart = [field for field in apart if field not in shape]
+        words = duels["model"] + ", " + words
     for field in apart:
         words += [f", {field} {value}" if pd.notna(value) else "" for value in duels[field]]
     return duels["place"] + ", " + words if duels["place"].nunique() > 1 else words
 
 
-def headline_of(duels: pd.DataFrame, margin: float) -> str:
-    """The first sentences about the most realistic place; with several settings there, the counts of verdicts."""
-    place = min(duels["place"], key=cells.PLACES.index)
-    here = duels[duels["place"] == place]
-    where = {cells.PLACES[0]: "On a network: ", cells.PLACES[1]: "On emulated nodes: "}.get(place, "")
+def headline_of(here: pd.DataFrame, margin: float, bounds: Bounds) -> str:
+    """The first sentences about one place; with several settings there, the counts of verdicts."""
+    where = WHERE.get(here["place"].iloc[0], "")
     if here["setting"].nunique() == 1:
-        return where + " ".join(sentences(here, margin)[:MAX_HEADLINE])
+        return where + " ".join(headline(here, margin, partial(conclusions.reason, bounds=bounds)))
     groups = list(here.groupby(["server_name", "ring_name", "equal"], sort=False))
-    return where + " ".join(counted(found) for _, found in groups[:MAX_HEADLINE])
+    return where + " ".join(counted(found) for _, found in groups[:MAX_COUNTED])
 
 
-def counted(duels: pd.DataFrame) -> str:
-    """'Colocated servers against Horovod's ring at equal nodes, …: slower in 3 of 4 settings (2 % to 1.6×), …'"""
-    last = duels.loc[duels.groupby("setting", sort=False)["size"].idxmax()]
-    total = plural(len(last), "setting")
-    words = {"ring": "slower", "server": "faster"}
-    parts = []
-    for verdict in ("ring", "server", EQUIVALENT, UNDECIDED, NO_VERDICT):
-        found = last[last["verdict"] == verdict].sort_values("ratio", ascending=verdict == "ring").to_dict("records")
-        ends = " to ".join(dict.fromkeys([amount(found[0]), amount(found[-1])])) if found else ""
-        if found:
-            span = f" ({ends})" if verdict in words else ""
-            parts.append(f"{words.get(verdict, verdict)} in {len(found)} of {total}{span}")
-    first = last.iloc[0]
-    names = f"{capital(first['server_name'])} against {first['ring_name']}"
-    return f"{names} at equal {first['equal']}, each setting at its largest size: {', '.join(parts)}."
+def reasons(
+    here: pd.DataFrame, rows: Mapping[str, Row], summary: pd.DataFrame, margin: float, bounds: Bounds
+) -> Iterator[tuple[str, str]]:
+    """The paragraphs about the main setting of a place."""
+    setting = main_setting(here)
+    largest = conclusions.largest(setting)
+    servers = summary[summary["cell"].isin(set(setting["server"])) & summary["tokens_per_s"].notna()]
+    steps = {cell: bounds.configs[cell].total_steps for cell in rows}
+    ratio = rows[largest[0]["ring"]]["communication_compute_ratio"]
+    by_workers = setting["equal"] == "workers"
+    gained = setting[by_workers & (setting["verdict"] == "server")].sort_values("size").to_dict("records")
+    paragraphs = {
+        "What bounds it": conclusions.what_bounds(largest, rows, bounds),
+        "Where one dedicated server stops scaling": conclusions.one_server(servers, bounds),
+        "At equal workers": "" if by_workers.all() else " ".join(sentences(setting[by_workers], margin)),
+        "Worth distributing": conclusions.worth(largest, rows),
+        "CPU time": conclusions.cpu(largest, rows, steps),
+        "What would turn it round": conclusions.turns([*largest, *gained[-1:]], bounds, ratio, margin),
+        "Measured with": conclusions.conditions(setting, rows, bounds),
+    }
+    several = f" ({setting['setting'].iloc[0]})" if here["setting"].nunique() > 1 else ""
+    return ((title + several, text) for title, text in paragraphs.items() if text)
 
 
-def sentences(duels: pd.DataFrame, margin: float) -> list[str]:
-    """A sentence per verdict about each kind of servers in one setting; decided ones and equal nodes first."""
-    groups = [found for _, found in duels.groupby(["server_name", "ring_name", "equal"], sort=False)]
-    groups.sort(key=lambda found: (found["equal"].iloc[0] == "workers", -len(found)))
-    said: dict[bool, list[str]] = {True: [], False: []}
-    for group in groups:
-        for verdict, found in group.sort_values("size").groupby("verdict", sort=False):
-            decided = verdict not in (UNDECIDED, NO_VERDICT)
-            said[decided].append(sentence(str(verdict), found.to_dict("records"), margin))
-    return said[True] + said[False]
+def other_settings(duels: pd.DataFrame, rows: Mapping[str, Row], margin: float) -> list[tuple[str, str]]:
+    """Sentences about every setting, if there are several, and whether distributing pays in the other places."""
+    told = list(duels.groupby("setting", sort=False))
+    if len(told) == 1:
+        return []
+    lines = [(capital(str(setting)), " ".join(sentences(found, margin))) for setting, found in told[:MAX_LINES]]
+    if len(told) > MAX_LINES:
+        rest = len(told) - MAX_LINES
+        lines.append((f"And {plural(rest, 'more setting')}", "See the table of all comparisons."))
+    for place, found in duels.groupby("place", sort=False):
+        if place != main_place(duels)["place"].iloc[0]:
+            setting = main_setting(found)
+            title = f"Worth distributing ({setting['setting'].iloc[0]})"
+            lines.append((title, conclusions.worth(conclusions.largest(setting), rows)))
+    return lines
 
 
-def sentence(verdict: str, duels: Sequence[Row], margin: float) -> str:
-    """One verdict about one kind of servers at one or several sizes."""
-    servers, ring = str(duels[0]["server_name"]), str(duels[0]["ring_name"])
-    subject, verb = capital(servers), "is" if servers.startswith("one ") else "are"
-    if verdict == EQUIVALENT:
-        return f"{subject} and {ring} are equivalent (within {100 * margin:g} %) at {sizes(duels)}."
-    if verdict in ("ring", "server"):
-        word = "slower" if verdict == "ring" else "faster"
-        if len(duels) == 1:
-            return f"{subject} {verb} {amount(duels[0])} {word} than {ring} at {sizes(duels)}."
-        each = listed([f"{amount(duel)} at {sizes([duel])}" for duel in duels])
-        return f"{subject} {verb} {word} than {ring}: {each}."
-    why = f" (fewer than {MIN_PAIRS} pairs of launches)" if verdict == NO_VERDICT else ""
-    ratios = listed([interval(duel, "ratio") for duel in duels])
-    return f"{subject} against {ring} at {sizes(duels)}: {verdict}{why}, ring ÷ servers {ratios}."
+def nothing_compared(summary: pd.DataFrame) -> str:
+    """Why there is no answer, and how far what did run scales."""
+    ok = summary[summary["status"] == "ok"]
+    if ok.empty:
+        return "No answer: no run has numbers."
+    rings = ok[ok["strategy"].map(lambda name: catalogue.find(name).family == catalogue.RING)]
+    servers = ok[cells.is_kind(ok, "has_servers")]
+    if len(rings) and len(servers):
+        if (servers["consistency"] != "bsp").all():
+            return "No answer: only asynchronous servers ran, which learn less from a token than a ring."
+        ran = [listed([str(n) for n in sorted(found["world_size"].unique())]) for found in (rings, servers)]
+        return f"No answer: a ring (ranks: {ran[0]}) and servers ({ran[1]}) have no launch of equal work in common."
+    missing = "ring" if len(servers) else "parameter server" if len(rings) else "ring and no parameter server"
+    return f"No answer: no {missing} has numbers, so there is nothing to compare.{fastest(ok)}"
 
 
-def sizes(duels: Sequence[Row]) -> str:
-    """'2, 4 and 8 nodes'; at equal workers '2 workers (4 nodes instead of 2) and 4 workers (8 nodes instead of 4)'."""
-    if duels[0]["equal"] != "workers":
-        return f"{listed([str(duel['size']) for duel in duels])} {duels[0]['equal']}"
-    return listed([
-        f"{plural(duel['size'], 'worker')} ({duel['world_size']} {duel['unit']} instead of {duel['size']})"
-        for duel in duels
-    ])  # fmt: skip
+def fastest(ok: pd.DataFrame) -> str:
+    """' Horovod's ring on 8 workers trains 6.47× as fast as one process.': the largest speedup, or blank."""
+    known = ok[(ok["num_workers"] > 1) & ok["speedup"].notna()]
+    if known.empty:
+        return ""
+    row: Row = known.sort_values("speedup").to_dict("records")[-1]
+    kind = catalogue.find(row["strategy"])
+    name = capital(kind.phrase or kind.title)
+    against = "one process" if row["baseline"] == "local" else row["baseline"]
+    speed = conclusions.times(row, "speedup")
+    return f" {name} with {row['num_workers']} workers trains {speed} as fast as {against}."
 
 
-def amount(duel: Row) -> str:
-    """How much faster the faster one is: '3.56×', below TIMES_FROM '3.1 %'."""
-    ratio = max(duel["ratio"], 1 / duel["ratio"])
-    return f"{number(ratio)}×" if ratio >= TIMES_FROM else f"{100 * (ratio - 1):.1f} %"
-
-
-def listed(words: Sequence[str]) -> str:
-    """'2, 4 and 8'."""
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
-
-
-def capital(text: str) -> str:
-    """The text with its first letter as a capital."""
-    return text[:1].upper() + text[1:]
+def duel_table(duels: pd.DataFrame, rows: Mapping[str, Row]) -> Table:
+    """Every comparison, without a column that is the same or blank in every row."""
+    lines = [duel_row(duel, rows[duel["ring"]], rows[duel["server"]]) for duel in duels.to_dict("records")]
+    *_, losses, rejected, weak = map(set, zip(*lines, strict=True))
+    idle = {
+        "setting": duels["setting"].nunique() == 1, "held-out loss": losses == {NO_LOSS}, "rejected": rejected == {"0"},
+        "weakened by": weak == {BLANK},
+    }  # fmt: skip
+    kept = [place for place, head in enumerate(HEAD) if not idle.get(head, False)]
+    caption = "Tokens per second of a ring ÷ those of parameter servers"
+    return Table(caption, [HEAD[place] for place in kept], [[line[place] for place in kept] for line in lines])
 
 
 def duel_row(duel: Row, ring: Row, server: Row) -> list[str]:
-    """One comparison as a table row, with efficiency and held-out loss of both cells."""
-    arm = plural(server["num_workers"], "worker")
-    arm += f" + {plural(server['num_servers'], 'server')}" if server["num_servers"] else ", colocated servers"
+    """One comparison as a row of HEAD."""
+    arm = team_of(duel) + str(duel["server_name"]).partition(" server")[2].lstrip("s")
+    if server["placement"] != "dedicated":
+        arm = f"{plural(server['num_workers'], 'worker')}, {duel['server_name']}"
     verdict = said(str(duel["verdict"])) + " (fragile)" * bool(duel["fragile"])
     return [
         str(duel["setting"]), str(duel["equal"]), str(duel["size"]),
         f"{plural(ring['num_workers'], 'worker')}, {duel['ring_name']}", arm, str(duel["n"]),
-        interval(duel, "ratio"), verdict, number(duel["p_value"]), *(versus(ring, server, field) for field in BESIDE),
+        interval(duel, "ratio"), verdict, number(duel["p_value"]), versus(ring, server, "held_out_loss"),
+        str(duel["rejected"]), weakened(ring, server),
     ]  # fmt: skip
+
+
+def labels_by_side(ring: Row, server: Row) -> dict[str, list[str]]:
+    """Labels of either side, those of a whole place left out, each with the sides that carry it."""
+    sides = {"ring": set(str(ring["labels"]).split()), "servers": set(str(server["labels"]).split())}
+    found = sorted((sides["ring"] | sides["servers"]) - OF_PLACE)
+    return {label.replace("_", " "): [side for side, labels in sides.items() if label in labels] for label in found}
+
+
+def one_sided(ring: Row, server: Row) -> str:
+    """'oversubscribed: only the servers'; blank if no label weakens one side only."""
+    found = {label: sides[0] for label, sides in labels_by_side(ring, server).items() if len(sides) == 1}
+    return ", ".join(f"{label}: only the {side}" for label, side in found.items())
+
+
+def weakened(ring: Row, server: Row) -> str:
+    """'oversubscribed (servers)': the labels of one side or both."""
+    found = labels_by_side(ring, server)
+    return ", ".join(f"{label}{f' ({s[0]})' if len(s) == 1 else ''}" for label, s in found.items()) or BLANK
+
+
+OF_PLACE = {"emulated", "emulated_compute", "loopback", "few_launches"}  # in the caveats
+NO_LOSS = f"{BLANK} : {BLANK}"
 
 
 def versus(ring: Row, server: Row, field: str) -> str:
     """A number of both cells, the ring's first."""
     return f"{number(ring[field])} : {number(server[field])}"
-
-
-def plural(count: int, word: str, ending: str = "s") -> str:
-    """1 worker, 2 workers."""
-    return f"{count} {word}{'' if count == 1 else ending}"
 
 
 def caveats(compared: pd.DataFrame, duels: pd.DataFrame) -> list[str]:

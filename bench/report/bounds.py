@@ -13,7 +13,7 @@ closed form's volume over the link's goodput. Latency, CPU time of messages, sum
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -53,17 +53,20 @@ class Bounds:
     """The limits of a report's cells, as measured or with other links; only of cells whose links are known."""
 
     def __init__(self, summary: pd.DataFrame, configs: Mapping[str, RunConfig]) -> None:
+        self.configs = dict(configs)
         self._known: dict[str, tuple[RunConfig, Durations]] = {}
-        self.measured_s: dict[str, float] = {}
         for row in summary[summary["status"] == "ok"].to_dict("records"):
             config = configs[row["cell"]]
             if is_known(config, row):
                 self._known[row["cell"]] = config, durations_of(config, row)
-                self.measured_s[row["cell"]] = float(row["step_s"])
 
     def __contains__(self, cell: str) -> bool:
         """Whether the limits of a cell are known."""
         return cell in self._known
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the cells whose limits are known."""
+        return iter(self._known)
 
     def of(self, cell: str, link_factor: float = 1.0) -> Limits:
         """Return the limits of a cell, with all links `link_factor` times as fast."""
@@ -73,12 +76,17 @@ class Bounds:
         """Return the highest rate that the limits allow."""
         return self._known[cell][0].tokens_per_step / self.of(cell, link_factor).min_step_s
 
-    def columns(self, cells: pd.Series) -> pd.DataFrame:
-        """Return COLUMNS and `bounded_by` per cell; blank where the links are not known."""
-        found = [self.of(cell) if cell in self else None for cell in cells]
+    def tokens_of_one_worker(self, cell: str) -> int:
+        """Return the tokens of one worker's step."""
+        config = self._known[cell][0]
+        return config.tokens_per_step // config.num_workers
+
+    def added_to(self, summary: pd.DataFrame) -> pd.DataFrame:
+        """Return the summary with COLUMNS and `bounded_by`; blank where the links are not known."""
+        found = [self.of(cell) if cell in self else None for cell in summary["cell"]]
         table = pd.DataFrame({name: [getattr(one, name, np.nan) for one in found] for name in COLUMNS})
         table["bounded_by"] = [one.bounded_by if one else UNKNOWN for one in found]
-        return table.set_index(cells.index)
+        return summary.join(table.set_index(summary.index)).copy()  # one block: adding columns is slow otherwise
 
 
 def is_known(config: RunConfig, row: Mapping[Any, Any]) -> bool:

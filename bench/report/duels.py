@@ -57,10 +57,10 @@ def same(table: pd.DataFrame, fields: list[str], sort: bool = True) -> Iterable[
 def duels(runs: pd.DataFrame, margin: float = MARGIN) -> pd.DataFrame:
     """One row per comparison of a server cell with a ring cell on equal work, at equal nodes and at equal workers.
 
-    Columns: those of WORK, `place`, `unit` (nodes, or ranks if a node has several), `equal` (the unit, or workers),
-    `size` (how many), `ring` and `server` (cells), `ring_name`, `server_name`, `world_size` (of the server cell) and
-    those of `judgement` and `Rejections.columns`; `ratio` is ring ÷ server in tokens_per_s, and a verdict names the
-    faster one, "ring" or "server". A pair that is equal in nodes and in workers has one row, at equal nodes.
+    Columns: those of WORK, `model`, `place`, `unit` (nodes, or ranks if a node has several), `equal` (the unit, or
+    workers), `size` (how many), `ring` and `server` (cells), `ring_name`, `server_name`, `world_size` (of the server
+    cell) and those of `judgement` and `Rejections.columns`; `ratio` is ring ÷ server in tokens_per_s, and a verdict
+    names the faster one, "ring" or "server". A pair that is equal in nodes and in workers has one row, at equal nodes.
     """
     runs = judged(runs)
     rejections = Rejections(runs)
@@ -143,7 +143,7 @@ def _described(equal: str, ring: Row, server: Row) -> dict[str, object]:
     unit = "nodes" if all(row["num_nodes"] == row["world_size"] for row in (ring, server)) else "ranks"
     return {
         "equal": "workers" if equal == "num_workers" else unit, "unit": unit, "size": int(server[equal]),
-        **{field: server[field] for field in (*WORK, "place", "num_servers")},
+        **{field: server[field] for field in (*WORK, "model", "place", "num_servers")},
         "ring": ring["cell"], "server": server["cell"], "world_size": int(server["world_size"]),
         "ring_name": catalogue.find(ring["strategy"]).phrase, "server_name": server["server_name"],
     }  # fmt: skip

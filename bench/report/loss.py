@@ -81,6 +81,7 @@ def add_costs(summary: pd.DataFrame, runs: pd.DataFrame, losses: pd.DataFrame) -
     work = runs.drop_duplicates("cell").set_index("cell")[["num_workers", "batch_size", "block_size"]].prod(axis=1)
     rows = [_to_loss(str(cell), reached, float(work[cell])) for cell, reached in hits.groupby("cell")]
     reached = summary.merge(pd.DataFrame(rows, columns=["cell", "task", *COLUMNS[:-1]]), on="cell", how="left")
+    reached = reached.copy()  # one block: adding columns to many is slow
     reached["bytes_to_loss"] = reached["steps_to_loss"] * bytes_of_all_ranks(reached)
     costs = ["time_to_loss_s", "bytes_to_loss"]
     reached["on_front"] = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import jinja2
 import pandas as pd
@@ -15,15 +16,24 @@ import pandas as pd
 from bench import files, records
 from bench.config import BadInput
 from bench.report import answer, bounds, cells, commands, duels, figures, loss, method, sections, tables
+from bench.report.answer import Answer
 from bench.report.looks import INK, PAPER
 from bench.report.verdicts import MARGIN
+from bench.sweep import remaining
 
 TEMPLATES = Path(__file__).with_name("templates")
 MAX_ROWS = 60  # of a table in report.md
 
 
-def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MARGIN) -> list[Path]:
-    """Write the tables, figures/, report.html and report.md into a results folder; return their paths.
+class Report(NamedTuple):
+    """The answer of a report, and the files that hold it, report.html among them."""
+
+    answer: Answer
+    files: list[Path]
+
+
+def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MARGIN) -> Report:
+    """Write the tables, figures/, report.html and report.md into a results folder; return the answer and their paths.
 
     Speeds that differ by less than `margin` (a share) are equivalent. BadInput if the folder has no runs, or runs of
     different environments without allow_mixed.
@@ -35,13 +45,14 @@ def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MAR
     summary = loss.add_costs(summary, runs, losses)
     configs = {record.cell: record.config for record in kept}
     limits = bounds.Bounds(summary, configs)
-    summary = summary.join(limits.columns(summary["cell"]))
+    summary = limits.added_to(summary)
     compared = duels.duels(runs, margin)
     drawn = figures.write_figures(figures.make_figures(summary, compared, losses, margin), folder)
+    found = answer.answer(compared, summary, margin, limits, unfinished(folder))
     by_cell = commands.commands(summary, configs)
     context = {
         "name": folder.resolve().name,
-        "answer": answer.answer(compared, summary, margin),
+        "answer": found,
         "facts": answer.facts(runs, summary),
         "sections": sections.sections(summary, duels.precision_effects(runs, margin), drawn),
         "drawn": drawn,
@@ -61,7 +72,13 @@ def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MAR
         files.write_whole(folder / name, text)
     write_parquet({"runs.parquet": runs, "summary.parquet": summary}, folder)
     images = [f"figures/{name}.{kind}" for name in drawn for kind in figures.KINDS]
-    return [folder / name for name in (*texts, "runs.parquet", "summary.parquet", *images)]
+    return Report(found, [folder / name for name in (*texts, "runs.parquet", "summary.parquet", *images)])
+
+
+def unfinished(folder: Path) -> str:
+    """Planned runs that are missing, why, and the command that runs them; blank if there are none."""
+    text, name = remaining.of_folder(folder), folder.resolve().name
+    return text and f"{text} The command: `psring sweep {name}/sweep.yaml --out {name}`, on the same machine."
 
 
 def write_parquet(frames: dict[str, pd.DataFrame], folder: Path) -> None:

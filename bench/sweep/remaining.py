@@ -21,19 +21,23 @@ def of_folder(out: Path) -> str:
         launches = plan(sweep, "sweep.yaml")
     except BadInput:
         return ""
+    found = folder.read_records(out)
+    if not {run.run_id for planned in launches for run in planned} & {run_id_now(record) for record in found}:
+        return ""  # the runs are of a version whose knobs had other defaults
     interrupted = (out / folder.SCRATCH).exists()
-    return " ".join(describe(launches, folder.read_records(out), sweep, interrupted=interrupted))
+    return " ".join(describe(launches, found, sweep, interrupted=interrupted))
+
+
+def run_id_now(record: RunRecord) -> str:
+    """Return a run's name by its config: an older version may have named its cell otherwise."""
+    return PlannedRun(config=record.config, repeat=record.repeat, attempt=record.attempt).run_id
 
 
 def describe(
     launches: Sequence[list[PlannedRun]], found: Sequence[RunRecord], sweep: Sweep, *, interrupted: bool
 ) -> list[str]:
     """Return how many planned runs are missing and why, and what the same command adds: two sentences, or none."""
-    # By config and not by the recorded name of the cell: an older version may have named it otherwise.
-    here = [
-        r.model_copy(update={"run_id": PlannedRun(config=r.config, repeat=r.repeat, attempt=r.attempt).run_id})
-        for r in found
-    ]
+    here = [record.model_copy(update={"run_id": run_id_now(record)}) for record in found]
     todo = missing(launches, here)
     runs = [run for planned in todo for run in planned]
     if not runs:

@@ -97,7 +97,7 @@ def test_a_slow_worker_and_asynchronous_servers() -> None:
 
 def columns_of(*runs: records.RunRecord) -> pd.DataFrame:
     summary = cells.summarize(records.frame(runs))
-    return bounds.Bounds(summary, {run.cell: run.config for run in runs}).columns(summary["cell"])
+    return bounds.Bounds(summary, {run.cell: run.config for run in runs}).added_to(summary)
 
 
 def test_where_the_links_are_not_known_nothing_is_claimed() -> None:

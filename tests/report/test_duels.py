@@ -9,7 +9,7 @@ import pytest
 
 from bench import records
 from bench.records import RunRecord
-from bench.report import answer, duels
+from bench.report import duels
 from tests.support.synthetic import demo_records, make_record, make_rejected
 
 ARMS = {"ring": "ring_allreduce", "server": "parameter_server"}
@@ -117,19 +117,6 @@ def test_emulated_nodes_are_not_compared_with_one_machine() -> None:
     emulated = arm("ring", [1.0, 2.0], labels=("emulated",))
     assert fight(emulated, arm("server", [1.0, 2.0])).empty
     assert len(fight(emulated, arm("server", [1.0, 2.0], labels=("emulated",)))) == 1
-
-
-def test_a_setting_is_named_in_words_whatever_the_other_place_leaves_blank() -> None:
-    nodes = {
-        "labels": ("emulated",),
-        "link": "200mbit",
-        "compute": "emulated",
-        "emulated_forward_s": 0.1,
-        "emulated_backward_s": 0.2,
-    }
-    found = fight(*(arm(name, [1.0, 2.0], **more) for name in ARMS for more in ({}, nodes)))
-    expected = [f"{place}, fp32, 8 sequences per worker" for place in ("emulated nodes", "one machine")]
-    assert sorted(answer.settings_of(found)) == expected
 
 
 def test_every_arrangement_of_servers_is_compared_and_named() -> None:
