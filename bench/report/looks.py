@@ -1,12 +1,14 @@
 """Colour, line, marker and label of a cell, the same in every figure and table.
 
-A strategy has one colour (Okabe and Ito's palette, safe for colour-blind readers); other knobs that vary in the sweep
-change line style and marker. In a sweep of a single strategy, its variants have different colours.
+A strategy has one colour (Okabe and Ito's palette, safe for colour-blind readers), a placement of servers one marker;
+other knobs that vary in the sweep change the line style. In a sweep of a single strategy, its variants have different
+colours.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,13 +21,14 @@ from strategies import catalogue
 GREY = catalogue.INDEPENDENT.colour
 INK, PAPER = catalogue.LOCAL.colour, "#ffffff"  # write.inline_svg replaces both by the page's colours
 COLOURS = tuple(entry.colour for entry in catalogue.CATALOGUE.values())
-COLOCATED = "#e69f00"
 PHASES = {
     "data_s": "#9a9a9a", "forward_s": "#56b4e9", "backward_s": "#e69f00",
     "exposed_communication_s": "#cc79a7", "optimizer_s": "#f0e442",
 }  # fmt: skip
 LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
-MARKERS = "osD^vPX*"
+MARKERS = {"dedicated": "s", "colocated": "D", "mixed": "X"}  # of cells with servers
+MARKER = "o"  # of others
+PER_WORKER = "per worker"  # in place of a number of servers
 OFF = {"compression": "none", "sync_every": 1}  # not shown in labels
 PANEL = ["place", "precision", "batch_size"]
 
@@ -33,23 +36,35 @@ Curve = tuple[str, dict[str, Any], pd.DataFrame]
 
 
 def with_looks(ok: pd.DataFrame) -> pd.DataFrame:
-    """The ok cells with two more columns: `curve`, its label, and `look`, the style of its line (plot keywords)."""
+    """The cells with two more columns: `curve`, its label, and `look`, the style of its line (plot keywords)."""
     within = {field for _, panel in ok.groupby("place") for field in distinguishing_knobs(panel)}
-    fields = ["strategy", "num_servers", "placement", *(field for field in distinguishing_knobs(ok) if field in within)]
-    variants: dict[str, Iterator[int]] = {name: itertools.count() for name in ok["strategy"].unique()}
+    knobs = [field for field in distinguishing_knobs(ok) if field in within]
+    fields = ["strategy", "num_servers", "placement", *knobs]
+    variants, lines = defaultdict[str, Iterator[int]](itertools.count), defaultdict[Any, Iterator[int]](itertools.count)
     alone = ok["strategy"].nunique() == 1
+    keys = ok.assign(num_servers=servers_of_curve(ok))
     ok = ok.assign(curve="", look=None)
-    for key, every in ok.groupby(fields, sort=False, dropna=False):
+    for key, every in keys.groupby(fields, sort=False, dropna=False):
         strategy = str(every["strategy"].iloc[0])
-        variant = next(variants[strategy])
         look = {
-            "color": colour_of_variant(strategy, variant) if alone else colour_of(every.iloc[0]),
-            "linestyle": LINES[variant % len(LINES)],
-            "marker": MARKERS[(catalogue.order(strategy) + 5 * variant) % len(MARKERS)],
+            "color": colour_of_variant(strategy, next(variants[strategy]) if alone else 0),
+            "linestyle": LINES[next(lines[strategy, every["placement"].iloc[0]]) % len(LINES)],
+            "marker": marker_of(every.iloc[0]),
         }  # fmt: skip
         ok.loc[every.index, "curve"] = curve_label(dict(zip(fields, key, strict=True)))
         ok.loc[every.index, "look"] = pd.Series([look] * len(every), index=every.index)
     return ok
+
+
+def servers_of_curve(ok: pd.DataFrame) -> pd.Series:
+    """num_servers, or PER_WORKER for the sizes of a sweep that gives every worker a dedicated server."""
+    count = ok["num_servers"].astype("object")
+    served = ok["num_servers"] > 0
+    equal = served & (ok["num_servers"] == ok["num_workers"])
+    by_count = [ok[field] for field in ("strategy", "placement", "num_servers")]
+    always = equal.groupby(by_count).transform("all") & (ok["num_servers"] > 1)
+    sizes = ok["num_servers"].where(always).groupby([ok["strategy"], ok["placement"]]).transform("nunique")
+    return count.mask(always & (sizes > 1), PER_WORKER)
 
 
 def curves(rows: pd.DataFrame) -> Iterator[Curve]:
@@ -63,16 +78,15 @@ def that_communicate(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[is_kind(rows, "communicates")]
 
 
-def colour_of(cell: pd.Series) -> str:
-    """The colour of a cell's strategy; colocated and mixed servers have another one."""
-    kind = catalogue.find(cell["strategy"])
-    return COLOCATED if kind.has_servers and cell["placement"] != "dedicated" else kind.colour
+def marker_of(cell: pd.Series) -> str:
+    """The marker of a cell: that of its placement if it has servers."""
+    return MARKERS[cell["placement"]] if catalogue.find(cell["strategy"]).has_servers else MARKER
 
 
 def colour_of_variant(strategy: str, variant: int) -> str:
     """The colour of the variant-th variant of the only strategy: first the strategy's, then the others."""
     own = catalogue.find(strategy).colour
-    palette = [own, *(colour for colour in (*COLOURS, COLOCATED) if colour != own)]
+    palette = [own, *(colour for colour in COLOURS if colour not in (own, INK))]
     return palette[variant % len(palette)]
 
 
@@ -89,21 +103,27 @@ def distinguishing_knobs(ok: pd.DataFrame) -> list[str]:
 
 
 def curve_label(values: dict[str, Any]) -> str:
-    """'parameter server, 2 servers, fp16 wire': strategy and the knobs that distinguish it."""
-    words = [catalogue.find(values["strategy"]).title]
-    if values["num_servers"]:
-        words.append(f"{values['num_servers']} server" + "s" * (values["num_servers"] > 1))
+    """'2 servers, fp16 wire': strategy or servers, and the knobs that distinguish the cell."""
+    kind = catalogue.find(values["strategy"])
+    words = [kind.title]
+    if kind.has_servers:
+        named = [] if kind.name in catalogue.CATALOGUE else words  # a user's own servers have their name, too
+        words = [*named, servers_label(values["num_servers"], values["placement"])]
     for field, value in values.items():
-        if field in COMMUNICATION and not catalogue.find(values["strategy"]).communicates:
-            continue  # this strategy does not read it
-        if pd.isna(value) or value == OFF.get(field):
+        if field in ("strategy", "num_servers", "placement") or pd.isna(value) or value == OFF.get(field):
             continue
+        if field in COMMUNICATION and not kind.communicates:
+            continue  # this strategy does not read it
         if field == "wire_dtype":
             words.append(f"{value} wire")
         elif field in ("launcher", "model"):
             words.append(str(value))
-        elif field == "placement":
-            words += [str(value)] * (value != "dedicated")
-        elif field not in ("strategy", "num_servers"):
+        else:
             words.append(f"{field} {value}")
     return ", ".join(words)
+
+
+def servers_label(count: Any, placement: str) -> str:
+    """'1 server', '1 server per worker', 'colocated servers' or 'colocated + 1 server'."""
+    dedicated = f"1 server {PER_WORKER}" if count == PER_WORKER else f"{count} server" + "s" * (count != 1)
+    return {"dedicated": dedicated, "colocated": "colocated servers", "mixed": f"colocated + {dedicated}"}[placement]

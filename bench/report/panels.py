@@ -1,67 +1,92 @@
-"""Parts of a figure: panels in two columns with titles, notes and one legend, and curves. pyplot is not used."""
+"""Parts of a figure: panels in columns with titles and notes, their axes, and curves. pyplot is not used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from textwrap import fill
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
+from bench.report.cells import PLACES
+from bench.report.labels import TEXT, height_of_names, name_curves, named_lines, separate
 from bench.report.looks import INK, PANEL, PAPER, curves, that_communicate
 from strategies import catalogue
 
-NOTE_WIDTH = 58  # letters of a note that fit above a panel
-TITLE_SHARE = 0.78  # a title is larger: of the letters of a note, this share fits
-MAX_PANELS = 4  # most settings in one figure; of more, the first SHOWN are drawn
-SHOWN = 2
-WIDTH, HEIGHT = 4.8, 3.0  # of a panel, inches
-LEGEND_HANDLE, LEGEND_LETTER, LEGEND_LINE = 0.6, 0.053, 0.17  # inches: a column's handle, a letter, a line
-LEGEND_LINES = 3  # that fit without making the figure higher
-
-IDEAL = "ideal: workers × baseline"
+WIDTH, HEIGHT = 4.8, 2.9  # of a panel with the names of its curves, inches
+FRAME = 0.95  # inches of that height for title, note and the labels of the x axis
+LETTER = 0.076  # inches of a letter of a note
+ROW_LETTER = 0.072  # and of the name of a row
+MAX_PANELS = 12  # settings in one figure
+TICKS = ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.4, 1.7, 2, 2.4, 3, 4, 5, 6, 8))  # of a log axis, by coarseness
+APART = 0.055  # share of a y axis between ticks whose numbers do not touch
 
 Draw = Callable[[Axes, pd.DataFrame], None]
 
 
 def grid(
-    ok: pd.DataFrame, sides: dict[str, Draw], x: str, *,
-    height: float = HEIGHT, panel: list[str] = PANEL, note_width: int = NOTE_WIDTH,
-) -> Figure:  # fmt: skip
-    """A figure with a panel per setting (the values of the columns `panel`) and side, and one legend below.
+    ok: pd.DataFrame, sides: dict[str, Draw], x: str, *, panel: list[str] = PANEL, all_outside: bool = False
+) -> Figure:
+    """A figure with a panel per setting (the values of the columns `panel`) and side, the curves named beside them.
 
-    `sides` maps a y label to the function that draws; height is that of a panel, inches; note_width the letters of a
-    note. Of more than MAX_PANELS settings the first SHOWN are drawn, and a line above says so.
+    `sides` maps a y label to the function that draws. Of more than MAX_PANELS settings those with the most cells are
+    drawn, and a line above says so.
     """
     settings = list(ok.groupby(panel, sort=False))
-    shown = settings if len(settings) <= MAX_PANELS else settings[:SHOWN]
+    largest = sorted(settings, key=lambda setting: -len(setting[1]))[:MAX_PANELS]
+    shown = [setting for setting in settings if any(setting[0] == other[0] for other in largest)]
     panels = [(key, rows, side) for key, rows in shown for side in sides]
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(WIDTH * columns + 0.4, height * lines + 1.0), layout="constrained", facecolor=PAPER)
+    names = max(height_of_names([label for label, _, _ in curves(rows)]) for _, rows in shown)
+    inside = max(HEIGHT - FRAME, names + 0.3)
+    figure = Figure(figsize=(WIDTH * columns, (inside + FRAME) * lines), layout="constrained", facecolor=PAPER)
     for number, (key, rows, side) in enumerate(panels, start=1):
         axes = figure.add_subplot(lines, columns, number)
         sides[side](axes, rows)
-        title = title_of(ok, dict(zip(panel, key, strict=True)))
-        decorate(axes, fill(title, round(TITLE_SHARE * note_width)), fill(shown_labels(rows), note_width))
-        axes.set_xlabel(x)
+        decorate(axes, title_of(ok, dict(zip(panel, key, strict=True))), shown_labels(rows))
+        axes.set_xlabel(x if x != SIZE else size_name(rows))
         axes.set_ylabel(side)
-        if x == "workers":
-            size_axis(axes, sorted(int(n) for n in ok["num_workers"].unique()))
+        finish(axes, inside, all_outside=all_outside)
     if len(shown) < len(settings):
-        note = f"The first {SHOWN} of {len(settings)} settings; the tables have all."
-        figure.suptitle(note, fontsize=8, style="italic", color=INK, x=0.01, ha="left")
-    legend(figure)
+        note = f"The {MAX_PANELS} of {len(settings)} settings with the most cells; the tables have all."
+        figure.suptitle(note, fontsize=TEXT, style="italic", color=INK, x=0.01, ha="left")
     return figure
+
+
+def finish(axes: Axes, height: float, **names: Any) -> None:
+    """Separate and name the curves of a panel whose limits are set; height of the panel in inches."""
+    separate(axes)
+    name_curves(axes, height, **names)
+
+
+SIZE = "world_size"  # the x axis of scaling: nodes, or ranks where a node has several
+
+
+def size_name(rows: pd.DataFrame) -> str:
+    """What `world_size` counts in these rows: nodes, emulated nodes, or ranks."""
+    if (rows["num_nodes"] != rows[SIZE]).any():
+        return "ranks on one machine" if set(rows["place"]) == {PLACES[2]} else "ranks"
+    return "emulated nodes" if set(rows["place"]) == {PLACES[1]} else "nodes"
+
+
+def that_scale(ok: pd.DataFrame, panel: list[str] = PANEL, column: str = "tokens_per_s") -> pd.DataFrame:
+    """The rows of the settings in which some curve has two sizes or more; a panel of single points shows nothing."""
+    known = ok[ok[column].notna()]
+    sizes = known.groupby([*panel, "curve"])[SIZE].nunique()
+    most = sizes.groupby(panel).max()
+    return known[(known[panel].merge(most.rename("most").reset_index(), on=panel, how="left")["most"] > 1).to_numpy()]
 
 
 def title_of(ok: pd.DataFrame, setting: dict[str, Any]) -> str:
     """'fp32, 8 sequences per worker', after the place unless everything ran on one machine."""
     words = {
-        "place": "{}", "precision": "{}", "batch_size": "{} sequences per worker",
+        "place": "{}", "precision": "{}", "batch_size": "{} sequences per worker", "num_workers": "{} workers",
         "global_batch_size": "{} sequences in the global batch", "target_loss": "until loss {:.3g}",
     }  # fmt: skip
     shown = [field for field in setting if field != "place" or set(ok["place"]) != {"one machine"}]
@@ -71,11 +96,22 @@ def title_of(ok: pd.DataFrame, setting: dict[str, Any]) -> str:
     return ", ".join(words.get(field, "{}").format(named[field]) for field in shown)
 
 
-def decorate(axes: Axes, title: str, labels: str = "") -> None:
-    """Set the title, the note under it (labels), the grid and the colours of a panel."""
-    axes.set_title(title, loc="left", fontsize=9.5, fontweight="bold", color=INK, pad=6 + 10 * len(labels.splitlines()))
-    if labels:
-        axes.text(0, 1.02, labels, transform=axes.transAxes, fontsize=7.5, style="italic", color=INK)
+def decorate(axes: Axes, title: str, note: str = "", width: float = WIDTH, names: Sequence[str] = ()) -> None:
+    """Set the title, the note under it, the grid and the colours of a panel of that width, inches.
+
+    Title and note begin above the names of rows, if its y axis has names.
+    """
+    letters = int((width - 0.3) / LETTER)
+    note, title = fill(note, letters), fill(title, letters - 5)
+    left = -ROW_LETTER * max((len(line) for name in names for line in name.splitlines()), default=5)
+    pad = 6 + 11 * len(note.splitlines())
+    above = axes.set_title(title, loc="left", fontsize=TEXT, fontweight="bold", color=INK, pad=pad)
+    above.set_transform(above.get_transform() + ScaledTranslation(left, 0, axes.figure.dpi_scale_trans))
+    if note:
+        axes.annotate(
+            note, (0, 1), xycoords="axes fraction", xytext=(72 * left, 4), textcoords="offset points",
+            fontsize=TEXT, style="italic", color=INK, linespacing=1.0,
+        )  # fmt: skip
     axes.set_facecolor(PAPER)
     axes.grid(axis="both", color="#8c8c8c", alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -88,66 +124,79 @@ def decorate(axes: Axes, title: str, labels: str = "") -> None:
 
 
 def shown_labels(rows: pd.DataFrame) -> str:
-    """'loopback; oversubscribed at 4 workers': the labels of the communicating rows, and where unless on all."""
+    """'loopback; oversubscribed at 4 nodes': the labels of the communicating rows, and where unless on all."""
     communicating = that_communicate(rows)
     of_row = (communicating if len(communicating) else rows)["labels"].str.split()
+    unit = size_name(rows).split()[-1] if "nodes" in size_name(rows) else "ranks"
     words = []
     for label in sorted(set(of_row.explode().dropna())):
         where = of_row.map(lambda labels, label=label: label in labels)
-        workers = ", ".join(str(n) for n in sorted(rows.loc[where.index[where], "num_workers"].unique()))
-        words.append(label.replace("_", " ") + ("" if where.all() else f" at {workers} workers"))
+        sizes = ", ".join(str(n) for n in sorted(rows.loc[where.index[where], SIZE].unique()))
+        words.append(label.replace("_", " ") + ("" if where.all() else f" at {sizes} {unit}"))
     return "; ".join(words)
 
 
-def size_axis(axes: Axes, sizes: list[int]) -> None:
-    """Ticks at the given sizes, on a log axis if they span more than a factor of 4; the y axis starts at 0."""
-    if sizes[-1] / sizes[0] > 4:
-        axes.set_xscale("log", base=2)
-        axes.set_xlim(sizes[0] / 1.2, sizes[-1] * 1.2)
+def size_axis(axes: Axes, sizes: Sequence[int], width: float = WIDTH) -> None:
+    """A log axis with ticks at those of the sizes whose numbers do not touch, in a panel of that width, inches."""
+    sizes = sorted({int(size) for size in sizes})
+    axes.set_xscale("log", base=2)
+    margin = max(1.06, (sizes[-1] / sizes[0]) ** 0.06) if len(sizes) > 1 else 2
+    axes.set_xlim(sizes[0] / margin, sizes[-1] * margin)
+    apart = (len(str(sizes[-1])) + 1) * ROW_LETTER / (width - 1.9)
+    _ticks(axes.xaxis, sizes, np.log(np.array(axes.get_xlim())), "{:.0f}", apart)
+
+
+def rate_axis(axes: Axes, values: Sequence[float]) -> None:
+    """A log axis for positive numbers that span these values, with ticks at round numbers."""
+    low, high = min(values) / 1.25, max(values) * 1.12
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    for steps in TICKS:
+        ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
+        if len(ticks) > 2:
+            break
     else:
-        margin = 0.06 * (sizes[-1] - sizes[0]) or 0.5
-        axes.set_xlim(sizes[0] - margin, sizes[-1] + margin)
-    axes.xaxis.set_major_locator(FixedLocator(sizes))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:.0f}"))
-    axes.set_ylim(bottom=0, top=axes.get_ylim()[1] * 1.05)
+        ticks = [float(tick) for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
+    _ticks(axes.yaxis, ticks, np.log([low, high]), "{:,.0f}" if low >= 10 else "{:,.3g}")
 
 
-def legend(figure: Figure) -> None:
-    """Add one legend for all panels, each label once; the figure grows by the lines that it needs."""
-    entries: dict[str, Any] = {}
-    for axes in figure.axes:
-        handles, labels = axes.get_legend_handles_labels()
-        entries |= dict(zip(labels, handles, strict=True))
-    if entries:
-        fitting = figure.get_figwidth() / (LEGEND_HANDLE + LEGEND_LETTER * max(map(len, entries)))
-        columns = min(3, max(1, int(fitting)))
-        more_lines = max(0, -(-len(entries) // columns) - LEGEND_LINES)
-        figure.set_figheight(figure.get_figheight() + more_lines * LEGEND_LINE)
-        figure.legend(
-            list(entries.values()), list(entries), loc="outside lower center",
-            ncols=columns, frameon=False, labelcolor=INK, fontsize=8,
-        )  # fmt: skip
+def _ticks(axis: Any, ticks: Sequence[float], limits: Any, words: str, apart: float = APART) -> None:
+    """Ticks on a log axis, the largest first; left out is a tick nearer than `apart` (a share) to the last one."""
+    kept: list[float] = []
+    for tick in reversed(ticks):
+        if not kept or np.log(kept[-1] / tick) > apart * (limits[1] - limits[0]):
+            kept.append(tick)
+    axis.set_major_locator(FixedLocator(sorted(kept)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: words.format(value)))
 
 
-def draw_throughput(axes: Axes, rows: pd.DataFrame, x: str) -> None:
-    """A curve per strategy and variant, and an ideal line (workers × baseline) per distinct baseline."""
-    workers = rows.groupby(x)["num_workers"].max()
+def draw_throughput(axes: Axes, rows: pd.DataFrame, x: str = SIZE, width: float = WIDTH) -> None:
+    """A curve per strategy and variant on log axes, and a straight ideal line: size × the baseline's rate."""
+    sizes = np.sort(rows[x].unique()).astype("float64")
     rates = sorted({float(rate) for rate in (rows["tokens_per_s"] / rows["speedup"]).dropna().round(6)})
     for rate in rates:
-        axes.plot(workers.index, rate * workers, color=INK, linestyle=":", linewidth=1, label=IDEAL, zorder=5)
+        name = "ideal" if rate == rates[0] else "_ideal"
+        axes.plot(sizes, rate * sizes, color=INK, linestyle=":", linewidth=1, label=name, zorder=1.8)
     for label, look, curve in curves(rows):
         points(axes, curve, "tokens_per_s", x, label=label, **look)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+    size_axis(axes, list(rows[x]), width)
+    rate_axis(axes, [*_shown(axes)])
 
 
-def points(axes: Axes, curve: pd.DataFrame, column: str, x: str = "num_workers", **look: Any) -> None:
+def _shown(axes: Axes) -> list[float]:
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype="float64") for line in named_lines(axes)])
+    return [float(value) for value in values[np.isfinite(values) & (values > 0)]]
+
+
+def points(axes: Axes, curve: pd.DataFrame, column: str, x: str = SIZE, label: str = "", **look: Any) -> None:
     """Medians joined by lines, with their intervals as error bars where there is one."""
     curve = curve.sort_values(x)
-    middle, low, high = (curve[f"{column}{end}"].astype("float64") for end in ("", "_low", "_high"))
-    if middle.notna().any():
-        places = curve[x].astype("float64")
-        axes.plot(places, middle, markersize=5, **look)
-        known = low.notna()
-        faint = {"color": look["color"], "linewidth": 1, "alpha": look.get("alpha", 1)}
-        axes.vlines(places[known], low[known], high[known], **faint)
+    middle, low, high = (curve[f"{column}{end}"].astype("float64").to_numpy() for end in ("", "_low", "_high"))
+    if np.isfinite(middle).any():
+        places = curve[x].astype("float64").to_numpy()
+        axes.plot(places, middle, **{"markersize": 5, "linewidth": 1.6, **look}, label=label)
+        gap = np.full(len(places), np.nan)
+        bars = np.column_stack([low, high, gap]).ravel()
+        axes.plot(np.repeat(places, 3), bars, color=look["color"], linewidth=1, label=f"_{label}")
