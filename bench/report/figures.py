@@ -2,7 +2,8 @@
 
 One panel per setting (place, precision, batch_size), so that no line joins emulated nodes to one machine. Sizes are
 nodes, or ranks where a node has several. Error bars are intervals over launches; a panel lists the labels
-(oversubscribed, …) of its rows. Only ok cells are drawn. Files depend on the runs alone: not on the user's
+(oversubscribed, …) of its rows. A cell of which every launch was rejected because something outside disturbed it is
+drawn hollow where speeds are shown, and nowhere else. Files depend on the runs alone: not on the user's
 matplotlibrc, the date or random ids.
 """
 
@@ -99,16 +100,16 @@ def make_figures(
 
     `duels` is ring against servers (`duels.duels`, judged with `margin`), `losses` the loss per step (`loss.read`).
     """
-    ok = summary[summary["status"] == "ok"]
-    ok = with_looks(ok.loc[ok["place"].map(PLACES.index).sort_values(kind="stable").index])  # a network first
-    if len(duels):  # cells all of whose launches were rejected have no row that could be drawn
-        duels = duels[duels["ring"].isin(ok["cell"]) & duels["server"].isin(ok["cell"])]
+    every = with_looks(to_draw(summary))
+    ok = every[~every["disturbed"]]
+    if len(duels):
+        duels = duels[duels["ring"].isin(every["cell"]) & duels["server"].isin(every["cell"])]
     scaled, strong = that_scale(ok), that_scale(with_global_batch(ok), GLOBAL, "strong_speedup")
     more_settings = len(scaled.drop_duplicates(PANEL)) > 1  # one is in the overview
     makers: dict[str, tuple[Callable[[], Figure], bool]] = {
-        "overview": (lambda: overview(ok, duels, margin), len(ok) > 0),
-        "overview_narrow": (lambda: overview(ok, duels, margin, narrow=True), len(ok) > 0),
-        "throughput": (lambda: throughput(scaled), more_settings),
+        "overview": (lambda: overview(every, duels, margin), len(every) > 0),
+        "overview_narrow": (lambda: overview(every, duels, margin, narrow=True), len(every) > 0),
+        "throughput": (lambda: throughput(that_scale(every)), more_settings),
         "scaling_efficiency": (lambda: scaling_efficiency(scaled), bool(scaled["scaling_efficiency"].notna().any())),
         "strong_scaling": (lambda: strong_scaling(strong), len(strong) > 0),
         "communication_volume": (lambda: communication_volume(ok), len(that_move(ok)) > 0),
@@ -119,6 +120,19 @@ def make_figures(
     }
     with _settings():
         return {name: make() for name, (make, possible) in makers.items() if possible}
+
+
+def to_draw(summary: pd.DataFrame) -> pd.DataFrame:
+    """The rows with numbers, a network first; `disturbed` are those of which every launch was rejected.
+
+    Such a row has the speed of its rejected launches.
+    """
+    disturbed = (summary["status"] != "ok") & summary["tokens_per_s_with_rejected"].notna() & (summary["place"] != "")
+    speed = summary["tokens_per_s"].where(~disturbed, summary["tokens_per_s_with_rejected"])
+    nodes = summary["num_nodes"].fillna(summary[SIZE])  # of cells without an ok run
+    shown = summary.assign(disturbed=disturbed, tokens_per_s=speed, num_nodes=nodes)
+    shown = shown[disturbed | (summary["status"] == "ok")]
+    return shown.loc[shown["place"].map(PLACES.index).sort_values(kind="stable").index].copy()
 
 
 def throughput(ok: pd.DataFrame) -> Figure:

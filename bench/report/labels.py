@@ -52,15 +52,14 @@ def in_panel(axes: Axes, line: Line2D) -> Numbers:
 def separate(axes: Axes) -> None:
     """Draw coinciding curves side by side, all but the first dashed. The limits of the axes must be set."""
     lines = [line for line in named_lines(axes) if line.get_marker() not in ("", "None")]
-    spread = {line.get_label(): line for line in axes.get_lines() if line not in lines}
+    others = [line for line in axes.get_lines() if line not in lines]
     for group in coinciding([in_panel(axes, line) for line in lines]):
         for place, number in enumerate(group):
             line = lines[number]
             aside = (place - (len(group) - 1) / 2) * SIDE / 72
             shift = ScaledTranslation(aside, 0, axes.figure.dpi_scale_trans)
-            for one in (line, spread.get(f"_{line.get_label()}")):
-                if one is not None:
-                    one.set_transform(axes.transData + shift)
+            for one in (line, *(other for other in others if other.get_label() == f"_{line.get_label()}")):
+                one.set_transform(axes.transData + shift)
             if line.get_linestyle() != "None":  # in turn, so that those that lie on each other can all be seen
                 dashes = (place * DASH, (DASH, (len(group) - 1) * DASH))
                 line.set_linestyle(dashes if place else "-")

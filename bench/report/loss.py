@@ -87,7 +87,7 @@ def add_costs(summary: pd.DataFrame, runs: pd.DataFrame, losses: pd.DataFrame) -
     reached["on_front"] = False
     for _, rivals in reached.dropna(subset=costs).groupby("task"):
         reached.loc[rivals.index, "on_front"] = pareto(rivals[costs].to_numpy(dtype="float64"))
-    return reached.drop(columns="task")
+    return reached.drop(columns="task").copy()  # one block per type; a column more is slow on many
 
 
 def _to_loss(cell: str, reached: pd.DataFrame, tokens_per_step: float) -> dict[str, object]:

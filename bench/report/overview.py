@@ -73,6 +73,7 @@ def overview(ok: pd.DataFrame, duels: pd.DataFrame, margin: float, narrow: bool 
     if len(here):
         axes = figure.add_subplot(lines, columns, 2)
         looks = ok.set_index("cell")[["curve", "look"]]
+        here = here.assign(disturbed=here["basis"] != "accepted")
         names = _draw_ratio(axes, here.merge(looks, left_on="server", right_index=True), margin, view)
         ring = here["ring_name"].iloc[0] if here["ring_name"].nunique() == 1 else "ring"
         note = f"above 1 the ring is faster; grey: equivalent, within {100 * margin:g} %"
@@ -180,7 +181,8 @@ def _rows(axes: Axes, rows: pd.DataFrame, column: str) -> list[str]:
     for place, row in enumerate(rows.to_dict("records")):
         look = {"color": row["look"]["color"], "label": "_row"}
         axes.plot([row[f"{column}_low"], row[f"{column}_high"]], [place, place], linewidth=1.4, **look)
-        axes.plot([row[column]], [place], marker=row["look"]["marker"], markersize=6, **look)
+        face: Any = {"markerfacecolor": PAPER} if row["disturbed"] else {}
+        axes.plot([row[column]], [place], marker=row["look"]["marker"], markersize=6, **face, **look)
         unit = row["unit"].removesuffix("s") if row["size"] == 1 else row["unit"]
         names.append(wrapped(f"{row['curve']}, {row['size']} {unit}", ROW_LETTERS))
     axes.set_yticks(range(len(names)), names, fontsize=TEXT)

@@ -133,6 +133,9 @@ def shown_labels(rows: pd.DataFrame) -> str:
         where = of_row.map(lambda labels, label=label: label in labels)
         sizes = ", ".join(str(n) for n in sorted(rows.loc[where.index[where], SIZE].unique()))
         words.append(label.replace("_", " ") + ("" if where.all() else f" at {sizes} {unit}"))
+    if "disturbed" in rows and rows["disturbed"].any():
+        most = rows.loc[rows["disturbed"], "disturbance_of_rejected"].max()
+        words.append("hollow: disturbed" + (f" by up to {most:.1%}" if pd.notna(most) else ""))
     return "; ".join(words)
 
 
@@ -196,7 +199,12 @@ def points(axes: Axes, curve: pd.DataFrame, column: str, x: str = SIZE, label: s
     middle, low, high = (curve[f"{column}{end}"].astype("float64").to_numpy() for end in ("", "_low", "_high"))
     if np.isfinite(middle).any():
         places = curve[x].astype("float64").to_numpy()
-        axes.plot(places, middle, **{"markersize": 5, "linewidth": 1.6, **look}, label=label)
+        hollow = curve["disturbed"].to_numpy(dtype=bool) if "disturbed" in curve else np.zeros(len(curve), dtype=bool)
+        style: Any = {"markersize": 5, "linewidth": 1.6, **look}
+        axes.plot(places, middle, **style, markevery=list(np.flatnonzero(~hollow)), label=label)
+        if hollow.any():
+            bare: Any = {**style, "linestyle": "", "markerfacecolor": PAPER}
+            axes.plot(places[hollow], middle[hollow], **bare, label=f"_{label}")
         gap = np.full(len(places), np.nan)
         bars = np.column_stack([low, high, gap]).ravel()
         axes.plot(np.repeat(places, 3), bars, color=look["color"], linewidth=1, label=f"_{label}")

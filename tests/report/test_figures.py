@@ -24,7 +24,7 @@ from bench import records
 from bench.records import RunRecord
 from bench.report import bars, cells, duels, figures, labels, looks, loss, overview, panels
 from strategies.catalogue import CATALOGUE
-from tests.support.synthetic import demo_records, make_failure, make_record, make_steps
+from tests.support.synthetic import demo_records, make_failure, make_record, make_rejected, make_steps
 
 BY_SETTING = ("throughput", "scaling_efficiency", "loss_against_time")
 
@@ -252,6 +252,18 @@ def test_invalid_rows_are_in_no_figure() -> None:
     )
     axes = draw(good, bad)["overview"].axes[0]
     assert all(np.nanmax(line.get_xdata()) < 9e9 for line in axes.lines if np.isfinite(line.get_xdata()).any())
+
+
+def test_a_cell_whose_launches_were_all_rejected_is_hollow_and_says_by_how_much_it_was_disturbed() -> None:
+    slow: dict[str, Any] = {"strategy": "parameter_server", "link": "200mbit", "labels": ("emulated",)}
+    rings = [make_record(**{**slow, "strategy": "mpi_ring"}, num_workers=n, tokens_per_s=90.0 * n) for n in (2, 3, 4)]
+    servers = [make_record(**slow, num_workers=1, tokens_per_s=50.0), make_rejected(60.0, 0.07, **slow, num_workers=3)]
+    speeds, ratios = draw(*rings, *servers)["overview"].axes
+    hollow = next(line for line in speeds.lines if line.get_label() == "_1 server" and line.get_marker() == "s")
+    assert list(hollow.get_xydata()[0]) == [4, 60.0]
+    assert to_hex(hollow.get_markerfacecolor()) == looks.PAPER
+    assert "hollow: disturbed by up to 7.0%" in words(speeds)
+    assert any(line.get_label() == "_1 server" and line.get_marker() == "s" for line in ratios.lines)
 
 
 def test_axes_start_at_zero_or_are_logarithmic_and_have_units(drawn: dict[str, Figure]) -> None:
