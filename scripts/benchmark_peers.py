@@ -36,8 +36,9 @@ from rich.table import Table
 
 from bench import mpi
 from bench.config import BadInput, RunConfig, make_config
-from bench.intervals import median_interval, ratio_interval
+from bench.intervals import median_interval
 from bench.records import read
+from bench.report.verdicts import unpaired
 from bench.sweep import launch
 
 PEERS = Path(__file__).parent / "peers"
@@ -199,7 +200,7 @@ def show(samples: dict[str, list[float]], console: Console) -> None:
         rate = median_interval(1 / s for s in step_s)
         ours = "psring, colocated" if name == "DDP" else "psring, TCP" if name.endswith("TCP") else "psring"
         compared = not name.startswith("psring") and ours in samples
-        cells = (ours, text(*ratio_interval(step_s, samples[ours]))) if compared else ("", "")
+        cells = (ours, text(*unpaired(step_s, samples[ours]).interval)) if compared else ("", "")
         table.add_row(name, str(len(step_s)), text(*rate), *cells)
     console.print(table)
 

@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.config import BadInput, RunConfig
-from bench.intervals import Estimate, median_interval, ratio_interval
+from bench.intervals import Estimate, median_interval
 from bench.links import parse_rate
 from bench.nodes.layout import PAYLOAD_SHARE
 from bench.records import RunRecord, read
+from bench.report.verdicts import unpaired
 from bench.sweep.file import Sweep
 from bench.sweep.run import run_sweep
 
@@ -62,7 +63,7 @@ def show(records: list[RunRecord], console: Console) -> None:
         for name, samples in steps.items():
             step = median_interval(samples)
             ratio = Estimate(*(bound / ideal for bound in step))
-            comparison = text(ratio_interval(samples, steps["ring_allreduce"])) if name == "mpi_ring" else ""
+            comparison = text(unpaired(samples, steps["ring_allreduce"]).interval) if name == "mpi_ring" else ""
             result = "met" if ratio.value <= TARGET else "MISSED" if samples else "no valid launch"
             verdict = result if name == "mpi_ring" else ""
             cells = (size, name, len(samples), text(step), f"{ideal:.4f}", text(ratio), verdict, comparison)
