@@ -21,6 +21,9 @@ from bench.devices import DEVICES
 from bench.shape import GPTShape
 from strategies.options import Given
 
+# One channel of DDR4-2666 (JEDEC JESD79-4): 2666 million transfers of 8 bytes per second. Updates by torch's fused
+# kernels on one core run at about this rate.
+MEMORY_BYTES_PER_S = 2666e6 * 8
 # Memory traffic of an fp32 update, bytes per parameter: reads plus writes of weight, gradient and state.
 OPTIMIZER_BYTES = {"adamw": 4 * (4 + 3), "sgd": 4 * (3 + 2)}
 # Knobs that must be equal in a calibration and the run that uses it, beside the shape.
@@ -83,9 +86,10 @@ def _as_given(config: RunConfig) -> Durations:
         return _of_device(config)
     assert config.emulated_forward_s is not None  # RunConfig validates it
     assert config.emulated_backward_s is not None
-    return by_flops(
-        config.gpt, config.emulated_forward_s, config.emulated_backward_s, config.emulated_optimizer_s or 0.0
-    )
+    optimizer_s = config.emulated_optimizer_s
+    if optimizer_s is None:
+        optimizer_s = config.gpt.num_parameters * OPTIMIZER_BYTES[config.optimizer] / MEMORY_BYTES_PER_S
+    return by_flops(config.gpt, config.emulated_forward_s, config.emulated_backward_s, optimizer_s)
 
 
 def by_flops(shape: GPTShape, forward_s: float, backward_s: float, optimizer_s: float) -> Durations:

@@ -213,8 +213,8 @@ def _heading(target: Target, run: RunConfig, text: str) -> str:
         "payload and compute, the number of fusion buffers and buckets, Horovod's cycle relative to a step. Nodes are",
         "equal for both topologies, so that servers take the place of workers.",
         f"Not scaled: the latency of a message ({1 / by_time:.2g} times the target's share of a step), the size and",
-        f"cost of the server's messages ({by_link:.2g} times the target's over the link), and the servers' sums and",
-        "updates, which all share this machine's cores: unfair to the server. Tokens are the scaled model's: compare",
-        "ratios between rows, not throughput with the target's.",
+        f"cost of the server's messages ({by_link:.2g} times the target's over the link), and the servers' sums,",
+        "which all share this machine's cores: unfair to the server. Tokens are the scaled model's: compare ratios",
+        "between rows, not throughput with the target's.",
     ]
     return "".join(f"# {line}".rstrip() + "\n" for line in lines)

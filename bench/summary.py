@@ -53,6 +53,9 @@ class Summary(BaseModel):
     reject it."""
     lateness_share: float | None = None
     """The same over step_s."""
+    emulated_update_s: float | None = None
+    """What one update of all weights took where compute is emulated: slept by every worker that runs the optimizer, and
+    by every server in proportion to its shard; blank without emulated compute."""
     communication_compute_ratio: float | None = None
     """M/(B·T): sending one payload over the slowest worker's link, over forward and backward of a worker of speed 1;
     emulated compute on emulated nodes only."""

@@ -61,6 +61,7 @@ class Strategy(ABC):
         self.counters = Volume()
         self.scaler = LossScaler(options.loss_scaling)
         self.communication_s = 0.0
+        self.wait_in_forward_s = 0.0  # of this step so far: waiting for new weights
         self._first_gradient_at: float | None = None
         self._last_gradient_at = 0.0
 

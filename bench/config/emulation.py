@@ -39,7 +39,8 @@ class Emulation(Knobs):
     emulated_backward_s: float | None = Field(None, ge=0, le=MAX_STEP_S)
     """Emulated compute: all backward passes of one step, seconds; shared among the layers by their FLOPs."""
     emulated_optimizer_s: float | None = Field(None, ge=0, le=MAX_STEP_S)
-    """Emulated compute: the optimizer's update where workers run it, seconds; none, beside the two above: 0."""
+    """Emulated compute: one update of all weights, seconds; a server sleeps its shard's part of it. None, beside the
+    two above: the bytes that an update touches over 21 GB/s, the rate of one memory channel."""
     speed_factor: str | None = None
     """Emulated compute: workers whose speed is not 1, as '3=0.5' (worker 3 takes twice as long) or '0=2,*=0.8'."""
     compute_cv: float = Field(0.0, ge=0, le=100)

@@ -21,28 +21,34 @@ from bench.config import RunConfig
 from bench.durations import Durations, slowdown
 from bench.rank.data import Corpus
 from bench.rank.model import GPT
+from strategies.base import Strategy
 
-MIN_WAIT_S = 1e-3  # a layer reached later than this has waited; less is the emulation's overhead
+MIN_WAIT_S = 1e-3  # longer than Python takes between two layers: somebody has waited who does not say so
+MIN_UPDATE_S = 1e-4  # shorter updates of chunks are slept together: a sleep takes some 0.1 ms longer than asked for
 
 
 class SleepSchedule:
     """Sleeps the durations of one worker's layers, towards absolute deadlines.
 
-    A layer begins at the deadline of the one before it, so that neither oversleeping nor Python's overhead accumulates.
-    In backward this always holds: hooks that copy or enqueue a gradient overlap with compute, as on a GPU, and delay it
-    only if they take longer. In forward and between phases a strategy may wait for weights or other ranks, which does
-    not overlap with compute: a layer that is reached MIN_WAIT_S or more after its start begins when it is reached.
+    A layer begins at the deadline of the one before it, so that neither oversleeping nor Python's overhead accumulates:
+    hooks that copy or enqueue a tensor overlap with compute, as on a GPU, and delay it only if they take longer. What
+    does not overlap is a wait for weights or for other ranks, however short. In forward the strategy says whether it
+    waited (`wait_in_forward_s`): the layer then begins when it is reached; so it does MIN_WAIT_S or more after the last
+    sleep ended. Between phases the time since then is added to the deadline. Thus no strategy gains by waiting often
+    and briefly, nor loses by threads of its own that delay the end of a sleep.
 
     Sleeping releases the GIL, so a thread of the strategy can run; MPI progresses no more than during real compute.
     """
 
-    def __init__(self, config: RunConfig, durations: Durations, worker: int) -> None:
+    def __init__(self, config: RunConfig, durations: Durations, worker: int, strategy: Strategy | None = None) -> None:
+        self._strategy = strategy
         self._config = config
         self._durations = durations
         self._worker = worker
         self._passes = 0
-        self._deadline = 0.0
-        self._in_backward = False
+        self._deadline = self._woke = time.perf_counter()
+        self._phase = ""
+        self._waited_s = 0.0
         self.overshoots_s: list[float] = []  # of each sleep in the measured steps
 
     def begin_pass(self) -> None:
@@ -53,31 +59,52 @@ class SleepSchedule:
 
     def forward(self, layer: str) -> None:
         """Sleep for one layer's forward."""
-        self._in_backward = False
-        self._sleep(self._start(), self._durations.forward_s[layer] / self._config.gradient_accumulation)
+        self._sleep(self._start("forward"), self._durations.forward_s[layer] / self._config.gradient_accumulation)
 
     def backward(self, layer: str) -> None:
         """Sleep for one layer's backward."""
-        start = self._deadline if self._in_backward else self._start()
-        self._in_backward = True
-        self._sleep(start, self._durations.backward_s[layer] / self._config.gradient_accumulation)
+        self._sleep(self._start("backward"), self._durations.backward_s[layer] / self._config.gradient_accumulation)
 
-    def optimizer(self) -> None:
-        """Sleep for the optimizer's duration."""
-        self._sleep(self._start(), self._durations.optimizer_s)
+    def update(self, seconds: float) -> None:
+        """Sleep for an update of the weights."""
+        self._sleep(self._start("update"), seconds)
 
-    def _start(self) -> float:
-        """Return when the next sleep begins: at the last deadline, or now if it was reached late."""
-        now = time.perf_counter()
-        return self._deadline if now - self._deadline < MIN_WAIT_S else now
+    def _start(self, phase: str) -> float:
+        """Return when the next sleep begins: at the last deadline, unless the strategy has waited since."""
+        now, same = time.perf_counter(), phase == self._phase
+        between_s = now - self._woke
+        waited_s = self._strategy.wait_in_forward_s if self._strategy else 0.0
+        told = phase == "forward" and waited_s not in (0.0, self._waited_s)  # each step counts anew
+        self._phase, self._waited_s = phase, waited_s
+        if phase == "backward" and same:
+            return self._deadline
+        if told or between_s >= MIN_WAIT_S:
+            return now
+        return self._deadline if same else self._deadline + between_s
 
     def _sleep(self, start: float, seconds: float) -> None:
         self._deadline = start + seconds * self._slowdown
-        if seconds == 0:
+        if seconds:
+            time.sleep(max(0.0, self._deadline - time.perf_counter()))
+        self._woke = time.perf_counter()
+        if seconds and self._step >= self._config.warmup_steps:
+            self.overshoots_s.append(max(0.0, self._woke - self._deadline))
+
+
+class ServerUpdates:
+    """Sleeps as long as a server's updates take; short ones add up until they can be slept exactly enough."""
+
+    def __init__(self) -> None:
+        self._owed_s = 0.0
+
+    def update(self, seconds: float) -> None:
+        """Sleep for an update of some weights, and for those that were too short before."""
+        self._owed_s += seconds
+        if self._owed_s < MIN_UPDATE_S:
             return
-        time.sleep(max(0.0, self._deadline - time.perf_counter()))
-        if self._step >= self._config.warmup_steps:
-            self.overshoots_s.append(max(0.0, time.perf_counter() - self._deadline))
+        began = time.perf_counter()
+        time.sleep(self._owed_s)
+        self._owed_s -= time.perf_counter() - began  # below 0 after a sleep that was too long: the next are shorter
 
 
 class _LayerFunction(torch.autograd.Function):
@@ -153,10 +180,10 @@ class EmulatedGPT(EmulatedSequence):
     The autograd graph is built once and used in every pass: it saves no tensors that backward would free.
     """
 
-    def __init__(self, config: RunConfig, durations: Durations, worker: int) -> None:
+    def __init__(self, config: RunConfig, durations: Durations, worker: int, strategy: Strategy | None = None) -> None:
         with torch.device("meta"), _SkipInitialisation():
             original = GPT(config.gpt)
-        schedule = SleepSchedule(config, durations, worker)
+        schedule = SleepSchedule(config, durations, worker, strategy)
         # NumPy's zeros take no memory until they are written to.
         zeros = torch.from_numpy(np.zeros(max(p.numel() for p in original.parameters()), np.float32))
 
@@ -184,15 +211,18 @@ class EmulatedGPT(EmulatedSequence):
 
 
 class EmulatedOptimizer(torch.optim.Optimizer):
-    """Sleeps instead of updating weights."""
+    """Sleeps instead of updating weights, in proportion to how many: wherever it runs, on a worker or on a server."""
 
-    def __init__(self, params: Any, schedule: SleepSchedule | None = None) -> None:
+    def __init__(
+        self, params: Any, seconds_per_number: float = 0.0, schedule: SleepSchedule | ServerUpdates | None = None
+    ) -> None:
         _skip_compiler_import()
-        super().__init__(params, {"schedule": schedule})
+        super().__init__(params, {"seconds_per_number": seconds_per_number, "schedule": schedule})
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Sleep for the optimizer's duration."""
-        self.param_groups[0]["schedule"].optimizer()
+        """Sleep for an update of all parameters."""
+        (group,) = self.param_groups
+        group["schedule"].update(group["seconds_per_number"] * sum(p.numel() for p in group["params"]))
 
 
 class EmptyCorpus(Corpus):

@@ -12,7 +12,7 @@ from bench.config import BadInput, RunConfig
 from bench.durations import durations
 from bench.mpi import RankInfo
 from bench.rank import data, group
-from bench.rank.asleep import EmptyCorpus, EmulatedGPT, EmulatedOptimizer
+from bench.rank.asleep import EmptyCorpus, EmulatedGPT, EmulatedOptimizer, ServerUpdates
 from bench.rank.train import build_model, build_optimizer
 from strategies import create
 from strategies.base import Strategy
@@ -71,12 +71,15 @@ def _different_data(names: list[str]) -> str | None:
 def build_training(
     config: RunConfig, strategy: Strategy, device: torch.device
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Return the model and the optimizer; a worker whose compute is emulated gets emulated ones."""
-    if config.compute == "real" or strategy.is_server:
-        model = build_model(config, device)
-        return model, build_optimizer(config, model)
-    emulated = EmulatedGPT(config, durations(config), strategy.worker)
-    # Where servers update in every step, workers never do; a server on a worker's rank reads the optimizer's settings.
-    if config.kind.has_servers and config.server_role == "update" and config.sync_every == 1:
-        return emulated, build_optimizer(config, emulated)
-    return emulated, EmulatedOptimizer(emulated.parameters(), emulated.schedule)
+    """Return the model and the optimizer; emulated ones where compute is, on workers and on servers."""
+    if config.compute == "real":
+        real = build_model(config, device)
+        return real, build_optimizer(config, real)
+    times = durations(config)
+    emulated = None if strategy.is_server else EmulatedGPT(config, times, strategy.worker, strategy)
+    model: nn.Module = emulated or build_model(config, device)
+    # Where servers update in every step, workers never do; a server on a worker's rank runs the worker's optimizer.
+    on_servers = config.kind.has_servers and config.server_role == "update" and config.sync_every == 1
+    schedule = emulated.schedule if emulated and not on_servers else ServerUpdates()
+    seconds_per_number = times.optimizer_s / config.gpt.num_parameters
+    return model, EmulatedOptimizer(model.parameters(), seconds_per_number, schedule)

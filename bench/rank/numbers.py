@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from bench.config import RunConfig
+from bench.durations import durations
 from bench.ledger import Ledger, RoleVolumes, WireSource, make_ledger
 from bench.nodes.cpu import IDLE, CpuUse
 from bench.nodes.guard import Evidence
@@ -76,6 +77,7 @@ def columns(config: RunConfig, reports: Sequence[RankReport], device: torch.devi
         "num_parameters": config.gpt.num_parameters,
         "mfu": _mfu(config, found["tokens_per_s"], device),
         "allreduce_algorithm": reports[0].observed.allreduce_algorithm,
+        "emulated_update_s": None if config.compute == "real" else durations(config).optimizer_s,
         **lateness(reports, found["step_s"]),
     }
 

@@ -36,7 +36,7 @@ class LocalStepsWorker(ParameterServerWorker):
         """Apply this worker's gradient; after `sync_every` steps, exchange."""
         apply_mean_gradient(self._parameters, self._optimizer.step, self.options.clip_norm, self.scaler)
         self._optimizer.zero_grad()
-        self._wait_in_forward_s = 0.0
+        self.wait_in_forward_s = 0.0
         self._local_steps += 1
         if self._local_steps == self.options.sync_every:
             self._local_steps = 0

@@ -64,7 +64,7 @@ class ParameterServerWorker(Strategy):
         self._last_pass = True
         self._pushing = False  # whether this step has pushed anything
         self._sent_close = False
-        self._wait_in_forward_s = 0.0
+        self.wait_in_forward_s = 0.0
         self._norm = np.zeros(1)
         self._norm_known = False
         self._sending_settings: list[MPI.Request] = []
@@ -83,7 +83,7 @@ class ParameterServerWorker(Strategy):
         """Add the forward's wait, the balance of the shards, and the staleness on this rank's server."""
         observed = replace(
             super().observe(),
-            wait_in_forward_s=self._wait_in_forward_s,
+            wait_in_forward_s=self.wait_in_forward_s,
             shard_imbalance=self._plan.imbalance,
             shares_memory=self._buffers.shares,
         )
@@ -216,7 +216,7 @@ class ParameterServerWorker(Strategy):
             self._optimizer.zero_grad()
         else:
             mark_stepped(self._optimizer)
-        self._wait_in_forward_s = 0.0
+        self.wait_in_forward_s = 0.0
 
     def _before_forward(self, indices: Sequence[int], *_: object) -> None:
         for index in indices:
@@ -227,7 +227,7 @@ class ParameterServerWorker(Strategy):
         if not self._pulled.taken[index]:
             waited_s = self._pulled.take(index)
             if not self._gives_gradients:
-                self._wait_in_forward_s += waited_s
+                self.wait_in_forward_s += waited_s
 
     def settle(self) -> None:
         """Wait until the model holds the weights of all steps so far."""

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from mpi4py import MPI
 from torch import Tensor, nn
 
@@ -191,6 +194,85 @@ def test_late_weights_delay_forward(clock: Clock) -> None:
     assert clock.now - began == pytest.approx(6)
 
 
+class Waiting:
+    """Stands in for a strategy that waits before layers of forward and says so."""
+
+    wait_in_forward_s = 0.0
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 0.0004, 0.02])
+def test_waits_delay_forward_by_their_length_however_short(clock: Clock, wait_s: float) -> None:
+    config, strategy = emulated(emulated_forward_s=1.0, emulated_backward_s=2.0), Waiting()
+    model = EmulatedGPT(config, durations(config), worker=0, strategy=strategy)  # type: ignore[arg-type]
+    layers = [model.get_submodule(name) for name, flops in forward_flops(config.gpt).items() if flops > 0]
+
+    def wait(*_: object) -> None:
+        clock.now += wait_s
+        strategy.wait_in_forward_s += wait_s
+
+    for layer in layers:
+        layer.register_forward_pre_hook(wait)
+    for _ in range(2):
+        strategy.wait_in_forward_s = 0.0
+        began = clock.now
+        model().backward()
+        assert clock.now - began == pytest.approx(3 + wait_s * len(layers))
+
+
+def test_threads_that_delay_the_end_of_sleeps_change_no_step(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They cost at most one sleep's lateness in a whole run, also if that is longer than a layer's budget once was."""
+    config = emulated(emulated_forward_s=1.0, emulated_backward_s=2.0, emulated_optimizer_s=0.1)
+    totals = []
+    for late_s in (0.0, 0.003):
+
+        def sleep(seconds: float, late_s: float = late_s) -> None:
+            clock.now += seconds + late_s
+
+        monkeypatch.setattr(clock, "sleep", sleep)
+        model = asleep(config)
+        optimizer = EmulatedOptimizer(model.parameters(), 0.1 / config.gpt.num_parameters, model.schedule)
+        began = clock.now
+        for _ in range(10):
+            model().backward()
+            clock.now += 0.0001  # Python between two phases
+            optimizer.step()
+        totals.append(clock.now - began)
+    assert totals[1] - totals[0] <= 0.0031
+    assert totals[0] == pytest.approx(31 + 10 * 0.0001)
+
+
+@given(st.lists(st.integers(1, 30_000), min_size=1, max_size=40))
+def test_an_update_takes_equally_long_on_a_worker_and_on_servers(chunks: list[int]) -> None:
+    clock, per_number = Clock(), 1e-8
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "time", clock)
+        patch.setattr(clock, "sleep", lambda seconds: setattr(clock, "now", clock.now + seconds + 5e-5))
+        began, schedule = clock.now, room.ServerUpdates()
+        for size in chunks:
+            zeros = torch.zeros(1).expand(size)
+            EmulatedOptimizer([nn.Parameter(zeros, requires_grad=False)], per_number, schedule).step()
+        assert clock.now - began == pytest.approx(per_number * sum(chunks), abs=room.MIN_UPDATE_S + 5e-5)
+
+
+def test_an_update_without_a_given_time_takes_that_of_the_bytes_it_touches() -> None:
+    config = emulated(optimizer="adamw")
+    assert durations(config).optimizer_s == pytest.approx(config.gpt.num_parameters * 28 / 21.328e9)
+    assert durations(emulated(emulated_optimizer_s=0.0)).optimizer_s == 0
+
+
+@pytest.mark.parametrize("role", ["update", "sum"])
+def test_servers_and_workers_sleep_through_the_same_update(role: str) -> None:
+    config = emulated(strategy="parameter_server", num_workers=1, num_servers=1, server_role=role)
+    ranks = [Waiting(), Waiting()]
+    for rank, is_server in zip(ranks, (False, True), strict=True):
+        rank.is_server, rank.worker = is_server, 0  # type: ignore[attr-defined]
+    devices = [CPU, torch.device("meta")]
+    made = [build_training(config, rank, device)[1] for rank, device in zip(ranks, devices, strict=True)]  # type: ignore[arg-type]
+    assert {type(each) for each in made} == {EmulatedOptimizer}
+    (rate,) = {each.param_groups[0]["seconds_per_number"] for each in made}
+    assert rate * config.gpt.num_parameters == pytest.approx(durations(config).optimizer_s)
+
+
 def test_passes_of_one_step_share_its_duration(clock: Clock) -> None:
     config = emulated(emulated_forward_s=1.0, emulated_backward_s=2.0, gradient_accumulation=4)
     model = asleep(config)
@@ -206,7 +288,7 @@ def test_a_workers_speed_and_jitter_scale_its_durations(clock: Clock) -> None:
         emulated_optimizer_s=0.5, speed_factor="2=0.5", compute_cv=0.2,
     )  # fmt: skip
     model = EmulatedGPT(config, durations(config), worker=2)
-    optimizer = EmulatedOptimizer(model.parameters(), model.schedule)
+    optimizer = EmulatedOptimizer(model.parameters(), 0.5 / config.gpt.num_parameters, model.schedule)
     for step in range(3):
         began = clock.now
         model().backward()
