@@ -16,7 +16,7 @@ from bench.config import MIN_CONVERGENCE
 from bench.records import LABELS
 from bench.report import cells, conclusions
 from bench.report.bounds import Bounds
-from bench.report.duels import WORK
+from bench.report.duels import BASES, WORK
 from bench.report.sections import label_counts
 from bench.report.sentences import capital, counted, headline, listed, plural, sentences, team_of
 from bench.report.tables import BLANK, Row, Table, interval, number
@@ -48,8 +48,7 @@ def answer(duels: pd.DataFrame, summary: pd.DataFrame, margin: float, bounds: Bo
         notes = [*missing, *without_numbers(summary), *caveats(summary, duels)]
         return Answer(nothing_compared(summary), [], table, notes)
     rows: dict[str, Row] = {str(row["cell"]): row for row in summary.to_dict("records")}
-    lone = [one_sided(rows[ring], rows[server]) for ring, server in zip(duels["ring"], duels["server"], strict=True)]
-    duels = duels.assign(setting=settings_of(duels), lopsided=lone)
+    duels = duels.assign(setting=settings_of(duels), weakness=weaknesses(duels, rows))
     here = main_place(duels)
     lines = [*reasons(here, rows, summary, margin, bounds), *other_settings(duels, rows, margin)]
     compared = summary[summary["cell"].isin({*duels["ring"], *duels["server"]})]
@@ -195,8 +194,15 @@ def duel_row(duel: Row, ring: Row, server: Row) -> list[str]:
         str(duel["setting"]), str(duel["equal"]), str(duel["size"]),
         f"{plural(ring['num_workers'], 'worker')}, {duel['ring_name']}", arm, str(duel["n"]),
         interval(duel, "ratio"), verdict, number(duel["p_value"]), versus(ring, server, "held_out_loss"),
-        str(duel["rejected"]), weakened(ring, server),
+        rejected(duel), weakened(ring, server),
     ]  # fmt: skip
+
+
+def rejected(duel: Row) -> str:
+    """'1, included': how many launches of both cells were rejected, and whether this comparison includes them."""
+    return (
+        f"{duel['rejected']}, {'included' if duel['basis'] == BASES[True] else 'left out'}" if duel["rejected"] else "0"
+    )
 
 
 def labels_by_side(ring: Row, server: Row) -> dict[str, list[str]]:
@@ -206,10 +212,16 @@ def labels_by_side(ring: Row, server: Row) -> dict[str, list[str]]:
     return {label.replace("_", " "): [side for side, labels in sides.items() if label in labels] for label in found}
 
 
-def one_sided(ring: Row, server: Row) -> str:
-    """'oversubscribed: only the servers'; blank if no label weakens one side only."""
-    found = {label: sides[0] for label, sides in labels_by_side(ring, server).items() if len(sides) == 1}
-    return ", ".join(f"{label}: only the {side}" for label, side in found.items())
+def weaknesses(duels: pd.DataFrame, rows: Mapping[str, Row]) -> list[str]:
+    """'oversubscribed: only the servers; fragile: …': what a sentence about each comparison must add, or blank."""
+    found = []
+    for duel in duels.to_dict("records"):
+        by_label = labels_by_side(rows[duel["ring"]], rows[duel["server"]])
+        parts = [f"{label}: only the {sides[0]}" for label, sides in by_label.items() if len(sides) == 1]
+        if duel["fragile"]:
+            parts.append(f"fragile: {said(duel['verdict_with_rejected'])} with rejected launches")
+        found.append("; ".join(parts))
+    return found
 
 
 def weakened(ring: Row, server: Row) -> str:
@@ -255,12 +267,12 @@ def caveats(compared: pd.DataFrame, duels: pd.DataFrame) -> list[str]:
 
 def rejections(compared: pd.DataFrame, duels: pd.DataFrame) -> list[str]:
     """How many launches the guard rejected and the sweep replaced, and which verdicts depend on that."""
-    rejected, replaced = (int(compared[name].sum()) for name in ("rejected", "replacements"))
-    if not rejected:
+    count, replaced = (int(compared[name].sum()) for name in ("rejected", "replacements"))
+    if not count:
         return []
     notes = [
-        f"{plural(rejected, 'launch', 'es')} of these cells rejected because something outside the run disturbed "
-        f"{'it' if rejected == 1 else 'them'}, {replaced} replaced (see Validity)."
+        f"{plural(count, 'launch', 'es')} of these cells {'was' if count == 1 else 'were'} rejected because something "
+        f"outside the run disturbed {'it' if count == 1 else 'them'}; {replaced} replaced. See Validity."
     ]
     disturbed = duels[duels["basis"] == "with rejected"] if len(duels) else duels
     if len(disturbed):

@@ -211,7 +211,7 @@ def conditions(duels: pd.DataFrame, rows: Cells, bounds: Bounds) -> str:
     row, config = rows[compared[0]], bounds.configs[compared[0]]
     ratio = row["communication_compute_ratio"]
     words = [
-        f"{config.model}, {row['num_parameters']:,} parameters, M = {scaled(config.wire_bytes, BYTES)} a copy",
+        f"{config.model}, {config.gpt.num_parameters:,} parameters, M = {scaled(config.wire_bytes, BYTES)} a copy",
         f"{config.precision}, {config.batch_size} sequences of {config.gpt.block_size} tokens per worker",
         f"link {config.link}" if config.link else NO_LINK_WORDS[str(row["place"])],
         f"M/(B·T) {number(ratio)}" if pd.notna(ratio) else "M/(B·T) not known",

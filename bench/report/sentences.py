@@ -53,13 +53,18 @@ def choice(duels: list[Row], margin: float) -> Choice:
         others = [duel for duel in duels if duel is not faster[0]]
         return Choice((arm_name(faster[0]),), SERVER, size, faster[:1], others)
     equal = [duel for duel in duels if duel["verdict"] == EQUIVALENT]
-    undecided = [duel for duel in duels if duel["verdict"] in OPEN and duel["ratio"] <= 1 + margin]
+    undecided = [duel for duel in duels if duel["verdict"] in OPEN and may_be_equal(duel, margin)]
     used = [*equal, *undecided]
     others = [duel for duel in duels if not any(duel is one for one in used)]
     verdict = UNDECIDED if undecided else EQUIVALENT if equal else RING
     if not used and all(duel["verdict"] in OPEN for duel in others):
         verdict = NO_VERDICT
     return Choice((ring, *map(arm_name, used)), verdict, size, used, others)
+
+
+def may_be_equal(duel: Row, margin: float) -> bool:
+    """Whether an open comparison leaves it possible that the servers are as fast as the ring."""
+    return bool((duel["ratio_low"] if duel["verdict"] == UNDECIDED else duel["ratio"]) <= 1 + margin)
 
 
 def advice(choices: list[Choice], margin: float) -> str:
@@ -70,9 +75,10 @@ def advice(choices: list[Choice], margin: float) -> str:
     names, verdict = " or ".join(choices[0].names), choices[0].verdict
     if verdict == SERVER:
         each = listed([f"{amount(duel)} at {duel['size']}" if len(duels) > 1 else amount(duel) for duel in duels])
-        return f"{where} use {names}: {pronoun(names)} trains faster than {duels[0]['ring_name']}, by {each}."
+        than = f"{duels[0]['ring_name']}, by {each}{weakness(duels)}"
+        return f"{where} use {names}: {'it trains' if verb(names) == 'is' else 'they train'} faster than {than}."
     if verdict == EQUIVALENT:
-        return f"{where} use {names}: they are equivalent (within {100 * margin:g} %)."
+        return f"{where} use {names}: they are equivalent (within {100 * margin:g} %){weakness(duels)}."
     if verdict == UNDECIDED:
         return f"{where} use {names}: which is faster is not decided ({evidence(duels)})."
     if verdict == NO_VERDICT:
@@ -82,10 +88,9 @@ def advice(choices: list[Choice], margin: float) -> str:
 
 
 def evidence(duels: Sequence[Row]) -> str:
-    """'ring ÷ servers 0.992, 0.991 and 1.011; 2 of at least 3 pairs of launches at 2 and 8 nodes'."""
+    """'ring ÷ servers 0.991 (0.979–1.003) and 1.01 (1.00–1.02); 2 of at least 3 pairs of launches at 8 nodes'."""
     few = few_pairs(duels)
-    ratios = listed([interval(duel, "ratio").partition(" ")[0] for duel in duels])
-    return f"ring ÷ servers {ratios}{'; ' if few else ''}{few}"
+    return f"ring ÷ servers {listed([interval(duel, 'ratio') for duel in duels])}{'; ' if few else ''}{few}"
 
 
 def few_pairs(duels: Sequence[Row]) -> str:
@@ -105,14 +110,14 @@ def slower(duel: Row, reason: Reason) -> str:
         return f"{capital(name)} and {duel['ring_name']} are equivalent at {sizes([duel])}."
     so_far = "so far " if duel["verdict"] in OPEN else ""
     word, why = ("slower", reason(duel)) if duel["ratio"] >= 1 else ("faster", "")
-    than = f"{word} than {duel['ring_name']} at {sizes([duel])}{lopsided([duel])}"
+    than = f"{word} than {duel['ring_name']} at {sizes([duel])}{weakness([duel])}"
     return f"{capital(name)} {verb(name)} {so_far}{amount(duel)} {than}{': ' if why else ''}{why}."
 
 
-def lopsided(duels: Sequence[Row]) -> str:
-    """' (oversubscribed: only the servers)' if all these comparisons are weakened on the same side only."""
-    found = {str(duel.get("lopsided", "")) for duel in duels}
-    text = found.pop() if len(found) == 1 else ""
+def weakness(duels: Sequence[Row]) -> str:
+    """' (oversubscribed: only the servers)': what weakens these comparisons; column `weakness`, if they have it."""
+    found = dict.fromkeys(str(duel.get("weakness", "")) for duel in duels)
+    text = "; ".join(each for each in found if each)
     return f" ({text})" if text else ""
 
 
@@ -142,7 +147,7 @@ def counted(duels: pd.DataFrame) -> str:
         parts.append(f"{words.get(verdict, verdict)} in {len(found)} of {total} ({span})")
     first = last.iloc[0]
     names = f"{capital(first['server_name'])} against {first['ring_name']}"
-    weak = lopsided(last.to_dict("records"))
+    weak = weakness(last.to_dict("records"))
     return f"{names} at equal {first['equal']}, each setting at its largest size: {', '.join(parts)}{weak}."
 
 
@@ -166,13 +171,13 @@ def sentence(verdict: str, duels: Sequence[Row], margin: float) -> str:
     if verdict in (RING, SERVER):
         word = "slower" if verdict == RING else "faster"
         if len(duels) == 1:
-            than = f"{word} than {ring} at {sizes(duels)}{lopsided(duels)}"
+            than = f"{word} than {ring} at {sizes(duels)}{weakness(duels)}"
             return f"{subject} {verb(servers)} {amount(duels[0])} {than}."
         each = listed([f"{amount(duel)} at {sizes([duel])}" for duel in duels])
-        return f"{subject} {verb(servers)} {word} than {ring}: {each}{lopsided(duels)}."
+        return f"{subject} {verb(servers)} {word} than {ring}: {each}{weakness(duels)}."
     why = f" (fewer than {MIN_PAIRS} pairs of launches)" if verdict == NO_VERDICT else ""
     ratios = listed([interval(duel, "ratio") for duel in duels])
-    return f"{subject} against {ring} at {sizes(duels)}: {verdict}{why}, ring ÷ servers {ratios}{lopsided(duels)}."
+    return f"{subject} against {ring} at {sizes(duels)}: {verdict}{why}, ring ÷ servers {ratios}{weakness(duels)}."
 
 
 def arm_name(duel: Row) -> str:
@@ -210,11 +215,6 @@ def faster_by(ratio: float) -> str:
 def verb(name: str) -> str:
     """'is' for one server, 'are' for several."""
     return "is" if name.startswith("one ") else "are"
-
-
-def pronoun(name: str) -> str:
-    """'it' for one server, 'this' for several: a topology."""
-    return "it" if name.startswith("one ") else "this"
 
 
 def listed(words: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from bench import cli, records
 from bench.config import RunConfig
 from bench.records import RunRecord
 from bench.report import answer, bounds, cells, conclusions, duels, loss, sentences, write
-from tests.support.synthetic import make_failure, make_record
+from tests.support.synthetic import make_failure, make_record, make_rejected
 
 RINGS: dict[str, Any] = {"strategy": "ring_allreduce"}
 COLOCATED: dict[str, Any] = {"strategy": "parameter_server", "placement": "colocated", "num_servers": 0}
@@ -61,14 +61,15 @@ SPREAD = [99.0, 100.0, 101.0]
         ([100.0] * 3, [100.0, 100.2, 100.1],
          "At 2 ranks use Horovod's ring or colocated servers: they are equivalent (within 2 %)."),
         ([100.0] * 3, [112.0, 112.0, 112.0],
-         "At 2 ranks use colocated servers: this trains faster than Horovod's ring, by 12.0 %."),
+         "At 2 ranks use colocated servers: they train faster than Horovod's ring, by 12.0 %."),
         ([200.0] * 3, [100.0] * 3,
          "At 2 ranks use Horovod's ring. Colocated servers are 2.00× slower than Horovod's ring at 2 ranks."),
         ([90.0, 110.0, 100.0], [100.0] * 3,
-         "At 2 ranks use Horovod's ring or colocated servers: which is faster is not decided (ring ÷ servers 0.997)."),
+         "At 2 ranks use Horovod's ring or colocated servers: which is faster is not decided (ring ÷ servers 0.997 "
+         "(0.777–1.279))."),
         ([101.0, 100.0], [100.0, 100.0],
-         "At 2 ranks use Horovod's ring or colocated servers: which is faster is not decided (ring ÷ servers 1.005; "
-         "2 of at least 3 pairs of launches at 2 ranks)."),
+         "At 2 ranks use Horovod's ring or colocated servers: which is faster is not decided (ring ÷ servers 1.005 "
+         "(1.000–1.010); 2 of at least 3 pairs of launches at 2 ranks)."),
         ([200.0, 210.0], [100.0, 100.0],
          "At 2 ranks Horovod's ring is ahead so far, without a verdict (2 of at least 3 pairs of launches at 2 ranks). "
          "Colocated servers are so far 2.05× slower than Horovod's ring at 2 ranks."),
@@ -160,6 +161,22 @@ def test_at_equal_workers_only_a_dedicated_server_is_an_extra_rank() -> None:
     both = answer_of(arm(2, [150.0] * 3, **RINGS, labels=("oversubscribed",)), servers)
     assert both.table.rows[0][-1] == "oversubscribed"
     assert "only the servers" not in both.headline
+
+
+def test_rejected_launches_are_counted_in_their_row_and_a_fragile_verdict_is_called_so() -> None:
+    ring = arm(2, [110.0] * 3, **RINGS)
+    slow = [make_rejected(90.0 + r, num_workers=2, repeat=r, **RINGS) for r in (3, 4, 5)]
+    found = answer_of([*ring, *slow], arm(2, [100.0] * 6, **COLOCATED))
+    assert found.headline == (
+        "At 2 ranks use Horovod's ring. Colocated servers are 10.0 % slower than Horovod's ring at 2 ranks (fragile: "
+        "undecided with rejected launches)."
+    )
+    row = dict(zip(found.table.head, found.table.rows[0], strict=True))
+    assert (row["verdict"], row["rejected"]) == ("ring faster (fragile)", "3, left out")
+    only = [make_rejected(200.0, num_workers=2, repeat=r, **RINGS) for r in range(3)]
+    found = answer_of(only, arm(2, [100.0] * 3, **COLOCATED))
+    assert found.headline.startswith("At 2 ranks use Horovod's ring. Colocated servers are 2.00× slower")
+    assert found.table.rows[0][found.table.head.index("rejected")] == "3, included"
 
 
 @pytest.mark.parametrize(
