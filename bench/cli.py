@@ -198,6 +198,7 @@ def _template(arguments: argparse.Namespace) -> int:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
+    _refuse_ranks("sweep")
     where = str(arguments.file)
     keys = ("precision_target", "budget")
     given = {key: getattr(arguments, key) for key in keys if getattr(arguments, key) is not None}
@@ -226,6 +227,15 @@ def _sweep(arguments: argparse.Namespace) -> int:
     for record in bad:
         print(f"psring: {record.run_id} {record.status}: {record.reason}", file=sys.stderr)
     return EXIT_FAILED if any(not record.is_rejected for record in bad) else 0
+
+
+def _refuse_ranks(command: str) -> None:
+    """Raise BadInput, printed by one rank, if this process is one of several ranks of a launcher."""
+    from bench.mpi import RankInfo
+
+    found = RankInfo.detect(os.environ)
+    if found.world_size > 1 and found.launcher != "srun":
+        raise AgreedBadInput(f"{command}: starts its ranks itself; run it once, without {found.launcher}")
 
 
 def _enter_sandbox(cells: Sequence[RunConfig]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from strategies.environment import DEFAULT_SOCKET_BYTES
 from strategies.options import Knobs, OrNone
@@ -20,15 +22,34 @@ MAX_NODES = 250  # of an emulated cluster
 DEFAULT_CONGESTION_CONTROL: CongestionControl = "reno"
 
 
+def _check_interfaces(text: str | None) -> str | None:
+    """Return the text if it names interfaces or networks, separated by commas: launchers hand it to a shell."""
+    for word in text.split(",") if text else []:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.@:-]{0,14}", word) and not _is_network(word):
+            raise ValueError(
+                f"network_interface: {word!r} is neither an interface nor a network; write eth0 or 10.0.0.0/24"
+            )
+    return text
+
+
+def _is_network(word: str) -> bool:
+    try:
+        ipaddress.ip_network(word, strict=False)
+    except ValueError:
+        return False
+    return re.fullmatch(r"[0-9a-fA-F.:]+/[0-9]+", word) is not None
+
+
 class Network(Knobs):
     """Launcher, hosts, sockets and links."""
 
     launcher: Literal["none", "mpirun", "horovodrun", "srun"] = "mpirun"
     """What starts the ranks of a sweep; `psring run` detects it. One rank alone needs none."""
     hostfile: str | None = None
-    """Host file handed to the launcher; none: this machine only."""
-    network_interface: str | None = None
-    """Interface (eth0) or network (10.0.0.0/24, mpirun only) that carries the traffic; none: the launcher's choice."""
+    """Host file, 'host slots=4' or 'host:4' per line, for any launcher; none: this machine only."""
+    network_interface: Annotated[str | None, AfterValidator(_check_interfaces)] = None
+    """Interface (eth0) or network (10.0.0.0/24, not for horovodrun) that carries the traffic; none: the launcher's
+    choice."""
     link: str | None = None
     """Rate of each emulated node's link, both directions: 200mbit, or per node n0=1gbit,server=500mbit,*=50mbit;
     none: no emulated cluster. One rank per node; under `psring cluster exec` it is detected."""
@@ -61,5 +82,7 @@ def check(config: RunConfig) -> Iterator[str]:
     # Without communication any launcher is accepted: old folders have such (failed) runs.
     if config.world_size > 1 and config.kind.communicates and config.launcher not in config.kind.launchers:
         yield f"launcher: {config.launcher} cannot start {config.strategy}; use launcher: {config.kind.launchers[0]}"
+    if config.launcher == "horovodrun" and "/" in (config.network_interface or ""):
+        yield "network_interface: horovodrun takes an interface and no network; write its name (eth0)"
     if config.launcher == "srun" and (config.hostfile or config.link):
         yield "launcher: srun starts ranks on the job's own nodes; leave hostfile and link out"

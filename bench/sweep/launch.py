@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from bench import files, hosts
 from bench.config import BadInput, RunConfig
 from bench.mpi import find_launcher, is_open_mpi, without_launcher
 from bench.nodes import nap
@@ -58,6 +59,15 @@ def command(config: RunConfig, arguments: Sequence[str], nodes: Cluster | None =
     if config.world_size > 1:
         prefix += launcher_prefix(config)
     return [*prefix, *psring, *arguments]
+
+
+def with_own_hostfile(config: RunConfig, path: Path) -> RunConfig:
+    """Return a config whose host file, if it has one, is a copy at `path` in its launcher's own form."""
+    if config.hostfile is None or config.world_size == 1:
+        return config
+    mpich = config.launcher == "mpirun" and not is_open_mpi(find_launcher("mpirun"))
+    files.write_whole(path, hosts.make_hostfile(config, mpich=mpich))
+    return config.model_copy(update={"hostfile": str(path)})
 
 
 def environment(config: RunConfig, nodes: Cluster | None = None) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import durations, files, mpi, records, tokens
+from bench import durations, files, hosts, mpi, records, tokens
 from bench.config import BadInput, RunConfig
 from bench.nodes import cluster, sandbox
 from bench.records import PlannedRun, RunRecord, Status
@@ -28,8 +28,9 @@ from bench.sweep.stopping import BudgetSpent, StopCondition, imprecise_cells
 LAUNCH_GRACE_S = 30.0
 
 
-def check_input_files(config: RunConfig) -> None:
-    """Raise BadInput if a file that a run reads is missing or does not fit the run."""
+def check_input(config: RunConfig) -> None:
+    """Raise BadInput if a file that a run reads is missing or does not fit the run, or if its hosts do not exist."""
+    hosts.check_hosts(config)
     if config.compute == "real" and config.data not in ("stdlib", "synthetic"):
         tokens.check_bin(Path(config.data))
     if config.compute == "emulated":
@@ -50,9 +51,9 @@ def run_sweep(
     launches = plan(sweep, where)
     for name in {run.config.launcher for planned in launches for run in planned if run.config.world_size > 1}:
         mpi.find_launcher(name)
-    cells = sweep.runs(where)
-    for cell in cells:
-        check_input_files(cell)
+def check_input(config: RunConfig) -> None:
+    """Raise BadInput if a file that a run reads is missing or does not fit the run, or if its hosts do not exist."""
+    hosts.check_hosts(config)
     no_nodes = _enter_sandbox(launches)
     with folder.locked(out, sweep, cells) as environment_digest:
         journal = Journal(out, console)
@@ -247,7 +248,7 @@ def start_ranks(planned: Sequence[PlannedRun], scratch: Path, poll: Callable[[],
 
     BadInput if there can be no such nodes.
     """
-    config = planned[0].config
+    config = launch.with_own_hostfile(planned[0].config, scratch / "hosts")
     nodes = emulated_cluster(config)
     environ = launch.environment(config, nodes)  # starts a template, which gets ready while nodes are made
     arguments = ["ranks", str(scratch / "plan"), "--out", str(scratch / "result")]

@@ -32,6 +32,9 @@ def batch_script(cells: Sequence[RunConfig], file: Path, out: Path, options: Seq
     The job gets as many tasks as the largest cell has ranks. The cells' own launcher starts them there: srun
     directly, mpirun by finding the allocation itself.
     """
+    for path in (file, out):
+        if not str(path.resolve()).isprintable():
+            raise BadInput(f"{str(path)!a}: has a character that cannot be printed; rename it for a batch script")
     if any(cell.launcher == "horovodrun" and cell.world_size > 1 for cell in cells):
         raise BadInput("launcher: horovodrun does not support Slurm allocations; use launcher: srun or mpirun")
     return SCRIPT.format(
@@ -39,6 +42,13 @@ def batch_script(cells: Sequence[RunConfig], file: Path, out: Path, options: Seq
         ranks=max(cell.world_size for cell in cells),
         threads=max(cell.num_threads for cell in cells),
         notice=NOTICE_S,
-        log=f"{out.resolve()}.slurm.log",
+        log=_directive_value(f"{out.resolve()}.slurm.log"),
         command=shlex.join([*PSRING, "sweep", str(file.resolve()), "--out", str(out.resolve()), *options]),
     )
+
+
+def _directive_value(path: str) -> str:
+    """Return a path as the value of an #SBATCH option, where % begins a placeholder and a space ends the value."""
+    if '"' in path or "\\" in path:
+        raise BadInput(f"--out: Slurm cannot write beside {path!r}; choose a folder without quotes and backslashes")
+    return '"' + path.replace("%", "%%") + '"'

@@ -19,7 +19,7 @@ from bench.nodes import layout
 from bench.processes import FORKED_PSRING
 from bench.rank import group
 from bench.sweep import launch
-from bench.sweep.launch import command, environment, launcher_flags, launcher_prefix, run
+from bench.sweep.launch import command, environment, launcher_flags, launcher_prefix, run, with_own_hostfile
 from strategies.environment import mpi_environment
 from strategies.options import Options
 from tests.support.processes import alive, gone, is_rank
@@ -119,6 +119,14 @@ def test_both_topologies_get_the_same_launcher_and_flags() -> None:
     ring = RunConfig(strategy="ring_allreduce", num_workers=3)
     server = RunConfig(strategy="parameter_server", num_workers=2, num_servers=1)
     assert launcher_prefix(ring) == launcher_prefix(server)
+
+
+def test_the_launcher_gets_a_copy_of_the_host_file(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("# mine\r\nlocalhost:4\r\n")
+    given = RunConfig(strategy="ddp", num_workers=2, hostfile=str(tmp_path / "hosts"))
+    own = with_own_hostfile(given, tmp_path / "own")
+    assert Path(own.hostfile or "").read_text() == "localhost slots=4\n"
+    assert own.model_copy(update={"hostfile": given.hostfile}) == given
 
 
 def test_hostfile_and_interface_reach_both_launchers() -> None:

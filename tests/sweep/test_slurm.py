@@ -41,6 +41,20 @@ def test_a_job_runs_the_given_sweep(tmp_path: Path) -> None:
     assert (arguments.file, arguments.out, arguments.budget) == (file, out, "2h")
 
 
+@pytest.mark.parametrize("name", ["a b", "50%", "%j", "it's", "a;b"])
+def test_a_path_is_one_value_of_a_directive_and_one_word_of_the_command(tmp_path: Path, name: str) -> None:
+    script = batch_script(CELLS, tmp_path / name, tmp_path / name)
+    assert directives(script)["output"] == f'"{tmp_path}/{name}.slurm.log"'.replace("%", "%%")
+    assert shlex.split(script.splitlines()[-1]).count(str(tmp_path / name)) == 2
+
+
+@pytest.mark.parametrize("name", ["a\n#SBATCH --uid=0", "a\r", "a\tb", "a\x1b"])
+def test_a_path_that_would_become_lines_is_refused(tmp_path: Path, name: str) -> None:
+    for file, out in ((tmp_path / name, tmp_path), (tmp_path, tmp_path / name)):
+        with pytest.raises(BadInput, match="cannot be printed"):
+            batch_script(CELLS, file, out)
+
+
 def test_horovodrun_is_refused_in_a_job() -> None:
     cell = RunConfig(strategy="ring_allreduce", num_workers=2, launcher="horovodrun")
     with pytest.raises(BadInput, match="use launcher: srun or mpirun"):
