@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import re
 import socket
 from dataclasses import dataclass
@@ -108,10 +109,11 @@ def make_hostfile(config: RunConfig, *, mpich: bool = False) -> str:
     horovodrun starts a rank in every slot, so it gets no more slots than ranks. MPICH's mpirun reads `host:4`.
     """
     assert config.hostfile is not None
-    lines, left = [], config.world_size
+    slots: dict[str, int] = {}  # horovodrun and Open MPI 5 misread a host that is there twice
     for host in read_hostfile(Path(config.hostfile)):
-        slots = min(host.slots, left) if config.launcher == "horovodrun" else host.slots
-        left -= slots
-        if slots > 0:
-            lines.append(f"{host.name}:{slots}" if mpich else f"{host.name} slots={slots}")
-    return "".join(f"{line}\n" for line in lines)
+        slots[host.name] = slots.get(host.name, 0) + host.slots
+    if config.launcher == "horovodrun":
+        ends = dict(zip(slots, itertools.accumulate(slots.values()), strict=True))
+        slots = {name: min(size, config.world_size - ends[name] + size) for name, size in slots.items()}
+    form = "{}:{}\n" if mpich else "{} slots={}\n"
+    return "".join(form.format(name, size) for name, size in slots.items() if size > 0)

@@ -68,9 +68,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_each_launcher_gets_its_own_form(tmp_path: Path) -> None:
-    path = write(tmp_path, "a:2\r\nb\n\nc slots=4")
-    assert make_hostfile(on(path)) == "a slots=2\nb slots=1\nc slots=4\n"
-    assert make_hostfile(on(path), mpich=True) == "a:2\nb:1\nc:4\n"
+    path = write(tmp_path, "a:2\r\nb\n\nc slots=4\na")
+    assert make_hostfile(on(path)) == "a slots=3\nb slots=1\nc slots=4\n"
+    assert make_hostfile(on(path), mpich=True) == "a:3\nb:1\nc:4\n"
 
 
 @pytest.mark.parametrize("num_workers", [2, 3, 5, 7])
@@ -86,7 +86,7 @@ def test_what_does_not_exist_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     here = write(tmp_path, "localhost slots=2\n")
     with pytest.raises(BadInput, match="has 2 slots, and horovodrun needs one for each of 3"):
         check_hosts(on(here, "horovodrun", 3))
-    for interface in ("eth99", "192.0.2.0/24"):
+    for interface in ("eth99", "198.51.100.7/32"):
         with pytest.raises(BadInput, match=f"this machine has no .*{interface}"):
             check_hosts(on(here, network_interface=interface))
     check_hosts(on(here, network_interface="lo"))
