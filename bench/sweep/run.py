@@ -51,9 +51,9 @@ def run_sweep(
     launches = plan(sweep, where)
     for name in {run.config.launcher for planned in launches for run in planned if run.config.world_size > 1}:
         mpi.find_launcher(name)
-def check_input(config: RunConfig) -> None:
-    """Raise BadInput if a file that a run reads is missing or does not fit the run, or if its hosts do not exist."""
-    hosts.check_hosts(config)
+    cells = sweep.runs(where)
+    for cell in cells:
+        check_input(cell)
     no_nodes = _enter_sandbox(launches)
     with folder.locked(out, sweep, cells) as environment_digest:
         journal = Journal(out, console)
