@@ -86,7 +86,11 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.out:
             open_folder(arguments.out)
         environment.collect()  # now: a strategy sets its library's variables later
+    from rich.console import Console
+
+    from bench import outcome
     from bench.rank import trace
+    from bench.rank.progress import RunProgress, on_terminal
     from bench.rank.run import Result, run_all, save_parameters, write_folder
 
     kept: list[Result] = []
@@ -99,9 +103,14 @@ def _run(arguments: argparse.Namespace) -> int:
         kept.append(result)
 
     planned = PlannedRun(config=config)
-    run_all([planned], rank_info, keep, partial(trace.write, arguments.trace) if arguments.trace else None)
+    keep_trace = partial(trace.write, arguments.trace) if arguments.trace else None
+    progress = RunProgress(config, Console(stderr=True, force_terminal=on_terminal(rank_info)))
+    try:
+        run_all([planned], rank_info, keep, keep_trace, None if rank_info.rank else progress.tell)
+    finally:
+        progress.close()
     for result in kept:
-        print(f"{planned.describe()}: {result.record.describe()}", flush=True)
+        print(outcome.describe(planned, result.record), flush=True)
     if all(result.record.status == "ok" or result.record.is_rejected for result in kept):
         return 0
     _explain_traceback()

@@ -67,7 +67,12 @@ class Summary(BaseModel):
     """Forward and backward of a worker of speed 1 over the target's."""
     allreduce_algorithm: str | None = None
     """What algorithm the allreduce library ran; `ring`; `any` for 2 ranks or fewer, where all algorithms send the
-    same; `not_ring` where it was no ring, and its bytes are then unknown."""
+    same; `not_ring` where it was no ring at one message size or more, and its bytes are then unknown."""
+    identified_bytes: str | None = None
+    """Message sizes at which that was seen before the run, from the smallest gradient to the fullest buffer; only in
+    `runs.jsonl` and `runs.csv`."""
+    not_ring_bytes: str | None = None
+    """Those of them at which the allreduce was no ring."""
     duplex_factor: float | None = None
     """Φ: how much longer the first and the last rank took to send each other a copy at once than one to send the
     other one, before the run, in messages of its size; 1 full duplex, 2 half; blank where MPI does not carry the

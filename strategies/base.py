@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -29,7 +30,8 @@ class Observed:
     communication_s: float = 0.0  # of the last step: from its first gradient to the end of its communication
     wait_in_forward_s: float = 0.0  # of the last step: how long forward() waited for new weights
     wait_in_backward_s: float = 0.0  # of the last step: how long backward() waited for the end of communication
-    allreduce_algorithm: str | None = None  # "ring", "any" or "not_ring" (`identify_allreduce`)
+    # Of each message size (bytes) at which it was identified: "ring", "any" or "not_ring" (`identify_allreduce`).
+    allreduce_of_bytes: Mapping[int, str] = field(default_factory=dict)
     shard_imbalance: float | None = (
         None  # λ: the largest server's share of the parameters over an equal share; 1.0 is balanced
     )
@@ -37,6 +39,12 @@ class Observed:
     # Staleness on this rank's server: number of updates by the number of other updates that their gradient missed.
     missed_updates: Counter[int] = field(default_factory=Counter)
     largest_lead: int = 0  # steps by which a worker that was given weights was ahead of the slowest, at most
+
+    @property
+    def allreduce_algorithm(self) -> str | None:
+        """ "not_ring" if it was no ring at one message size or more; None where there is no allreduce."""
+        found = set(self.allreduce_of_bytes.values())
+        return "not_ring" if "not_ring" in found else next(iter(found), None)
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -140,7 +148,7 @@ class Strategy(ABC):
 class WorkerOptimizer(Strategy):
     """A strategy whose workers each hold the mean gradient and run the same optimizer on it."""
 
-    _allreduce_algorithm: str | None = None
+    _allreduce_of_bytes: Mapping[int, str] = {}
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Wait for every rank; keep the optimizer and the parameters that it updates. Collective."""
@@ -159,18 +167,22 @@ class WorkerOptimizer(Strategy):
 
     def observe(self) -> Observed:
         """Return what every strategy knows, and which allreduce ran."""
-        return replace(super().observe(), allreduce_algorithm=self._allreduce_algorithm)
+        return replace(super().observe(), allreduce_of_bytes=self._allreduce_of_bytes)
 
     def _apply(self) -> None:
         self._optimizer.step()
 
-    def _identify(self, allreduce: Allreduce) -> None:
-        """Identify the algorithm that sums the gradients. Collective."""
-        self._allreduce_algorithm = identify_allreduce(allreduce, self.group.rank, self.group.size)
+    def _identify(self, allreduce: Allreduce, sizes: Iterable[int], dtype: torch.dtype) -> None:
+        """Identify the algorithm that sums vectors of so many elements. Collective."""
+        rank, size = self.group.rank, self.group.size
+        self._allreduce_of_bytes = {
+            num_elements * dtype.itemsize: identify_allreduce(allreduce, rank, size, num_elements, dtype)
+            for num_elements in sizes
+        }
 
     def _count_ring(self, num_elements: int) -> None:
         """Count what a ring-allreduce of so many elements moves; unknown if the algorithm is not a ring."""
         itemsize = torch_dtype(self.options.wire_dtype).itemsize
         moved = ring_volume(num_elements, itemsize, self.group.rank, self.group.size)
-        unknown = self._allreduce_algorithm == "not_ring"
+        unknown = "not_ring" in self._allreduce_of_bytes.values()
         self.counters.add(*([None] * 4 if unknown else vars(moved).values()))

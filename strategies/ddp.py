@@ -20,6 +20,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # re-exports from
 )
 from torch.nn.parallel import DistributedDataParallel
 
+from strategies.allreduce import message_sizes
 from strategies.base import Observed, WorkerOptimizer, torch_dtype
 from strategies.group import Group
 from strategies.options import Options
@@ -49,7 +50,10 @@ class DDP(WorkerOptimizer):
             dist.all_reduce(reduced)
             return reduced.cpu()
 
-        self._identify(allreduce)
+        # A bucket holds at least one parameter; in the first step one bucket holds all.
+        numbers = [parameter.numel() for parameter in self._parameters]
+        sizes = message_sizes(min(numbers), sum(numbers), self.group.size)
+        self._identify(allreduce, sizes, torch_dtype(self.options.wire_dtype))
         self._module = DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,

@@ -11,6 +11,7 @@ import horovod.torch as hvd
 import torch
 from torch import Tensor, nn
 
+from strategies.allreduce import message_sizes
 from strategies.base import WorkerOptimizer, torch_dtype
 from strategies.gradients import mark_stepped
 from strategies.group import Group
@@ -88,8 +89,14 @@ class RingAllreduce(WorkerOptimizer, KeepsTimeline):
             reduced: Tensor = hvd.allreduce(vector.to(device), op=hvd.Sum, name="identify")
             return reduced.cpu()
 
-        self._identify(allreduce)
+        self._identify(allreduce, self._message_sizes(), torch_dtype(self.options.wire_dtype))
         return model
+
+    def _message_sizes(self) -> list[int]:
+        """Return numbers of elements between those of the smallest gradient alone and of the fullest fusion buffer."""
+        numbers = [parameter.numel() for parameter in self._parameters]
+        fused = self.options.fusion_threshold_bytes // torch_dtype(self.options.wire_dtype).itemsize
+        return message_sizes(min(numbers), max(max(numbers), min(fused, sum(numbers))), self.group.size)
 
     def compress(self, tensor: Tensor) -> tuple[Tensor, torch.dtype]:
         """Return a gradient in the wire dtype, and count its elements (Horovod's Compressor interface)."""

@@ -74,7 +74,7 @@ def test_a_calibration_is_made_and_used(capfd: pytest.CaptureFixture[str], tmp_p
     times = str(tmp_path / "times.json")
     assert main(["calibrate", *tiny, "--out", times]) == 0
     assert main(["run", *tiny, "--compute", "emulated", "--compute-from", times]) == 0
-    assert "ms a step [emulated_compute]" in capfd.readouterr().out
+    assert ": ok [emulated_compute]\n" in capfd.readouterr().out
     assert main(["run", *tiny, "--compute", "none", "--save-parameters", str(tmp_path / "weights.pt")]) == 2
     assert capfd.readouterr().err == "psring: --save-parameters: compute: none trains nothing; use --compute real\n"
 

@@ -76,8 +76,8 @@ def columns(config: RunConfig, reports: Sequence[RankReport], device: torch.devi
         "rank_start": "template" if {report.rank_start for report in reports} == {"template"} else "exec",
         "num_parameters": config.gpt.num_parameters,
         "mfu": _mfu(config, found["tokens_per_s"], device),
-        "allreduce_algorithm": reports[0].observed.allreduce_algorithm,
         "emulated_update_s": None if config.compute == "real" else durations(config).optimizer_s,
+        **allreduce(reports[0].observed),
         **lateness(reports, found["step_s"]),
     }
 
@@ -184,6 +184,16 @@ def serving(reports: Sequence[RankReport]) -> dict[str, float | str | None]:
         "mean_staleness": sum(k * n for k, n in missed.items()) / updates if updates else None,
         "staleness_histogram": " ".join(f"{k}:{n}" for k, n in sorted(missed.items())) or None,
         "largest_lead": max(report.observed.largest_lead for report in reports) if updates else None,
+    }
+
+
+def allreduce(observed: Observed) -> dict[str, str | None]:
+    """Return which allreduce ran, at which message sizes that was seen, and at which it was no ring."""
+    found = observed.allreduce_of_bytes
+    return {
+        "allreduce_algorithm": observed.allreduce_algorithm,
+        "identified_bytes": " ".join(str(nbytes) for nbytes in sorted(found)) or None,
+        "not_ring_bytes": " ".join(str(nbytes) for nbytes in sorted(found) if found[nbytes] == "not_ring") or None,
     }
 
 

@@ -37,6 +37,7 @@ from strategies.timeline import KeepsTimeline
 from strategies.volume import Volume
 
 KeepTrace = Callable[[list[trace.RankTrace]], None]
+Tell = Callable[[StepRecord], None]
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,12 @@ class Result:
 
 def run_all(
     planned: Sequence[PlannedRun], rank_info: RankInfo, keep: Callable[[Result], None],
-    keep_trace: KeepTrace | None = None,
+    keep_trace: KeepTrace | None = None, tell: Tell | None = None,
 ) -> None:  # fmt: skip
     """Do this rank's part of all runs, one after the other; rank 0 calls `keep` after each. Collective.
 
-    Each run has a fresh model and a deadline of its own. BadInput is raised on every rank alike; any other
-    exception ends the whole launch.
+    `tell` is called after each step of this rank, outside the time of the step. Each run has a fresh model and a
+    deadline of its own. BadInput is raised on every rank alike; any other exception ends the whole launch.
     """
     if rank_info.launcher != "none":
         processes.die_with_parent()
@@ -72,7 +73,7 @@ def run_all(
         with group.monitored(ranks, rank_info, lambda: now.config):
             for now in planned:
                 group.set_deadline(now.config.timeout_s)
-                _run(now, rank_info, ranks, keep, keep_trace)
+                _run(now, rank_info, ranks, keep, keep_trace, tell)
     except BadInput:
         raise
     except Exception as error:
@@ -82,8 +83,9 @@ def run_all(
 
 
 def _run(
-    planned: PlannedRun, rank_info: RankInfo, ranks: Group, keep: Callable[[Result], None], keep_trace: KeepTrace | None
-) -> None:
+    planned: PlannedRun, rank_info: RankInfo, ranks: Group, keep: Callable[[Result], None],
+    keep_trace: KeepTrace | None, tell: Tell | None,
+) -> None:  # fmt: skip
     """Do one run from end to end. Collective."""
     config, started_at = planned.config, records.now()
     torch.set_num_threads(config.num_threads)
@@ -95,7 +97,7 @@ def _run(
     ranks.barrier()
     monitor = Monitor(ranks, config.patience_s, config.max_foreign_cpu_share) if on_node() else None
     meter, cores = open_meter(), CpuMonitor()
-    done = _work(planned, built, meter, tracing=keep_trace is not None)
+    done = _work(planned, built, meter, tell, tracing=keep_trace is not None)
     built.strategy.close()
     ranks.barrier()
     wire, cpu_use = Wire.read(meter), cores.end()
@@ -120,7 +122,7 @@ class Done:
     gated: bool = False
 
 
-def _work(planned: PlannedRun, built: Built, meter: Meter, tracing: bool) -> Done:
+def _work(planned: PlannedRun, built: Built, meter: Meter, tell: Tell | None, tracing: bool) -> Done:
     """Train or serve until the run's last step; keep the weights that the gate compares."""
     config, strategy = planned.config, built.strategy
     clock, cpu_before = PhaseTimer(built.device), numbers.cpu_s()
@@ -132,6 +134,8 @@ def _work(planned: PlannedRun, built: Built, meter: Meter, tracing: bool) -> Don
     at_gate: Weights = {}
     for step in train(config, built.module, strategy, built.corpus, built.device, clock, meter.moved):
         steps.append(step)
+        if tell:
+            tell(step)
         if tracing and isinstance(strategy, KeepsTimeline) and len(steps) == config.total_steps - trace.STEPS:
             strategy.start_timeline()
         if gated and len(steps) == equivalence.gate_steps(config):

@@ -66,8 +66,14 @@ PLACES = ("network", "emulated nodes", "one machine")
 COUNTED = ("rejected", "attempt", "disturbance")  # per launch, for what a cell says about rejected ones
 
 # Words of a cell's launches: each different one once, with what separates them.
-WORDS = {"allreduce_algorithm": " ", "bytes_counted_by": " ", "wire_counted_by": " ", "wire_remark": "; "}
-NOT_AVERAGED = (*WORDS, "gate_passed", "ledger_agrees", "rank_start", "staleness_histogram")
+WORDS = {
+    "allreduce_algorithm": " ",
+    "not_ring_bytes": "; ",
+    "bytes_counted_by": " ",
+    "wire_counted_by": " ",
+    "wire_remark": "; ",
+}
+NOT_AVERAGED = (*WORDS, "gate_passed", "ledger_agrees", "rank_start", "staleness_histogram", "identified_bytes")
 WORST = ("equivalence_error", "largest_lead")
 WHOLE = ("num_nodes", "num_parameters")
 MEASURED = tuple(f for f in (*Summary.model_fields, *ledger.COLUMNS) if f not in NOT_AVERAGED)

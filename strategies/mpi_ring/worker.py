@@ -36,8 +36,11 @@ class MPIRing(WorkerOptimizer):
         super().prepare(model, optimizer)
         self._layout = FlatLayout.of(model)
         self._receive_weights(model)
-        self._identify(self._allreduce)
-        self._ring = self._make_ring(self._layout.num_elements, torch_dtype(self.options.wire_dtype), self.counters)
+        wire_dtype = torch_dtype(self.options.wire_dtype)
+        self._ring = self._make_ring(self._layout.num_elements, wire_dtype, self.counters)
+        # In fp32, because a 16-bit wire rounds at other places than the sums that it is compared with.
+        sizes = {(end - begin) * wire_dtype.itemsize // 4 for begin, end in self._ring.ranges}
+        self._identify(self._allreduce, sorted(sizes), torch.float32)
         self._own_views = self._layout.views(self._ring.own)
         # Where the mean gradient is read from, in fp32.
         self._mean = self._ring.result if self._ring.result.dtype == torch.float32 else self._ring.own

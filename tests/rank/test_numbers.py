@@ -91,7 +91,7 @@ def test_a_mean_that_is_not_finite_is_blank() -> None:
 def test_more_threads_than_cores_are_labelled() -> None:
     ring = CONFIG.model_copy(update={"strategy": "ring_allreduce"})
     apart = [report(0, [1, 1, 1]), report(1, [1, 1, 1])]
-    not_ring = Observed(allreduce_algorithm="not_ring")
+    not_ring = Observed(allreduce_of_bytes={64: "ring", 4096: "not_ring"})
     together = [replace(report(0, [1, 1, 1]), observed=not_ring) for _ in range(2)]
     assert numbers.labels(ring, apart) == ["loopback"]
     assert numbers.labels(ring, together) == ["oversubscribed", "loopback", "not_ring"]

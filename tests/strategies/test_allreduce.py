@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from strategies.allreduce import identify_allreduce, ring_volume
+from bench.rank import numbers
+from strategies.allreduce import identify_allreduce, message_sizes, ring_volume
+from strategies.base import Observed
 
 
 @given(st.integers(0, 10_000), st.sampled_from([2, 4]), st.integers(1, 17))
@@ -32,7 +35,7 @@ def test_a_ring_counts_what_its_schedule_sends(num_elements: int, size: int) -> 
         assert ring_volume(num_elements, 1, rank, size).bytes_sent == sum(reduce_scatter) + sum(allgather)
 
 
-def simulate(size: int, algorithm: str, rank: int = 0) -> str:
+def simulate(size: int, algorithm: str, num_elements: int = 1 << 12, dtype: torch.dtype = torch.float32) -> str:
     """Identify an allreduce whose order of summation is known; one thread per rank."""
     vectors: list[Tensor | None] = [None] * size
     barrier = threading.Barrier(size)
@@ -42,10 +45,11 @@ def simulate(size: int, algorithm: str, rank: int = 0) -> str:
         vectors[rank] = vector
         barrier.wait()
         stacked = torch.stack([v for v in vectors if v is not None])
+        barrier.wait()
         return RINGS[algorithm](stacked)
 
     def one(rank: int) -> None:
-        answers[rank] = identify_allreduce(lambda vector: allreduce(vector, rank), rank, size, 1 << 12)
+        answers[rank] = identify_allreduce(lambda vector: allreduce(vector, rank), rank, size, num_elements, dtype)
 
     threads = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
     for thread in threads:
@@ -91,6 +95,32 @@ RINGS = {"ring": ring, "backward": lambda inputs: ring(inputs, -1), "halving": h
 @pytest.mark.parametrize("algorithm", RINGS)
 def test_the_order_of_a_sum_tells_a_ring_from_all_else(algorithm: str, size: int) -> None:
     assert simulate(size, algorithm) == ("ring" if algorithm in ("ring", "backward") else "not_ring")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("size", "num_elements"), [(3, 6), (4, 100), (8, 16)])
+@pytest.mark.parametrize("algorithm", RINGS)
+def test_short_vectors_tell_as_well(algorithm: str, size: int, num_elements: int, dtype: torch.dtype) -> None:
+    expected = "ring" if algorithm in ("ring", "backward") else "not_ring"
+    assert simulate(size, algorithm, num_elements, dtype) == expected
+
+
+@given(st.integers(1, 10_000), st.integers(0, 10**6), st.integers(1, 32))
+def test_sizes_reach_from_the_smallest_message_to_the_largest(smallest: int, more: int, size: int) -> None:
+    sizes = message_sizes(smallest, smallest + more, size)
+    assert sizes[0] == max(smallest, 2 * size)
+    assert sizes[-1] == max(sizes[0], smallest + more)
+    assert all(before < after <= 4 * before for before, after in pairwise(sizes))
+
+
+def test_one_size_that_is_no_ring_is_enough_to_be_none() -> None:
+    assert Observed().allreduce_algorithm is None
+    assert Observed(allreduce_of_bytes={64: "ring", 256: "ring"}).allreduce_algorithm == "ring"
+    found = Observed(allreduce_of_bytes={64: "not_ring", 256: "ring"})
+    assert found.allreduce_algorithm == "not_ring"
+    assert numbers.allreduce(found) == {
+        "allreduce_algorithm": "not_ring", "identified_bytes": "64 256", "not_ring_bytes": "64",
+    }  # fmt: skip
 
 
 def test_two_ranks_have_only_one_order() -> None:
