@@ -60,8 +60,9 @@ def judge_surroundings(config: RunConfig, reports: Sequence[RankReport], ledger:
     evidence = [report.evidence for report in reports if report.evidence]
     if not evidence and len({report.host for report in reports}) > 1:
         return Judgement()
-    columns: dict[str, Any] = guard.cpu_columns([report.cpu_use for report in reports])
+    used = [report.cpu_use for report in reports]
+    columns: dict[str, Any] = guard.cpu_columns(used)
     columns |= guard.link_columns(evidence, config.total_steps) if evidence else {}
-    columns["disturbance"] = guard.disturbance(columns, numbers.steps_s(reports))
+    columns["disturbance"] = guard.disturbance(used, columns, numbers.steps_s(reports))
     limits = ledger.wire_ratios(), ledger.header_shares()
     return Judgement(columns, guard.rejection(columns, config.max_foreign_cpu_share, *limits))

@@ -76,7 +76,7 @@ def test_at_equal_disturbance_no_strategy_is_rejected_more(
         used = [CpuUse(arm["own_s"] + 2 * 2 * foreign, arm["own_s"], 2.0, 2, arm["run_delay_share"])]
         columns = {**arm, **guard.cpu_columns(used), **outside}
         columns["foreign_cpu_share"] = round(columns["foreign_cpu_share"], 9)
-        found.append((reject(columns), round(guard.disturbance(columns, steps_s=1.0), 6)))
+        found.append(reject(columns))
     assert found[0] == found[1]
 
 
@@ -95,12 +95,19 @@ def test_headers_of_small_messages_are_allowed_for(ratio: float, share: float) -
 
 
 def test_a_disturbance_is_a_share_of_the_runs_time() -> None:
-    quiet = {"foreign_cpu_share": 0.0, "probe_ratio_before": 1.0, "tcp_timeouts": 0}
-    assert guard.disturbance(quiet, 10.0) == 0
-    assert guard.disturbance({**quiet, "foreign_cpu_share": 0.2}, 10.0) == pytest.approx(0.25)
-    assert guard.disturbance({**quiet, "probe_ratio_before": 1.3}, 10.0) == pytest.approx(0.3)
-    assert guard.disturbance({**quiet, "tcp_timeouts": 5}, 10.0) == pytest.approx(0.1)
-    assert guard.disturbance({"foreign_cpu_share": None}, 10.0) == 0
+    quiet: dict[str, Any] = {"foreign_cpu_share": 0.0, "probe_ratio_before": 1.0, "tcp_timeouts": 0}
+    waiting = [replace(IDLE, run_delay_share=0.2), replace(IDLE, run_delay_share=0.3)]
+
+    def share(**changed: Any) -> float:
+        return guard.disturbance(waiting, {**quiet, **changed}, steps_s=10.0)
+
+    assert share() == 0
+    assert share(foreign_cpu_share=0.2) == pytest.approx(0.25)
+    assert share(foreign_cpu_share=0.9) == pytest.approx(1.0)  # no more than the ranks waited
+    assert guard.disturbance([IDLE], {**quiet, "foreign_cpu_share": 0.9}, 10.0) == 0
+    assert share(probe_ratio_before=1.3) == pytest.approx(0.3)
+    assert share(tcp_timeouts=5) == pytest.approx(0.1)
+    assert guard.disturbance(waiting, {"foreign_cpu_share": None}, 10.0) == 0
 
 
 def test_columns_show_the_worst_node() -> None:
