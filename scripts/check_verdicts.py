@@ -17,13 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from bench import records
 from bench.config import BadInput
 from bench.report.cells import judged
 from bench.report.duels import Rejections
-from bench.report.verdicts import ABOVE, BELOW, MARGIN, Ratio, judge, share_of
+from bench.report.verdicts import ABOVE, BELOW, EQUIVALENT, MARGIN, Ratio, judge, share_of
 from bench.sweep.file import Sweep
 from bench.sweep.run import run_sweep
 
@@ -54,19 +53,20 @@ def verdicts_of(sweep: Sweep, folder: Path, margin: float) -> tuple[list[Ratio],
     return ratios, [verdict.word for verdict in judge(ratios, margin)]
 
 
-def show(ratios: Sequence[Sequence[Ratio]], words: Sequence[Sequence[str]], rejected: int, console: Console) -> None:
-    """Print a row per arm: how often it was called what, and the ratios found."""
-    table = Table("arm", "sweeps", "first is faster", "first is slower", "equivalent", "undecided", "ratio", "expected")
+def show(ratios: Sequence[Sequence[Ratio]], words: Sequence[Sequence[str]], rejected: int) -> None:
+    """Print a line per arm: how often it was called what, and the ratios found."""
     expected = ("faster or slower in at most 5 %", "faster in at least 90 %", "faster or slower never")
     for place, (name, wanted) in enumerate(zip(SLOWER, expected, strict=True)):
         found = Counter(of_sweep[place] for of_sweep in words)
-        values = [of_sweep[place].interval.value for of_sweep in ratios]
-        others = len(words) - sum(found[word] for word in (ABOVE, BELOW, "equivalent"))
-        span = f"{min(values):.4f}-{max(values):.4f}"
-        counts = (len(words), found[ABOVE], found[BELOW], found["equivalent"], others)
-        table.add_row(name, *map(str, counts), span, wanted)
-    console.print(table)
-    console.print(f"{rejected} launches rejected by the guard")
+        values = sorted(of_sweep[place].interval.value for of_sweep in ratios)
+        counts = {"faster": found[ABOVE], "slower": found[BELOW], "equivalent": found[EQUIVALENT]}
+        counts["undecided"] = len(words) - sum(counts.values())
+        called = ", ".join(f"{word} {count}" for word, count in counts.items())
+        print(f"{name:10}  the first arm in {len(words)} sweeps: {called}; ratio {values[0]:.4f} to {values[-1]:.4f}")
+        print(f"{'':10}  expected: {wanted}")
+    print(
+        f"{rejected} launches of cells were rejected by the guard; those that could not be replaced count with the rest"
+    )
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--margin", default=str(MARGIN))
     arguments = parser.parse_args()
-    console, ratios, words, rejected = Console(), [], [], 0
+    ratios, words, rejected = [], [], 0
     sweep = make_sweep(arguments.repeats)
     try:
         margin = share_of(arguments.margin, "--margin")
@@ -89,13 +89,13 @@ def main() -> None:
             words.append(found[1])
             rejected += sum(record.is_rejected for record in records.read(folder))
             each = ", ".join(f"{name} {word}" for name, word in zip(SLOWER, found[1], strict=True))
-            console.print(f"sweep {number}: {each}")
+            print(f"sweep {number}: {each}", flush=True)
     except BadInput as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on")
+        print("interrupted; the same command goes on")
     if words:
-        show(ratios, words, rejected, console)
+        show(ratios, words, rejected)
 
 
 if __name__ == "__main__":
