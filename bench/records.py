@@ -36,6 +36,7 @@ LABELS: dict[str, str] = {
     "shared_memory": "workers and servers of one node read each other's messages in shared memory: counted, not sent",
     "emulated": "the nodes are network namespaces of one machine with shaped links; they share its cores",
     "emulated_compute": "workers slept instead of computing: nothing was trained, so there is no loss and no gate",
+    "slow_precision": "the processor has no instructions for this precision: it computed in software, measured briefly",
     "not_ring": "the allreduce that ran was not a ring at one message size or more (column not_ring_bytes)",
     "few_launches": "fewer than 5 launches: the interval is the range of very few samples",
 }

@@ -16,19 +16,30 @@ MIN_BYTES, MAX_BYTES = 1 << 18, 1 << 23
 REPEATS = 3
 
 
+_measured: dict[tuple[int, int], float] = {}  # by number of ranks and size of a message
+
+
 def duplex_factor(config: RunConfig, ranks: Group) -> float | None:
     """Return φ between the first and the last rank, the same on every rank. Collective.
 
     φ is the time in which two ranks send each other the same bytes at once, over the time in which one sends them to
     the other, in messages of the run's size: 1 is full duplex, 2 is half duplex. A dedicated server beats the ring if
     and only if W/S < 2(1−1/W)/(φλ), λ the shard imbalance. None where MPI does not carry the gradients.
+    Measured once per launch and message size.
     """
     if not config.kind.message_knob or config.world_size == 1:
         return None
+    transport = (config.world_size, getattr(config, config.kind.message_knob))
+    if transport not in _measured:
+        _measured[transport] = _measure(ranks, transport[1])
+    return _measured[transport]
+
+
+def _measure(ranks: Group, message_bytes: int) -> float:
+    """Measure φ with messages of that many bytes. Collective."""
     from mpi4py import MPI
 
     comm = ranks.comm
-    message_bytes: int = getattr(config, config.kind.message_knob)
 
     def exchange(nbytes: int, both: bool) -> float:
         """Send bytes from the first rank to the last, at the same time as many back if `both`; return seconds."""

@@ -40,6 +40,7 @@ class RankReport:
     rank_start: str = "exec"  # or "template"
     cpu_s: float = 0.0
     peak_memory_bytes: int = 0
+    in_software: bool = False  # its processor has no instructions for the precision
     checksum: int | None = None  # of the final weights
     cpu_use: CpuUse = IDLE
     evidence: Evidence | None = None  # of the monitor of an emulated node
@@ -233,6 +234,7 @@ def labels(config: RunConfig, reports: Sequence[RankReport]) -> list[str]:
         "shared_memory": any(report.observed.shares_memory for report in reports),
         "emulated": emulated,
         "emulated_compute": config.compute != "real",
+        "slow_precision": any(report.in_software for report in reports),
         "not_ring": reports[0].observed.allreduce_algorithm == "not_ring",
     }
     return [label for label, applies in found.items() if applies]

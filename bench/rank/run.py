@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import yaml
 
-from bench import environment, failures, files, inputs, processes, records
-from bench.config import BadInput
+from bench import devices, environment, failures, files, inputs, processes, records
+from bench.config import BadInput, RunConfig
 from bench.mpi import JOIN_S, RankInfo, tcp_settings
 from bench.nodes.cpu import CpuMonitor, CpuUse
 from bench.nodes.guard import Evidence, Monitor
@@ -105,7 +105,7 @@ def _run(
         traces = ranks.gather(trace.collect(ranks.rank, done.clock, built.strategy))
         if ranks.rank == 0:
             keep_trace(traces)
-    reports = ranks.gather(_report(built, done, wire, cpu_use, monitor.end() if monitor else None))
+    reports = ranks.gather(_report(config, built, done, wire, cpu_use, monitor.end() if monitor else None))
     if ranks.rank == 0:
         keep(_result(planned, started_at, built, done.at_gate, reports, before))
     ranks.barrier()
@@ -144,7 +144,9 @@ def _work(planned: PlannedRun, built: Built, meter: Meter, tell: Tell | None, tr
     return Done(clock, numbers.cpu_s() - cpu_before, steps, at_gate, gated)
 
 
-def _report(built: Built, done: Done, wire: Wire, cpu_use: CpuUse, evidence: Evidence | None) -> RankReport:
+def _report(
+    config: RunConfig, built: Built, done: Done, wire: Wire, cpu_use: CpuUse, evidence: Evidence | None
+) -> RankReport:
     """Return what rank 0 must know of this rank."""
     model, observed = built.model, built.strategy.observe()
     return RankReport(
@@ -157,11 +159,17 @@ def _report(built: Built, done: Done, wire: Wire, cpu_use: CpuUse, evidence: Evi
         cpu_s=done.cpu_s,
         rank_start=processes.rank_start,
         peak_memory_bytes=numbers.peak_memory_bytes(),
+        in_software=computes_in_software(config, built.device),
         checksum=equivalence.checksum(equivalence.snapshot(model)) if done.gated else None,
         cpu_use=cpu_use,
         evidence=evidence,
         overshoots_s=model.schedule.overshoots_s if isinstance(model, EmulatedGPT) else [],
     )
+
+
+def computes_in_software(config: RunConfig, device: torch.device) -> bool:
+    """Return whether a worker's processor has no instructions for the precision of its arithmetic."""
+    return config.compute == "real" and device.type == "cpu" and not devices.cpu_computes(config.precision)
 
 
 def _result(

@@ -33,23 +33,38 @@ def plan_repeat(cells: Sequence[RunConfig], repeat: int) -> list[list[PlannedRun
     """Return the launches of one repeat of all cells; cells that no library supports are in the first repeat only."""
     order = [cell for cell in cells if repeat == 0 or not cell.unsupported()]
     random.Random(ORDER_SEED + repeat).shuffle(order)
-    launches: dict[tuple[object, ...], list[PlannedRun]] = {}
+    alike: dict[tuple[object, ...], list[RunConfig]] = {}
     for cell in order:
-        launches.setdefault(_launch_key(cell), []).append(PlannedRun(config=cell, repeat=repeat))
-    return list(launches.values())
+        alike.setdefault(_ranks(cell), []).append(cell)
+    launches = [launch for group in alike.values() for launch in _split_by_library(group)]
+    return [[PlannedRun(config=cell, repeat=repeat) for cell in launch] for launch in launches]
 
 
-def _launch_key(config: RunConfig) -> tuple[object, ...]:
-    """Return the values that must be equal for two cells to run on the same ranks.
+def _split_by_library(cells: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """Return the launches of cells that can run on the same ranks, but for a library that can start only once.
 
-    Horovod cannot be initialised twice in a process (a second hvd.init() crashes), and its thread communicates between
-    runs, too: cells of a library that reads knobs once in a process share ranks only with each other, at equal knobs.
+    Horovod cannot be initialised twice in a process (a second hvd.init() crashes), and then its thread communicates
+    between runs, too: its cells share ranks at equal knobs, behind the cells that do not need it.
     """
+    by_library: dict[tuple[object, ...], list[RunConfig]] = {}
+    for cell in cells:
+        by_library.setdefault(_library(cell), []).append(cell)
+    others = by_library.pop((), [])
+    first, *more = by_library.values() if by_library else [[]]
+    return [[*others, *first], *more]
+
+
+def _library(config: RunConfig) -> tuple[object, ...]:
+    """Return the strategy and the knobs that its library reads once in a process; () if there are none."""
     once = config.kind.process_knobs
-    library = once and (config.strategy, *(getattr(config, name) for name in once))
+    return (config.strategy, *(getattr(config, name) for name in once)) if once else ()
+
+
+def _ranks(config: RunConfig) -> tuple[object, ...]:
+    """Return the values that must be equal for two cells to run on the same ranks."""
     launcher = config.launcher if config.world_size > 1 else "none"
     transport = (config.hostfile, config.network_interface, config.socket_bytes, config.eager_limit_bytes)
-    return (launcher, config.world_size, *transport, emulated_cluster(config), library)
+    return (launcher, config.world_size, *transport, emulated_cluster(config))
 
 
 def emulated_cluster(config: RunConfig) -> Cluster | None:

@@ -44,7 +44,11 @@ def describe(
         return []
     failed = {record.run_id for record in here} & {run.run_id for run in runs}
     never = len(runs) - len(failed)
-    why = "the sweep was interrupted" if interrupted else f"the budget of {sweep.budget} ended before them"
+    why = (
+        "the sweep was interrupted"
+        if interrupted or not sweep.budget
+        else f"the budget of {sweep.budget} ended before them"
+    )
     parts = [f"{never} have not run ({why})"] * (never > 0) + [f"{len(failed)} failed"] * bool(failed)
     cost = estimate.cost(todo, RunTimes(found, work.by_probe(sweep.probed)))
     total = sum(map(len, launches))

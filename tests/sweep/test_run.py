@@ -34,13 +34,24 @@ def test_a_plan_has_every_run_once() -> None:
     assert launches == planning.plan(demo, "demo")  # the order is stored in a seed
 
 
-def test_runs_of_one_launch_share_ranks_and_horovod_has_its_own() -> None:
+def test_runs_of_one_launch_share_ranks_and_horovod_comes_last() -> None:
     demo = read_sweep(SWEEPS / "demo.yaml")
     launches = planning.plan(demo, "demo")
     for planned in launches:
-        assert len({run.config.world_size for run in planned}) == 1
-        assert len({run.config.strategy == "ring_allreduce" for run in planned}) == 1
-    assert len(launches) == demo.repeats * 10  # not one per run
+        assert len({(run.config.world_size, run.config.link) for run in planned}) == 1
+        starts_horovod = [run.config.strategy == "ring_allreduce" for run in planned]
+        assert starts_horovod == sorted(starts_horovod)  # its thread runs until the ranks end
+    assert len(launches) == demo.repeats * 7  # not one per run
+
+
+def test_horovod_starts_once_in_a_process() -> None:
+    ring: dict[str, object] = {"strategy": "ring_allreduce", "num_workers": 2, "fusion_threshold_bytes": [1024, 2048]}
+    server: dict[str, object] = {"strategy": "parameter_server", "num_workers": 2, "placement": "colocated"}
+    knobs = [
+        {run.config.fusion_threshold_bytes for run in planned if run.config.strategy == "ring_allreduce"}
+        for planned in planning.plan(make_sweep([ring, server]), "x")
+    ]
+    assert sorted(map(len, knobs)) == [1, 1]
 
 
 def test_a_second_call_runs_only_what_is_missing(tmp_path: Path) -> None:
