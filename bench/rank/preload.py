@@ -16,7 +16,8 @@ mpi4py.rc.finalize = True  # and it ends with the rank
 
 from mpi4py import MPI  # noqa: E402
 
-for _name in ("bench.nodes.cluster", "bench.rank.run", "strategies.ddp", "strategies.mpi_ring",
+# torch's compiler is imported by every optimizer's first step, and takes more CPU than the rest of torch.
+for _name in ("torch._dynamo", "bench.nodes.cluster", "bench.rank.run", "strategies.ddp", "strategies.mpi_ring",
               "strategies.parameter_server.worker", "strategies.parameter_server.server"):  # fmt: skip
     importlib.import_module(_name)
 with contextlib.suppress(ImportError):  # a launch that needs Horovod says that it is missing
