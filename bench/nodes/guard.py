@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bench.config import CLUSTER_VARIABLE
 from bench.nodes import cpu, nap
@@ -27,6 +27,7 @@ from strategies.group import Group
 MIN_WIRE_RATIO, MAX_WIRE_RATIO = 0.99, 1.06
 # With less data per step and link (in units of the token bucket), headers and barriers outweigh the payload.
 MIN_BURSTS = 10
+MAX_PROBE_AGE_S = 3.0  # of the probe after a run that also serves as the one before the next
 CPU_SAMPLE_S = 0.3  # over which CPU use is sampled before a run
 # TCP's tail loss probe sends the last segment of a burst again: a few retransmissions are no loss. A timeout is.
 MAX_RETRANSMITTED_SHARE = 1e-3
@@ -64,42 +65,73 @@ class Evidence:
 class Monitor:
     """Monitors one node during one run. Collective: every rank creates it and calls `end`.
 
-    Creating it waits until the links reach their rate and no other process uses the machine, at most `patience_s`.
+    Creating it waits until the links reach their rate and no other process uses the machine, at most `patience_s`. What
+    was seen right after the run before in the same launch counts, too.
     """
+
+    _after: ClassVar[Probe | None] = None  # of the run before in this launch
 
     def __init__(self, ranks: Group, patience_s: float, max_foreign_cpu_share: float) -> None:
         self._ranks = ranks
         self._cluster = find(os.environ[CLUSTER_VARIABLE])
-        self._before = _wait_until_idle(ranks, self._cluster, patience_s, max_foreign_cpu_share)
+        recent = ranks.broadcast(_recent_ratio(Monitor._after, max_foreign_cpu_share))
+        self._before = recent or _wait_until_idle(ranks, self._cluster, patience_s, max_foreign_cpu_share)
         self._begin = read_counters()
 
     def end(self) -> Evidence:
         """Return what happened on this node since the monitor was created."""
+        counters = self._begin.increase(read_counters())
+        Monitor._after = probe = _probe(self._ranks, self._cluster)
         return Evidence(
-            counters=self._begin.increase(read_counters()),
+            counters=counters,
             goodput=self._cluster.goodput(self._cluster.nodes[self._ranks.rank]),
             probe_ratio_before=self._before,
-            probe_ratio_after=_probe(self._ranks, self._cluster),
+            probe_ratio_after=probe.ratio,
             napping=nap.is_loaded(os.environ),
         )
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A bare ring over all nodes: its time over the closed form, and what others used of the cores meanwhile."""
+
+    ratio: float  # the same on every rank
+    foreign_share: float | None  # on rank 0
+    ended_at: float  # time.monotonic()
+
+    def is_idle(self, max_foreign_cpu_share: float) -> bool:
+        """Return whether the links reached their rate and others left the cores alone."""
+        return abs(self.ratio - 1) <= TOLERANCE and (self.foreign_share or 0.0) <= max_foreign_cpu_share
+
+
+def _recent_ratio(probe: Probe | None, max_foreign_cpu_share: float) -> float | None:
+    """Return a probe's ratio if it is recent, and nothing disturbed it; else None."""
+    if probe is None or time.monotonic() - probe.ended_at > MAX_PROBE_AGE_S or not probe.is_idle(max_foreign_cpu_share):
+        return None
+    return probe.ratio
 
 
 def _wait_until_idle(ranks: Group, cluster: Cluster, patience_s: float, max_foreign_cpu_share: float) -> float:
     """Probe until the links reach their rate and other processes use few cores; return the best ratio. Collective."""
     deadline, best = time.monotonic() + patience_s, float("inf")
     while True:
-        monitor = CpuMonitor()
-        time.sleep(CPU_SAMPLE_S)
-        ratio = _probe(ranks, cluster)
-        used = ranks.gather(monitor.end())
-        best = min(best, ratio, key=lambda ratio: abs(ratio - 1))
-        foreign = cpu.foreign_share(used, min_window_s=0.0) if used else None
-        idle = abs(ratio - 1) <= TOLERANCE and (foreign is None or foreign <= max_foreign_cpu_share)
-        if ranks.broadcast(idle or time.monotonic() > deadline):
+        probe = _probe(ranks, cluster, sample_s=CPU_SAMPLE_S)
+        best = min(best, probe.ratio, key=lambda ratio: abs(ratio - 1))
+        if ranks.broadcast(probe.is_idle(max_foreign_cpu_share) or time.monotonic() > deadline):
             return best
 
 
-def _probe(ranks: Group, cluster: Cluster) -> float:
+def _probe(ranks: Group, cluster: Cluster, sample_s: float = 0.0) -> Probe:
+    """Sample the use of the cores for some seconds, then run a bare ring. Collective."""
+    monitor = CpuMonitor()
+    time.sleep(sample_s)
+    ratio = _ring(ranks, cluster)
+    used = ranks.gather(monitor.end())
+    foreign_share = cpu.foreign_share(used, min_window_s=0.0) if used else None
+    return Probe(ratio, foreign_share, time.monotonic())
+
+
+def _ring(ranks: Group, cluster: Cluster) -> float:
     """Return the ring's time over its closed form, the same on every rank. Collective."""
     participating = replace(cluster, rates=cluster.rates[: ranks.size])
     ranks.barrier()

@@ -29,6 +29,19 @@ def plan(sweep: Sweep, where: str) -> list[list[PlannedRun]]:
     return [launch for cells in stages for repeat in range(sweep.repeats) for launch in plan_repeat(cells, repeat)]
 
 
+def rounds(launches: Sequence[list[PlannedRun]], *, whole_stages: bool) -> list[list[list[PlannedRun]]]:
+    """Return the launches of a plan repeat by repeat, or stage by stage: a stage begins where repeats begin anew."""
+    found: list[list[list[PlannedRun]]] = []
+    previous = -1
+    for planned in launches:
+        repeat = planned[0].repeat
+        if not found or repeat < previous or (repeat > previous and not whole_stages):
+            found.append([])
+        found[-1].append(planned)
+        previous = repeat
+    return found
+
+
 def plan_repeat(cells: Sequence[RunConfig], repeat: int) -> list[list[PlannedRun]]:
     """Return the launches of one repeat of all cells; cells that no library supports are in the first repeat only."""
     order = [cell for cell in cells if repeat == 0 or not cell.unsupported()]

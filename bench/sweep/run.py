@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ from bench.sweep.file import Sweep
 from bench.sweep.folder import SCRATCH
 from bench.sweep.journal import Journal
 from bench.sweep.launch import Launch, Outcome
-from bench.sweep.plan import emulated_cluster, missing, plan, plan_repeat, replacements
+from bench.sweep.plan import emulated_cluster, missing, plan, plan_repeat, replacements, rounds
 from bench.sweep.stopping import BudgetSpent, StopCondition, imprecise_cells
 
 LAUNCH_GRACE_S = 30.0
@@ -80,6 +79,7 @@ class _Session:
     launch_ranks: Launch
     times: RunTimes = field(init=False)
     has_begun: bool = False  # a run
+    has_budget: bool = False
 
     def run(self, sweep: Sweep, where: str) -> None:
         """Run what is missing; at the end, and if interrupted, say what is left."""
@@ -92,6 +92,7 @@ class _Session:
         self.journal.begin_sweep(sum(map(len, todo)), len(before))
         if todo:
             self.journal.print(f"estimate: {estimate.cost(todo, self.times).describe()}")
+        self.has_budget = sweep.budget is not None
         interrupted = True
         try:
             with self.journal.progress:
@@ -109,9 +110,11 @@ class _Session:
     def _with_replacements(
         self, launches: Sequence[list[PlannedRun]], before: Sequence[RunRecord], max_per_cell: int
     ) -> Iterator[list[PlannedRun]]:
-        """Yield the launches that are missing; after those of each repeat, the replacements of its rejected ones."""
-        for _, of_repeat in itertools.groupby(launches, key=lambda planned: planned[0].repeat):
-            planned = list(of_repeat)
+        """Yield the launches that are missing; after those of each repeat, the replacements of its rejected ones.
+
+        With a budget after those of each stage: other pairs of launches come before better ones.
+        """
+        for planned in rounds(launches, whole_stages=self.has_budget):
             yield from missing(planned, before)
             again = replacements(planned, [*before, *self.journal.done], max_per_cell)
             self.journal.add_runs(sum(map(len, again)))

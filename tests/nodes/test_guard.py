@@ -147,7 +147,7 @@ def wait_until_idle(monkeypatch: pytest.MonkeyPatch, samples: list[tuple[float, 
     cpu_s = [0.0]
     monkeypatch.setattr(guard.time, "sleep", sleep)
     monkeypatch.setattr(guard.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(guard, "_probe", probe)
+    monkeypatch.setattr(guard, "_ring", probe)
     monkeypatch.setattr(guard, "CpuMonitor", Monitor)
     return guard._wait_until_idle(SingleGroup(), layout.make("x", 1, "200mbit"), patience_s, LIMIT)
 
@@ -158,6 +158,16 @@ def test_a_run_waits_until_links_and_cores_are_idle(monkeypatch: pytest.MonkeyPa
     assert wait_until_idle(monkeypatch, [busy, busy, good], 20) == 1.0
     assert wait_until_idle(monkeypatch, [slow, good], 0) == 1.5
     assert wait_until_idle(monkeypatch, [(1.5, 0.0), (1.3, 0.0)], 2) == 1.3
+
+
+def test_the_probe_after_a_run_serves_the_next_unless_it_is_old_or_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard.time, "monotonic", lambda: 100.0)
+    recent = guard.Probe(1.02, foreign_share=0.1, ended_at=99.0)
+    assert guard._recent_ratio(recent, max_foreign_cpu_share=0.15) == 1.02
+    assert guard._recent_ratio(recent, max_foreign_cpu_share=0.05) is None
+    assert guard._recent_ratio(guard.Probe(1.2, 0.1, 99.0), 0.15) is None
+    assert guard._recent_ratio(guard.Probe(1.02, 0.1, 90.0), 0.15) is None
+    assert guard._recent_ratio(None, 0.15) is None
 
 
 def test_on_uneven_links_the_receiver_of_the_slowest_decides() -> None:

@@ -17,7 +17,7 @@ from bench.records import PlannedRun
 from bench.sweep import folder, journal, remaining, run, stopping
 from bench.sweep.file import Sweep, read_sweep
 from bench.sweep.launch import Outcome
-from bench.sweep.plan import plan
+from bench.sweep.plan import plan, rounds
 from bench.sweep.run import run_sweep
 from tests.support.launches import instant, write_run
 from tests.support.plans import QUIET, SWEEPS, make_sweep
@@ -59,6 +59,14 @@ def test_all_repeats_of_a_stage_come_before_the_next_stage() -> None:
     runs = [(r.config.batch_size > 2, r.repeat) for planned in plan(sweep, "x") for r in planned]
     assert runs == sorted(runs)
     assert len(runs) == 12
+
+
+def test_a_plan_is_taken_repeat_by_repeat_or_stage_by_stage() -> None:
+    late: dict[str, object] = {"strategy": "local", "batch_size": 3, "stage": 2}
+    launches = plan(make_sweep([late, {"strategy": "local", "batch_size": 1}], repeats=3), "x")
+    assert [len(found) for found in rounds(launches, whole_stages=True)] == [3, 3]
+    assert [len(found) for found in rounds(launches, whole_stages=False)] == [1] * 6
+    assert [planned for found in rounds(launches, whole_stages=True) for planned in found] == launches
 
 
 def test_the_demo_compares_topologies_before_it_trains() -> None:
@@ -140,7 +148,7 @@ def test_a_sweep_killed_at_any_moment_resumes(ends_at: int, tmp_path: Path) -> N
     if ends_at < 8:
         with pytest.raises(KeyboardInterrupt):
             run_sweep(sweep, "x", tmp_path, QUIET, killed)
-        assert "the sweep was interrupted" in remaining.of_folder(tmp_path)
+        assert ends_at == 0 or "the sweep was interrupted" in remaining.of_folder(tmp_path)
     run_sweep(sweep, "x", tmp_path, QUIET, instant)
     found = records.read(tmp_path)
     assert len(found) == 4
