@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from strategies.allreduce import Allreduce, identify_allreduce, ring_volume
 from strategies.gradients import LossScaler, apply_mean_gradient, on_gradient
@@ -70,6 +71,7 @@ class Strategy(ABC):
         self.scaler = LossScaler(options.loss_scaling)
         self.communication_s = 0.0
         self.wait_in_forward_s = 0.0  # of this step so far: waiting for new weights
+        self._hooks: list[RemovableHandle] = []
         self._first_gradient_at: float | None = None
         self._last_gradient_at = 0.0
 
@@ -114,8 +116,11 @@ class Strategy(ABC):
         """Return what this rank has done so far; a subclass adds what it knows."""
         return Observed(moved=replace(self.counters), communication_s=self.communication_s)
 
-    def close(self) -> None:  # noqa: B027  # most strategies hold nothing
-        """Release what prepare() took. Collective."""
+    def close(self) -> None:
+        """Release what prepare() took: a hook that stays would keep this strategy alive with the model. Collective."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
 
     def __enter__(self) -> Strategy:
         """Return the strategy, to be closed at the end of a ``with`` block."""
@@ -136,7 +141,7 @@ class Strategy(ABC):
 
         for parameter in model.parameters():
             if parameter.requires_grad:
-                on_gradient(parameter, ready)
+                self._hooks.append(on_gradient(parameter, ready))
 
     def _communication_ended(self) -> None:
         """Set communication_s: from the step's first gradient until now."""

@@ -98,6 +98,8 @@ class DDP(WorkerOptimizer):
 
     def close(self) -> None:
         """End the process group. Collective."""
+        super().close()
+        self._module = None  # its reducer holds this strategy's hook, and lives as long as it
         dist.barrier()
         dist.destroy_process_group()
 

@@ -139,6 +139,8 @@ class RingAllreduce(WorkerOptimizer, KeepsTimeline):
 
     def close(self) -> None:
         """Wait for the other ranks; Horovod stays initialised, because it can be only once per process. Collective."""
+        super().close()
+        self._optimizer._grad_accs.clear()  # type: ignore[attr-defined]  # their hooks hold the optimizer
         hvd.barrier()
 
 

@@ -46,7 +46,7 @@ class MPIRing(WorkerOptimizer):
         self._mean = self._ring.result if self._ring.result.dtype == torch.float32 else self._ring.own
         self._readiness = Readiness(self._layout, self._ring.ranges)
         for index, parameter in enumerate(self._layout.parameters):
-            on_gradient(parameter, partial(self._gradient_ready, index))
+            self._hooks.append(on_gradient(parameter, partial(self._gradient_ready, index)))
         self._watch_gradients(model)
         return model
 
@@ -105,5 +105,6 @@ class MPIRing(WorkerOptimizer):
 
     def close(self) -> None:
         """End the thread, free the communicator. Collective."""
+        super().close()
         self._ring.close()
         self._comm.Free()

@@ -136,7 +136,7 @@ class ParameterServerWorker(Strategy):
 
     def _install_hooks(self, model: nn.Module) -> None:
         index_of = {parameter: index for index, parameter in enumerate(self._parameters)}
-        self._hooks = [
+        self._hooks += [
             on_gradient(parameter, partial(self._gradient_ready, index)) for parameter, index in index_of.items()
         ]
         for module in model.modules():
@@ -241,8 +241,7 @@ class ParameterServerWorker(Strategy):
         self._progress.wake()
         self._thread.join()
         self._pulled.keep_weights()
-        for hook in self._hooks:
-            hook.remove()
+        super().close()
         del self._model.named_parameters
         wait_all(self._sending_settings)
         if self._server:
