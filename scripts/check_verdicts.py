@@ -26,12 +26,12 @@ from bench.report.verdicts import ABOVE, BELOW, EQUIVALENT, MARGIN, Ratio, judge
 from bench.sweep.file import Sweep
 from bench.sweep.run import run_sweep
 
-FORWARD_S, BACKWARD_S = 0.01, 0.02
+FORWARD_S, BACKWARD_S = 0.03, 0.06
 SLOWER = {"equal": 0.0, "5 % slower": 0.05, "1 % slower": 0.01}  # beside the first arm
 COMMON: dict[str, object] = {
     "strategy": "mpi_ring", "num_workers": 2, "model": "gpt-nano", "compute": "emulated", "eval_batches": 0,
     "emulated_forward_s": FORWARD_S, "emulated_backward_s": BACKWARD_S, "emulated_optimizer_s": 0.0,
-    "warmup_steps": 2, "steps": 16,
+    "warmup_steps": 1, "steps": 6,
 }  # fmt: skip
 
 
