@@ -80,6 +80,7 @@ class _Session:
     times: RunTimes = field(init=False)
     has_begun: bool = False  # a run
     has_budget: bool = False
+    stays_busy: bool = False  # so that rejected runs are not replaced any more
 
     def run(self, sweep: Sweep, where: str) -> None:
         """Run what is missing; at the end, and if interrupted, say what is left."""
@@ -117,8 +118,20 @@ class _Session:
         for planned in rounds(launches, whole_stages=self.has_budget):
             yield from missing(planned, before)
             again = replacements(planned, [*before, *self.journal.done], max_per_cell)
-            self.journal.add_runs(sum(map(len, again)))
-            yield from again
+            yield from self._while_replacing_helps(again)
+
+    def _while_replacing_helps(self, launches: Sequence[list[PlannedRun]]) -> Iterator[list[PlannedRun]]:
+        """Yield replacements until all runs of one are rejected, too: the machine stays busy, and so for this call."""
+        for planned in launches:
+            if self.stays_busy:
+                return
+            self.journal.add_runs(len(planned))
+            names = {run.run_id for run in planned}
+            yield planned
+            ended = [record for record in self.journal.done if record.run_id in names]
+            self.stays_busy = bool(ended) and all(record.is_rejected for record in ended)
+            if self.stays_busy:
+                self.journal.print("a replacement was rejected, too: this machine is busy; nothing else is replaced")
 
     def _fits(self, planned: Sequence[PlannedRun]) -> bool:
         """Run all of a launch; return whether every run of it could be begun within the budget."""

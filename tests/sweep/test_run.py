@@ -135,11 +135,19 @@ def test_rejected_launches_are_replaced_after_their_repeat_and_kept(tmp_path: Pa
 )
 def test_replacements_have_a_bound(tmp_path: Path, repeats: int, declared: int | None, bound: int) -> None:
     plan = make_sweep([{"strategy": "local"}], repeats=repeats).model_copy(update={"replacements": declared})
+    done = sweep.run_sweep(plan, "plan", tmp_path, QUIET, rejecting(lambda run: not run.attempt))
+    assert Counter((record.attempt > 0, record.status) for record in done if record.attempt) == (
+        {(True, "ok"): bound} if bound else {}
+    )
+    assert statuses(done)["invalid"] == repeats
+    assert sweep.run_sweep(plan, "plan", tmp_path, QUIET, instant) == []  # nor are there more at resume
+
+
+def test_a_machine_that_stays_busy_gets_one_replacement_and_more_when_it_is_idle(tmp_path: Path) -> None:
+    plan = make_sweep([{"strategy": "local"}], repeats=4)
     done = sweep.run_sweep(plan, "plan", tmp_path, QUIET, rejecting(lambda run: True))
-    assert statuses(done) == {"invalid": repeats + bound}
-    assert sum(record.attempt > 0 for record in done) == bound
-    again = sweep.run_sweep(plan, "plan", tmp_path, QUIET, rejecting(lambda run: True))
-    assert again == []  # at resume, too, no more than that
+    assert names(done) == [(0, 0, "invalid"), (0, 1, "invalid"), *((repeat, 0, "invalid") for repeat in (1, 2, 3))]
+    assert names(sweep.run_sweep(plan, "plan", tmp_path, QUIET, instant)) == [(0, 2, "ok")]  # 2 of 4 may be replaced
 
 
 def test_an_invalid_run_that_was_not_rejected_is_repeated(tmp_path: Path) -> None:
