@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import re
 
-from bench.config import BadInput
+from bench.config import BadInput, shorten
 
 UNITS = {"kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
+MAX_RATE, MAX_DELAY_S = 10**13, 10.0
 DELAY_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
 def parse_rate(text: str) -> int:
     """'200mbit' -> 200000000 bits per second; BadInput for anything else, and for zero."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)", text.strip())
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(kbit|mbit|gbit)", text.strip())
     rate = int(float(found[1]) * UNITS[found[2]]) if found else 0
-    if rate < 1000:
-        raise BadInput(f"link: {text!r} is not a rate above zero; write 200mbit, 1gbit or 500kbit")
+    if not 1000 <= rate <= MAX_RATE:
+        raise BadInput(f"link: {shorten(text)} is not a rate from 1kbit to 10000gbit; write 200mbit, 1gbit or 500kbit")
     return rate
 
 
@@ -33,10 +35,11 @@ def _kbit(rate: float) -> str:
 
 def parse_delay(text: str) -> float:
     """'2ms' -> 0.002 seconds; BadInput for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", text.strip())
-    if not found:
-        raise BadInput(f"delay: {text!r} is not a time; write 500us, 2ms or 1s")
-    return float(found[1]) * DELAY_UNITS[found[2]]
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(us|ms|s)", text.strip())
+    delay_s = float(found[1]) * DELAY_UNITS[found[2]] if found else math.inf
+    if delay_s > MAX_DELAY_S:
+        raise BadInput(f"delay: {shorten(text)} is not a time up to {MAX_DELAY_S:g} s; write 500us, 2ms or 1s")
+    return delay_s
 
 
 def parse_links(text: str, num_nodes: int, num_servers: int = 0) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -117,7 +118,9 @@ def complete_config(
             "link: this is not an emulated node; psring cluster up, then psring cluster exec n0 -- mpirun ..."
         )
     given_servers = str(given.get("num_servers", default_num_servers(given)))
-    num_servers = int(given_servers) if given_servers.isdigit() else 0  # RunConfig reports other values
+    num_servers = (
+        int(given_servers) if re.fullmatch(r"[0-9]{1,9}", given_servers) else 0
+    )  # RunConfig reports other values
     num_workers = rank_info.world_size - num_servers
     values = {"launcher": rank_info.launcher, **given, **(links or {}), "num_workers": max(num_workers, 1)}
     if num_workers < 1:

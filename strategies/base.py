@@ -48,6 +48,10 @@ class Observed:
         return "not_ring" if "not_ring" in found else next(iter(found), None)
 
 
+class UnusableOptions(ValueError):
+    """Options that cannot be used with this model; every rank raises it alike."""
+
+
 def torch_dtype(name: str) -> torch.dtype:
     """Return torch's type of a number format: fp32, fp16 or bf16."""
     dtype: torch.dtype = getattr(torch, NUMBER_FORMATS[name].torch_name)

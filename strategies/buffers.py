@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from strategies.options import MAX_MESSAGE_BYTES
+
 Range = tuple[int, int]  # begin, end: elements of the flat vector
 
 
@@ -102,6 +104,11 @@ def chunk_ranges(begin: int, end: int, max_elements: int) -> list[Range]:
 def as_bytes(tensor: Tensor) -> np.ndarray:
     """Return a contiguous CPU tensor of any dtype viewed as bytes: MPI has no bf16, and mpi4py rejects fp16."""
     return tensor.view(torch.uint8).numpy()
+
+
+def pieces(buffer: np.ndarray, max_bytes: int = MAX_MESSAGE_BYTES) -> list[np.ndarray]:
+    """Return consecutive parts of a buffer of bytes, each small enough for one message."""
+    return [buffer[begin : begin + max_bytes] for begin in range(0, len(buffer), max_bytes)]
 
 
 def host_buffer(num_elements: int, dtype: torch.dtype, pinned: bool) -> Tensor:

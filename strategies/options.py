@@ -15,7 +15,8 @@ NumberFormat = Literal["fp32", "bf16", "fp16"]
 # Upper bounds of knobs: beyond what machines have, and below what the libraries' own integers and clocks hold.
 MAX_RANKS = 1 << 14
 MAX_COUNT = 10**9
-MAX_MESSAGE_BYTES = 1 << 30  # MPI counts the bytes of a message in 31 bits
+MAX_MESSAGE_BYTES = 1 << 29  # MPI counts bytes in 31 bits, and weights may be twice as wide as gradients
+MAX_BUFFER_BYTES = 1 << 30
 MAX_BYTES = 1 << 40
 MAX_FACTOR = 1e12
 MAX_TEXT = 4096
@@ -150,11 +151,11 @@ class WireOptions(Knobs):
     sleeps at once, which suits ranks that share cores."""
     segment_bytes: int = Field(64 << 10, ge=64, le=MAX_MESSAGE_BYTES)
     """Largest message of mpi_ring, bytes; a bucket has one such message per worker."""
-    fusion_threshold_bytes: int = Field(128 << 20, ge=0, le=MAX_MESSAGE_BYTES)
+    fusion_threshold_bytes: int = Field(128 << 20, ge=0, le=MAX_BUFFER_BYTES)
     """Horovod's fusion buffer (HOROVOD_FUSION_THRESHOLD), bytes."""
     cycle_time_s: float = Field(0.001, gt=0, le=60)
     """Horovod's cycle time, between two rounds of its negotiation (HOROVOD_CYCLE_TIME), seconds."""
-    bucket_bytes: int = Field(25 << 20, ge=1, le=MAX_MESSAGE_BYTES)
+    bucket_bytes: int = Field(25 << 20, ge=1, le=MAX_BUFFER_BYTES)
     """Largest gradient bucket of ddp, bytes."""
 
 

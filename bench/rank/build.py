@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from bench.config import BadInput, RunConfig
+from bench.config import AgreedBadInput, BadInput, RunConfig
 from bench.durations import durations
 from bench.mpi import RankInfo
 from bench.rank import data, group
 from bench.rank.asleep import EmptyCorpus, EmulatedGPT, EmulatedOptimizer, ServerUpdates
 from bench.rank.train import build_model, build_optimizer
 from strategies import create
-from strategies.base import Strategy
+from strategies.base import Strategy, UnusableOptions
 from strategies.group import Group
 
 
@@ -32,13 +34,25 @@ class Built:
 
 def build(config: RunConfig, rank_info: RankInfo, ranks: Group) -> Built:
     """Return this rank's part of a run, with rank 0's weights; BadInput on all ranks if one refuses. Collective."""
-    strategy = create(config.strategy, ranks, config)
+    with _refusing(config):
+        strategy = create(config.strategy, ranks, config)
     device = group.agreed(ranks, lambda: pick_device(config, rank_info, strategy))
     corpus = group.agreed(ranks, lambda: None if strategy.is_server else load_data(config))
     names = [name for name in ranks.gather(corpus.name if corpus else None) if name]
     group.raise_together(ranks, _different_data(names))
     model, optimizer = group.agreed(ranks, lambda: build_training(config, strategy, device))
-    return Built(strategy, device, corpus, model, strategy.prepare(model, optimizer))
+    with _refusing(config):
+        module = strategy.prepare(model, optimizer)
+    return Built(strategy, device, corpus, model, module)
+
+
+@contextmanager
+def _refusing(config: RunConfig) -> Iterator[None]:
+    """Raise BadInput where a strategy cannot use its options with this model, which every rank finds alike."""
+    try:
+        yield
+    except UnusableOptions as error:
+        raise AgreedBadInput(f"{config.strategy}: {error}") from None
 
 
 def pick_device(config: RunConfig, rank_info: RankInfo, strategy: Strategy) -> torch.device:

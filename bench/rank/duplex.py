@@ -29,7 +29,7 @@ def duplex_factor(config: RunConfig, ranks: Group) -> float | None:
     """
     if not config.kind.message_knob or config.world_size == 1:
         return None
-    transport = (config.world_size, getattr(config, config.kind.message_knob))
+    transport = (config.world_size, min(getattr(config, config.kind.message_knob), MAX_BYTES))
     if transport not in _measured:
         _measured[transport] = _measure(ranks, transport[1])
     return _measured[transport]

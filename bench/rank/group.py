@@ -59,18 +59,18 @@ def _import(kind: catalogue.Entry) -> None:
         raise BadInput(f"strategy: {kind.name} cannot be imported ({error}); install it: scripts/setup.sh") from None
 
 
-def agree(group: Group, planned: Sequence[PlannedRun]) -> None:
-    """Raise BadInput on every rank if their configs differ. Collective."""
-    raise_together(group, _first_difference(group.gather([run.config for run in planned])))
+def agree(group: Group, planned: Sequence[PlannedRun], tracing: bool) -> None:
+    """Raise BadInput on every rank if they were given different runs or flags. Collective."""
+    given = [{"trace": tracing, "number of runs": len(planned)}, *(run.config.model_dump() for run in planned)]
+    raise_together(group, _first_difference(group.gather(given)))
 
 
-def _first_difference(configs: list[list[RunConfig]]) -> str | None:
-    for rank, theirs in enumerate(configs):
-        for ours, other in zip(configs[0], theirs, strict=True):
-            for name in RunConfig.model_fields:
-                one, two = getattr(ours, name), getattr(other, name)
-                if one != two:
-                    return f"{name}: rank 0 was given {one!r}, rank {rank} {two!r}; start every rank alike"
+def _first_difference(given: list[list[dict[str, object]]]) -> str | None:
+    for rank, theirs in enumerate(given):
+        for ours, other in zip(given[0], theirs, strict=False):  # the first entry says how many there are
+            for name, one in ours.items():
+                if one != other[name]:
+                    return f"{name}: rank 0 was given {one!r}, rank {rank} {other[name]!r}; start every rank alike"
     return None
 
 

@@ -68,7 +68,7 @@ def run_all(
     now = planned[0]
     try:
         ranks = group.join([run.config.strategy for run in planned], rank_info, now.config)
-        group.agree(ranks, planned)
+        group.agree(ranks, planned, tracing=keep_trace is not None)
         if ranks.rank == 0:
             failures.mark_joined()
         gc.freeze()  # what is imported stays: collecting then takes milliseconds

@@ -11,6 +11,7 @@ import torch
 from mpi4py import MPI
 from torch import Tensor
 
+from strategies.base import UnusableOptions
 from strategies.buffers import Range, as_bytes, balanced_ranges, chunk_ranges, host_buffer
 from strategies.volume import Volume
 
@@ -62,8 +63,8 @@ class Ring:
     ) -> None:  # fmt: skip
         self.ranges = chunk_ranges(0, num_elements, comm.size * max(1, segment_bytes // wire_dtype.itemsize))
         if len(self.ranges) > MAX_BUCKETS:
-            raise ValueError(
-                f"segment_bytes {segment_bytes} makes {len(self.ranges)} buckets, more than MPI has tags; raise it"
+            raise UnusableOptions(
+                f"segment_bytes: {segment_bytes} makes {len(self.ranges)} buckets, more than MPI has tags; raise it"
             )
         self._comm, self._counters = comm, counters
         # This rank's vector. In fp32 the sums to send on overwrite it.

@@ -11,7 +11,7 @@ from mpi4py import MPI
 from torch import Tensor, nn
 
 from strategies.base import WorkerOptimizer, torch_dtype
-from strategies.buffers import FlatLayout, Readiness, as_bytes
+from strategies.buffers import FlatLayout, Readiness, as_bytes, pieces
 from strategies.gradients import on_gradient
 from strategies.group import Group
 from strategies.mpi_ring.ring import Ring
@@ -53,7 +53,8 @@ class MPIRing(WorkerOptimizer):
     def _receive_weights(self, model: nn.Module) -> None:
         for parameter in model.parameters():
             weights = parameter.detach().cpu().reshape(-1)
-            self._comm.Bcast([as_bytes(weights), MPI.BYTE])
+            for piece in pieces(as_bytes(weights)):
+                self._comm.Bcast([piece, MPI.BYTE])
             with torch.no_grad():
                 parameter.copy_(weights.view(parameter.shape))
 

@@ -11,7 +11,7 @@ import torch
 from mpi4py import MPI
 from torch import nn
 
-from strategies.base import torch_dtype
+from strategies.base import UnusableOptions, torch_dtype
 from strategies.buffers import FlatLayout, balanced_ranges
 from strategies.options import Options
 
@@ -106,7 +106,9 @@ class Plan:
             for server in range(len(roles.servers)):
                 chunks.append(Chunk(len(chunks), stripe, server, cuts[server], cuts[server + 1]))
         if chunks[-1].pull_tag > (MPI.COMM_WORLD.Get_attr(MPI.TAG_UB) or 32767):
-            raise ValueError(f"chunk_bytes {chunk_bytes} makes {len(chunks)} chunks, more than MPI has tags; raise it")
+            raise UnusableOptions(
+                f"chunk_bytes: {chunk_bytes} makes {len(chunks)} chunks, more than MPI has tags; raise it"
+            )
         return Plan(layout, roles, tuple(chunks))
 
     def of_server(self, server: int) -> list[Chunk]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from torch import nn
 
 from bench.rank.model import GPT
 from bench.shape import PRESETS
-from strategies.buffers import FlatLayout, Readiness, as_bytes, balanced_ranges
+from strategies.buffers import FlatLayout, Readiness, as_bytes, balanced_ranges, pieces
 from strategies.parameter_server.plan import Plan, Roles
 
 
@@ -94,3 +95,11 @@ def test_a_range_is_complete_exactly_with_its_last_gradient(sizes: list[int], mo
             complete += readiness.complete(index)
             assert sorted(complete) == [n for n, (begin, end) in enumerate(ranges) if filled[begin:end].all()]
         readiness.reset()
+
+
+def test_pieces_of_a_buffer_are_all_of_it_and_small_enough() -> None:
+    buffer = np.arange(10, dtype=np.uint8)
+    for size in (1, 3, 10, 99):
+        found = pieces(buffer, size)
+        assert max(map(len, found)) <= size
+        assert np.concatenate(found).tolist() == buffer.tolist()
