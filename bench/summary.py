@@ -81,6 +81,9 @@ class Summary(BaseModel):
     """Λ: the most that a server holds over its share; 1 is balanced."""
     longest_wait_s: float | None = None
     """Exposed_communication_s of the worker that waited longest, mean over its steps."""
+    server_wait_s: float | None = None
+    """Time per step in which a dedicated server had no message to handle, from its first gradient to its last, warm-up
+    included; mean over servers; blank without one."""
     mean_staleness: Annotated[float | None, Unit("updates")] = None
     """Updates of other workers that the mean update's gradient did not know (asp, ssp)."""
     staleness_histogram: str | None = None

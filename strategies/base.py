@@ -39,6 +39,8 @@ class Observed:
     shares_memory: bool = False  # whether messages to another rank lie in shared memory and are not sent
     # Staleness on this rank's server: number of updates by the number of other updates that their gradient missed.
     missed_updates: Counter[int] = field(default_factory=Counter)
+    # Of a dedicated server, from its first gradient to its last: time without a message to handle.
+    server_idle_s: float = 0.0
     largest_lead: int = 0  # steps by which a worker that was given weights was ahead of the slowest, at most
 
     @property

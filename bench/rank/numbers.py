@@ -171,7 +171,7 @@ def resources(reports: Sequence[RankReport]) -> dict[str, float | None]:
 
 
 def serving(reports: Sequence[RankReport]) -> dict[str, float | str | None]:
-    """Return the balance of servers, the staleness of gradients, and the longest exposed communication."""
+    """Return balance and waiting of the servers, staleness of gradients, and the longest exposed communication."""
     missed = sum((report.observed.missed_updates for report in reports), Counter[int]())
     updates = missed.total()
     waits = [
@@ -179,9 +179,11 @@ def serving(reports: Sequence[RankReport]) -> dict[str, float | str | None]:
         for report in reports
         if report.steps
     ]
+    idle_s = [report.observed.server_idle_s for report in _of_role(reports, serves=True)]
     return {
         "shard_imbalance": reports[0].observed.shard_imbalance,
         "longest_wait_s": max(waits),
+        "server_wait_s": float(np.mean(idle_s)) / max(len(report.steps) for report in reports) if idle_s else None,
         "mean_staleness": sum(k * n for k, n in missed.items()) / updates if updates else None,
         "staleness_histogram": " ".join(f"{k}:{n}" for k, n in sorted(missed.items())) or None,
         "largest_lead": max(report.observed.largest_lead for report in reports) if updates else None,

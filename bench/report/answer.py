@@ -245,8 +245,8 @@ def caveats(compared: pd.DataFrame, duels: pd.DataFrame) -> list[str]:
     without = int((duels["verdict"] == NO_VERDICT).sum()) if len(duels) else 0
     if without:
         notes.append(
-            f"{without} of {plural(len(duels), 'comparison')} have fewer than {MIN_PAIRS} pairs of launches and no "
-            "verdict; their brackets are the range of the pairs."
+            f"No verdict in {without} of {plural(len(duels), 'comparison')}: fewer than {MIN_PAIRS} pairs of launches; "
+            "brackets are then the range of the pairs."
         )
     notes += rejections(compared, duels)
     for label, count in label_counts(compared).items():

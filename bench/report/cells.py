@@ -111,7 +111,8 @@ def summarize(runs: pd.DataFrame, *, allow_mixed: bool = False) -> pd.DataFrame:
         }
         for cell, config in configs.items()
     ]
-    table = pd.DataFrame(rows).astype(dict.fromkeys(WHOLE, "Int64"))
+    # One block (copy): adding columns to many is slow.
+    table = pd.DataFrame(rows).astype(dict.fromkeys(WHOLE, "Int64")).copy()
     planned = [PLACES[1] if configs[cell]["link"] else "" for cell in table["cell"]]  # for cells without an ok run
     table["place"] = place_of(table).where(table["n"] > 0, planned)
     order = [*(name for name in GPTShape.model_fields if name in extra), *SORTED_BY, "cell"]

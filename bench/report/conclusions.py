@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from bench.report.bounds import COMPUTE, NETWORK, SERVER_LINK, Bounds
+from bench.report.bounds import COMPUTE, NETWORK, SERVER_LINK, Bounds, durations_of
 from bench.report.sentences import arm_name, capital, faster_by, listed, plural, sizes
 from bench.report.tables import BYTES, SECONDS, Row, interval, number, scaled
 from bench.report.verdicts import EQUIVALENT
@@ -45,7 +45,7 @@ def arms(duels: Sequence[Row]) -> dict[str, str]:
 
 def what_bounds(duels: Sequence[Row], rows: Cells, bounds: Bounds) -> str:
     """For each topology what takes longest in its step, and how far the step is above the shortest possible."""
-    known = {cell: name for cell, name in arms(duels).items() if cell in bounds}
+    known = {cell: name for cell, name in arms(duels).items() if cell in bounds and pd.notna(rows[cell]["step_s"])}
     if not known:
         return NO_LINK.get(str(duels[0]["place"]), "The links' rate or the volume is not known.")
     parts = [f"{capital(name)}: {bound_of(cell, rows[cell], bounds)}." for cell, name in known.items()]
@@ -213,7 +213,7 @@ def conditions(duels: pd.DataFrame, rows: Cells, bounds: Bounds) -> str:
     words = [
         f"{config.model}, {config.gpt.num_parameters:,} parameters, M = {scaled(config.wire_bytes, BYTES)} a copy",
         f"{config.precision}, {config.batch_size} sequences of {config.gpt.block_size} tokens per worker",
-        f"link {config.link}" if config.link else NO_LINK_WORDS[str(row["place"])],
+        f"link {config.link}" if config.link else NO_LINK_WORDS[str(duels["place"].iloc[0])],
         f"M/(B·T) {number(ratio)}" if pd.notna(ratio) else "M/(B·T) not known",
         computing_of(compared[0], row, bounds),
         f"{listed([str(n) for n in sorted({rows[cell]['world_size'] for cell in compared})])} {duels['unit'].iloc[0]}",
@@ -224,11 +224,10 @@ def conditions(duels: pd.DataFrame, rows: Cells, bounds: Bounds) -> str:
 
 def computing_of(cell: str, row: Row, bounds: Bounds) -> str:
     """'emulated computing, 300 ms a step'."""
-    compute = bounds.configs[cell].compute
-    if compute == "none":
+    config = bounds.configs[cell]
+    if config.compute == "none":
         return "no computing"
-    seconds = bounds.of(cell).compute_s if cell in bounds else row["forward_s"] + row["backward_s"]
-    return f"{compute} computing, {scaled(seconds, SECONDS)} a step"
+    return f"{config.compute} computing, {scaled(durations_of(config, row).compute_s, SECONDS)} a step"
 
 
 NO_LINK_WORDS = {"one machine": "one machine, no link", "network": "link not known", "emulated nodes": "link not known"}

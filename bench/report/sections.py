@@ -48,7 +48,7 @@ def sections(summary: pd.DataFrame, effects: pd.DataFrame, drawn: list[str]) -> 
     effect_rows: Sequence[Row] = effects.to_dict("records")
     strong = [row for row in rows if pd.notna(row["strong_speedup"]) and row["num_workers"] > 1]
     reached = [row for row in rows if pd.notna(row["time_to_loss_s"])]
-    limited = [row for row in rows if pd.notna(row["min_step_s"]) and row["world_size"] > 1]
+    limited = [row for row in rows if pd.notna(row["min_step_s"] / row["step_s"]) and row["world_size"] > 1]
     parts = [
         Section("Scaling", SCALING, ["throughput", "scaling_efficiency", "strong_scaling"], [
             table(rows, "Throughput and held-out loss", THROUGHPUT_COLUMNS, names),
@@ -239,10 +239,11 @@ EFFECT_COLUMNS: Columns = {
 SERVER = (
     "Link in use is the share of a step in which the busier direction of the slowest server's link carries data, by "
     "the closed form; link idle is the rest of the step. Bytes and messages are per server and step, means over "
-    "servers. Shard imbalance is the largest shard over the mean (1 is balanced). Longest wait is the exposed "
-    "communication of the worker that waited longest. Staleness is the number of updates by others that a gradient "
-    "did not include (asp, ssp); largest lead is by how many steps a worker was ever ahead of the slowest. Duplex "
-    "factor is the slowdown of a transfer when both directions are busy: 1 is full duplex, 2 half duplex."
+    "servers. Shard imbalance is the largest shard over the mean (1 is balanced). Server waits is the time per step "
+    "in which a dedicated server has no message to handle. Longest wait is the exposed communication of the worker "
+    "that waited longest. Staleness is the number of updates by others that a gradient did not include (asp, ssp); "
+    "largest lead is by how many steps a worker was ever ahead of the slowest. Duplex factor is the slowdown of a "
+    "transfer when both directions are busy: 1 is full duplex, 2 half duplex."
 )
 SERVER_FIELDS: dict[str, tuple[str, Units | None]] = {
     "link in use, %": ("link_in_use", None),
@@ -254,6 +255,7 @@ SERVER_FIELDS: dict[str, tuple[str, Units | None]] = {
     "messages sent": ("messages_sent_per_server_per_step", None),
     "messages received": ("messages_received_per_server_per_step", None),
     "shard imbalance": ("shard_imbalance", None),
+    "server waits": ("server_wait_s", SECONDS),
     "longest wait": ("longest_wait_s", SECONDS),
     "mean staleness": ("mean_staleness", None),
     "largest lead": ("largest_lead", None),

@@ -48,6 +48,7 @@ class Progress:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._asleep = False  # whether `run` sleeps until it is woken
+        self.idle_s = 0.0  # of `wait`: seconds in which no message had arrived or left
         self.awaited = 0  # messages that will come and call for action; while there are none, `run` sleeps
 
     def post(self, send: Callback) -> None:
@@ -147,13 +148,16 @@ class Progress:
         nap_s, acted_at = SHORTEST_NAP_S, 0.0
         with self._lock:
             while not until():
+                began = time.perf_counter()
                 if self._advance():
                     nap_s, acted_at = SHORTEST_NAP_S, time.perf_counter()
-                elif time.perf_counter() - acted_at < self._poll_s:
+                    continue
+                if began - acted_at < self._poll_s:
                     os.sched_yield()
                 else:
                     time.sleep(nap_s)
                     nap_s = min(2 * nap_s, LONGEST_NAP_S)
+                self.idle_s += time.perf_counter() - began
 
     def _can_move(self) -> bool:
         """Whether anything is in flight; receives posted ahead alone do not count."""

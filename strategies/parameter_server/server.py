@@ -47,6 +47,7 @@ class Server:
         self.on_norm: Callable[[float], None] = lambda norm: None  # replaced by a worker half on the same rank
         self._num_open = len(roles.workers)
         self._seen = Staleness()
+        self._idle_s: list[float] = []  # of the rank, at the first and at the last gradient
 
     @property
     def closed(self) -> bool:
@@ -54,9 +55,10 @@ class Server:
         return self._num_open == 0
 
     def observe(self, observed: Observed) -> Observed:
-        """Return `observed` with the staleness of gradients on this server, over all chunks."""
-        seen = self._seen
-        return replace(observed, missed_updates=Counter(seen.missed_updates), largest_lead=seen.largest_lead)
+        """Return `observed` with the staleness of gradients on this server, over all chunks, and its idle time."""
+        idle_s = self._idle_s[-1] - self._idle_s[0] if self._idle_s else 0.0
+        missed, lead = Counter(self._seen.missed_updates), self._seen.largest_lead
+        return replace(observed, missed_updates=missed, largest_lead=lead, server_idle_s=idle_s)
 
     def prepare(
         self, plan: Plan, buffers: MessageBuffers, optimizer: torch.optim.Optimizer, settings: GroupSettings | None
@@ -122,6 +124,7 @@ class Server:
 
     def _pushed(self, index: int, worker: int) -> None:
         """Handle a worker's gradient of one chunk."""
+        self._idle_s[1:] = [self._progress.idle_s]  # the first stays
         self._buffers.sync()
         self._count(self._roles.workers[worker], received=self._shard.pushed(index, worker).nbytes)
         released = self._clocks[index].push(worker)

@@ -153,3 +153,13 @@ def test_peak_memory_can_be_forgotten() -> None:
     before = numbers.peak_memory_bytes()
     numbers.reset_peak_memory()
     assert numbers.peak_memory_bytes() < before - (100 << 20)
+
+
+def test_a_servers_waiting_is_per_step_and_the_mean_over_servers() -> None:
+    workers = [report(worker, [0.1, 0.1]) for worker in range(2)]
+    steps = len(workers[0].steps)
+    servers = [
+        RankReport("host", frozenset({2}), True, observed=Observed(server_idle_s=seconds)) for seconds in (1.0, 2.0)
+    ]
+    assert numbers.serving([*workers, *servers])["server_wait_s"] == 1.5 / steps
+    assert numbers.serving(workers)["server_wait_s"] is None

@@ -58,6 +58,16 @@ def test_wait_polls_for_poll_s_before_it_sleeps(poll_s: float, naps: int, monkey
     assert len(slept) == naps
 
 
+def test_idle_time_is_that_without_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    sleep = time.sleep
+    progress = after_a_message(0.0)
+    monkeypatch.setattr(time, "sleep", lambda seconds: (slept.append(seconds), sleep(seconds)))
+    began = time.perf_counter()
+    progress.wait(until=HoldsAfter(20))
+    assert sum(slept) <= progress.idle_s <= time.perf_counter() - began
+
+
 def test_run_sleeps_between_probes() -> None:
     progress = after_a_message(poll_s=60.0)
     progress._wake = event = CountedEvent()
