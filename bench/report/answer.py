@@ -24,7 +24,7 @@ from bench.report.verdicts import MIN_PAIRS, NO_VERDICT
 from bench.shape import GPTShape
 from strategies import catalogue
 
-HEAD = ["setting", "equal", "size", "ring", "servers", "pairs", "ring ÷ servers", "verdict", "p", "held-out loss",
+HEAD = ["setting", "at equal", "ring", "servers", "pairs", "ring ÷ servers", "verdict", "p", "held-out loss",
         "rejected", "weakened by"]  # fmt: skip
 MAX_LINES = 6  # settings described in sentences; the table has all
 MAX_COUNTED = 2  # sentences of a headline that counts settings
@@ -181,7 +181,10 @@ def duel_table(duels: pd.DataFrame, rows: Mapping[str, Row]) -> Table:
     }  # fmt: skip
     kept = [place for place, head in enumerate(HEAD) if not idle.get(head, False)]
     caption = "Tokens per second of a ring ÷ those of parameter servers"
-    return Table(caption, [HEAD[place] for place in kept], [[line[place] for place in kept] for line in lines])
+    side = {"ring": "ring", "server": "servers"}
+    best = frozenset((row, side[word]) for row, word in enumerate(duels["verdict"]) if word in side)
+    shown = [[line[place] for place in kept] for line in lines]
+    return Table(caption, [HEAD[place] for place in kept], shown, best=best)
 
 
 def duel_row(duel: Row, ring: Row, server: Row) -> list[str]:
@@ -191,7 +194,7 @@ def duel_row(duel: Row, ring: Row, server: Row) -> list[str]:
         arm = f"{plural(server['num_workers'], 'worker')}, {duel['server_name']}"
     verdict = said(str(duel["verdict"])) + " (fragile)" * bool(duel["fragile"])
     return [
-        str(duel["setting"]), str(duel["equal"]), str(duel["size"]),
+        str(duel["setting"]), f"{duel['size']} {duel['equal']}",
         f"{plural(ring['num_workers'], 'worker')}, {duel['ring_name']}", arm, str(duel["n"]),
         interval(duel, "ratio"), verdict, number(duel["p_value"]), versus(ring, server, "held_out_loss"),
         rejected(duel), weakened(ring, server),

@@ -39,7 +39,7 @@ from bench.report.verdicts import MARGIN
 
 KINDS = ("svg", "png", "pdf")
 DESCRIPTIONS = {
-    "overview": "Left: tokens per second against size, both axes logarithmic; dotted: size × baseline. Right: tokens "
+    "overview": "First: tokens per second against size, both axes logarithmic; dotted: size × baseline. Second: tokens "
     "per second of the ring ÷ those of servers at equal size, on an axis that is linear near 1 and logarithmic beyond. "
     "Bars: intervals over launches. Curves that coincide are dashed in turn, their markers side by side.",
     "overview_narrow": "The same for a phone or one column of a paper.",

@@ -26,6 +26,8 @@ MAX_PANELS = 12  # settings in one figure
 TICKS = ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.4, 1.7, 2, 2.4, 3, 4, 5, 6, 8))  # of a log axis, by coarseness
 APART = 0.055  # share of a y axis between ticks whose numbers do not touch
 
+SAME = 0.05  # log ratio
+
 Draw = Callable[[Axes, pd.DataFrame], None]
 
 
@@ -178,14 +180,27 @@ def _ticks(axis: Any, ticks: Sequence[float], limits: Any, words: str, apart: fl
 def draw_throughput(axes: Axes, rows: pd.DataFrame, x: str = SIZE, width: float = WIDTH) -> None:
     """A curve per strategy and variant on log axes, and a straight ideal line: size × the baseline's rate."""
     sizes = np.sort(rows[x].unique()).astype("float64")
-    rates = sorted({float(rate) for rate in (rows["tokens_per_s"] / rows["speedup"]).dropna().round(6)})
-    for rate in rates:
-        name = "ideal" if rate == rates[0] else "_ideal"
+    for number, rate in enumerate(baseline_rates(rows)):
+        name = "_ideal" if number else "ideal"
         axes.plot(sizes, rate * sizes, color=INK, linestyle=":", linewidth=1, label=name, zorder=1.8)
     for label, look, curve in curves(rows):
         points(axes, curve, "tokens_per_s", x, label=label, **look)
     size_axis(axes, list(rows[x]), width)
     rate_axis(axes, [*_shown(axes)])
+
+
+def baseline_rates(rows: pd.DataFrame) -> list[float]:
+    """Tokens per second of the baselines of the rows; rates within SAME of each other are of one baseline.
+
+    A speedup is a mean over repeats, so that rate ÷ speedup differs a little between rows of one baseline; that of
+    the baseline itself is exact.
+    """
+    nearest = rows.assign(distance=(rows["speedup"] - 1).abs()).sort_values("distance", kind="stable")
+    found: list[float] = []
+    for rate in (nearest["tokens_per_s"] / nearest["speedup"]).dropna():
+        if all(abs(np.log(rate / other)) > SAME for other in found):
+            found.append(float(rate))
+    return found
 
 
 def _shown(axes: Axes) -> list[float]:

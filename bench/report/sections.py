@@ -177,7 +177,8 @@ THROUGHPUT_COLUMNS: Columns = {
     "per worker": lambda row: number(row["tokens_per_s"] / row["num_workers"]),
     "per node": lambda row: number(row["tokens_per_s"] / row["world_size"]),
     "status": lambda row: str(row["status"]),
-    "labels": lambda row: ", ".join(str(row["labels"]).split()),
+    "labels": lambda row: ", ".join(str(row["labels"]).split()).replace("_", " "),
+    "code": lambda row: str(row["strategy"]),
 }
 VOLUME = (
     "Predicted bytes are the closed form of the algorithm. Counted bytes are those of the messages that the strategy "

@@ -7,6 +7,7 @@ ends apart, more; summary.csv keeps full precision.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,12 +26,32 @@ BYTES: Units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 SECONDS: Units = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
+NUMBER = re.compile(r"-?[\d,.]+(e[+-]\d+)?( ?(GB|MB|kB|B|s|ms|µs|×|%))?( \(.*\))?( : .*)?")
+NOTHING = {BLANK, "", "not checked"}
+COMMON_FROM = 3  # rows
+WIDE = 9  # columns; of a table with more, words are broken into lines
+SETTING = {"where": "{}", "precision": "{}", "batch": "batch {}"}
+
+
 class Table(NamedTuple):
-    """A caption, the column heads, and the rows, all as text."""
+    """A caption, the column heads, and the rows, all as text; what every row has in common; the better of two cells."""
 
     caption: str
     head: list[str]
     rows: list[list[str]]
+    note: str = ""
+    best: frozenset[tuple[int, str]] = frozenset()  # number of a row, head of a column
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it has more than WIDE columns."""
+        return len(self.head) > WIDE
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Whether a column holds nothing but numbers (with unit or interval) and blanks."""
+        columns = [[row[place] for row in self.rows] for place in range(len(self.head))]
+        return [all(cell == BLANK or NUMBER.fullmatch(cell) for cell in column) for column in columns]
 
 
 def number(value: Any) -> str:
@@ -78,9 +99,45 @@ def interval(row: Row, name: str) -> str:
 
 
 def table(rows: Iterable[Row], caption: str, columns: Columns, names: Columns) -> Table:
-    """A table with a row per cell: the columns that identify it (`cell_names`), then `columns`."""
+    """A table with a row per cell: the columns that identify it (`cell_names`), then `columns`.
+
+    It has no row if it says nothing but that.
+    """
     every = {**names, **columns}
-    return Table(caption, list(every), [[column(row) for column in every.values()] for row in rows])
+    lines = [[column(row) for column in every.values()] for row in rows]
+    said = [place for place, head in enumerate(every) if place >= len(names) and head != "n"]
+    told = any(line[place] not in NOTHING for line in lines for place in said)
+    return Table(caption, list(every), lines if told else [])
+
+
+def compact(table: Table) -> Table:
+    """The table without columns that are blank, and with those that are equal in every row as its note.
+
+    If it is WIDE, the columns of SETTING become one.
+    """
+    columns = list(zip(*table.rows, strict=True)) if table.rows else []
+    common = [place for place, column in enumerate(columns) if place and len(set(column)) == 1]
+    blank = [place for place in common if columns[place][0] in (BLANK, "")]
+    common = [place for place in common if place not in blank] if len(table.rows) >= COMMON_FROM else []
+    note = ", ".join(f"{table.head[place]} {columns[place][0]}" for place in common)
+    kept = [place for place in range(len(table.head)) if place not in {*common, *blank}]
+    rows = [[row[place] for place in kept] for row in table.rows]
+    made = table._replace(head=[table.head[place] for place in kept], rows=rows, note=note and f"In every row: {note}.")
+    return joined(made) if made.is_wide else made
+
+
+def joined(table: Table) -> Table:
+    """The table with its columns of SETTING as one."""
+    places = [table.head.index(head) for head in SETTING if head in table.head]
+    if len(places) < 2:
+        return table
+    kept = [place for place in range(len(table.head)) if place not in places]
+    at = sum(place < places[0] for place in kept)
+    words = [", ".join(SETTING[table.head[place]].format(row[place]) for place in places) for row in table.rows]
+    rows = [[row[place] for place in kept] for row in table.rows]
+    head = [table.head[place] for place in kept]
+    with_words = [[*row[:at], word, *row[at:]] for row, word in zip(rows, words, strict=True)]
+    return table._replace(head=[*head[:at], "setting", *head[at:]], rows=with_words)
 
 
 def cell_names(summary: pd.DataFrame) -> Columns:

@@ -90,13 +90,18 @@ def write_parquet(frames: dict[str, pd.DataFrame], folder: Path) -> None:
 
 
 def render(template: str, **context: object) -> str:
-    """Fill a template; text in HTML is escaped. A name that the context lacks raises UndefinedError."""
+    """Fill a template. A name that the context lacks raises UndefinedError."""
+    return environment_of(template).get_template(template).render(**context)
+
+
+def environment_of(template: str) -> jinja2.Environment:
+    """Where a template and its filters are found; text in HTML is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=template.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters["markdown"] = markdown
-    return environment.get_template(template).render(**context)
+    environment.filters |= {"markdown": markdown, "compact": tables.compact}
+    return environment
 
 
 def markdown(text: str) -> str:

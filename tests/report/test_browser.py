@@ -39,11 +39,16 @@ addEventListener("load", () => {
   saw.falling = read(); saw.fallingState = heads[column].ariaSort;
   const tools = table.parentElement.previousElementSibling;
   const field = tools.querySelector("input");
-  field.value = "ring-allreduce"; field.dispatchEvent(new Event("input"));
+  field.value = "Horovod ring"; field.dispatchEvent(new Event("input"));
   saw.filtered = visible().map((row) => row.cells[0].textContent);
   saw.status = tools.querySelector("[role=status]").textContent;
   saw.label = field.labels[0].textContent;
-  saw.figures = [...document.querySelectorAll("figure svg")].map((svg) => svg.getBoundingClientRect().width);
+  const drawn = [...document.querySelectorAll("figure svg")].filter((svg) => svg.getBoundingClientRect().width);
+  saw.figures = drawn.map((svg) => svg.getBoundingClientRect().width);
+  saw.answer = { width: saw.figures[0], room: drawn[0].parentElement.clientWidth };
+  saw.numbers = heads.filter((head) => getComputedStyle(head).textAlign === "right").map((head) => head.textContent);
+  saw.cues = tables.filter((one) => one.parentElement.hasAttribute("data-wide")).map((one) => one.caption.textContent);
+  saw.nav = getComputedStyle(document.querySelector("nav")).position;
   saw.names = [...document.querySelectorAll("figure svg")].map((svg) => svg.getAttribute("aria-label"));
   saw.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
   saw.wide = tables.filter((one) => one.scrollWidth > one.parentElement.clientWidth + 1)
@@ -55,7 +60,7 @@ addEventListener("load", () => {
   saw.small = [];
   while (words.nextNode()) {
     const [text, one] = [words.currentNode.textContent.trim(), words.currentNode.parentElement];
-    if (!text || one.closest("script, style")) continue;
+    if (!text || one.closest("script, style") || !one.getClientRects().length) continue;
     const size = parseFloat(getComputedStyle(one).fontSize) * scale(one.closest("svg"));
     if (size < 11.99) saw.small.push(`${size.toFixed(1)} px: ${text}`);
   }
@@ -125,7 +130,7 @@ def test_a_click_sorts_by_number_and_a_second_one_turns_it_round(desktop: dict[s
 
 def test_a_filter_keeps_the_rows_that_fit_and_says_how_many(desktop: dict[str, Any]) -> None:
     assert desktop["filtered"]
-    assert all("ring-allreduce" in name for name in desktop["filtered"])
+    assert all("Horovod ring" in name for name in desktop["filtered"])
     assert desktop["status"].startswith(f"{len(desktop['filtered'])} of {len(desktop['before'])}")
     assert desktop["label"] == "Filter"
     assert desktop["unreachable"] == 0  # from the keyboard
@@ -146,6 +151,20 @@ def test_a_phone_scrolls_figures_and_tables_but_never_the_page(phone: dict[str, 
     assert phone["width"] == 390
     assert phone["page"] <= 390
     assert phone["wide"]  # else nothing was there to scroll
+
+
+def test_a_phone_gets_the_figure_of_the_answer_drawn_narrow_and_a_cue_where_a_table_goes_on(
+    desktop: dict[str, Any], phone: dict[str, Any]
+) -> None:
+    assert phone["answer"]["width"] <= phone["answer"]["room"] < desktop["answer"]["width"]
+    assert phone["cues"] == phone["wide"]
+    assert desktop["cues"] == desktop["wide"]
+
+
+def test_numbers_stand_on_the_right_and_the_contents_stay_in_view(desktop: dict[str, Any]) -> None:
+    assert {"workers", "tokens/s", "per worker"} <= set(desktop["numbers"])
+    assert "strategy" not in desktop["numbers"]
+    assert desktop["nav"] == "sticky"
 
 
 def test_a_phone_shows_no_letter_smaller_than_12_pixels(phone: dict[str, Any]) -> None:

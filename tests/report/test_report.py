@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from bench import files, records
 from bench.config import BadInput
 from bench.records import LABELS, RunRecord
-from bench.report import bounds, cells, duels, loss, sections, tables
-from bench.report.write import flatten, inline_svg, markdown, write_report
+from bench.report import answer, bounds, cells, duels, loss, sections, tables
+from bench.report.write import environment_of, flatten, inline_svg, markdown, write_report
 from tests.support.synthetic import demo_records, make_failure, make_record, make_steps
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -130,7 +130,7 @@ def test_tables_of_cells_have_a_row_per_cell() -> None:
 def test_a_section_is_there_only_where_it_has_something_to_say() -> None:
     alone = [part.title for part in all_sections(make_record())]
     served = [part.title for part in all_sections(make_record(strategy="parameter_server"))]
-    assert set(served) - set(alone) == {"Parameter server"}
+    assert set(served) - set(alone) == {"Parameter server", "Communication volume"}
     assert "Strong scaling" not in [table.caption for part in all_sections(make_record()) for table in part.tables]
 
 
@@ -242,6 +242,67 @@ def test_blanks_are_dashes_and_units_fit() -> None:
         "0", "1.00 B", "999 B", "1.00 kB", "15.0 MB",
     ]  # fmt: skip
     assert tables.scaled(0.0123, tables.SECONDS) == "12.3 ms"
+
+
+def test_a_table_shows_once_what_every_row_has_and_never_a_blank_column() -> None:
+    rows = [[name, "fp32", tables.BLANK, str(n), "3"] for n, name in enumerate(("local", "ring", "server"))]
+    made = tables.compact(tables.Table("t", ["strategy", "precision", "wire", "workers", "n"], rows))
+    assert (made.head, made.note) == (["strategy", "workers"], "In every row: precision fp32, n 3.")
+    assert made.rows == [["local", "0"], ["ring", "1"], ["server", "2"]]
+    assert tables.compact(made._replace(rows=rows[:1], head=["a", "b", "c", "d", "e"])).head == ["a", "b", "d", "e"]
+
+
+def test_a_wide_table_has_one_column_for_its_setting() -> None:
+    head = ["strategy", "workers", "precision", "batch", *(f"number {n}" for n in range(tables.WIDE))]
+    rows = [["local", str(n), precision, str(n), *(f"{n}.{k}" for k in range(tables.WIDE))]
+            for n, precision in enumerate(("fp32", "bf16"))]  # fmt: skip
+    made = tables.compact(tables.Table("t", head, rows))
+    assert made.head[:3] == ["strategy", "workers", "setting"]
+    assert [row[:4] for row in made.rows] == [
+        ["local", "0", "fp32, batch 0", "0.0"],
+        ["local", "1", "bf16, batch 1", "1.0"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "numeric"),
+    [
+        (["1,230", "12.3 (11.9–12.8)", tables.BLANK], True),
+        (["14.8 ms", "3.37 MB", "0", "8.15e-05"], True),
+        (["2 workers", "1"], False),
+        (["yes", "no"], False),
+    ],
+)
+def test_a_column_of_numbers_is_known(column: list[str], numeric: bool) -> None:
+    assert tables.Table("t", ["x"], [[cell] for cell in column]).numeric == [numeric]
+
+
+def test_the_faster_side_of_a_comparison_is_marked() -> None:
+    colocated = {"placement": "colocated", "num_servers": 0}
+    table = records.frame([
+        make_record(strategy=strategy, num_workers=2, repeat=repeat, tokens_per_s=speed, **more)
+        for strategy, speed, more in (("ring_allreduce", 300.0, {}), ("parameter_server", 100.0, colocated))
+        for repeat in range(3)
+    ])  # fmt: skip
+    rows = {str(row["cell"]): row for row in cells.summarize(table).to_dict("records")}
+    made = tables.compact(answer.duel_table(duels.duels(table).assign(setting=""), rows))
+    assert made.best == {(0, "ring")}
+    assert "| **2 workers, Horovod's ring** |" in in_template("table.md.j2", made)
+    assert '<td class="best">2 workers, Horovod&#39;s ring</td>' in in_template("table.html.j2", made)
+
+
+def in_template(name: str, table: tables.Table) -> str:
+    """The table as that template writes it."""
+    return str(environment_of(name).get_template(name).make_module({"most_rows": 60}).show(table))  # type: ignore[attr-defined]
+
+
+def test_a_table_of_dashes_is_left_out() -> None:
+    slept = {"compute": "emulated", "emulated_forward_s": 0.1, "emulated_backward_s": 0.2}
+    run = make_record(strategy="mpi_ring", num_workers=2, **slept)
+    assert run.summary is not None
+    blank = dict.fromkeys(("first_loss", "final_loss", "held_out_loss", "equivalence_error", "equivalence_bound"))
+    found = all_sections(run.model_copy(update={"summary": run.summary.model_copy(update=blank)}))
+    assert "Loss and equivalence gate" not in [table.caption for part in found for table in part.tables]
 
 
 def test_an_environment_is_flattened() -> None:

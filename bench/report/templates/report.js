@@ -66,5 +66,13 @@
     }
   }
 
+  function mark_wide() {
+    for (const box of document.querySelectorAll(".scroll")) {
+      box.toggleAttribute("data-wide", box.scrollWidth > box.clientWidth + 1);
+    }
+  }
+
   document.querySelectorAll("table.sortable").forEach(upgrade);
+  mark_wide();
+  addEventListener("resize", mark_wide);
 })();
