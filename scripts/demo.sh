@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The main job: set up if needed, run bench/sweeps/demo.yaml, write its report to results/demo/.
+# The main job: set up if needed, run bench/sweeps/demo.yaml (its budget, then the report: less than 5 minutes), write the
+# report to results/demo/ and print its answer and its path.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
