@@ -92,10 +92,11 @@ class Summary(BaseModel):
     """Steps by which a worker was ever given weights ahead of the slowest (asp, ssp); in `summary.csv` of all
     launches."""
     equivalence_error: float | None = None
-    """Relative L2 distance of the weights after 10 steps (or all, if fewer) from those of one process on the
-    concatenated batches; in `summary.csv` the worst launch."""
+    """Largest distance of a weight from that of one process on the workers' batches, over what rounding explains there
+    (docs/method.md); blank if it is infinite; in `summary.csv` the worst launch. Older results: the relative L2
+    distance of all weights after 10 steps."""
     equivalence_bound: float | None = None
-    """Largest equivalence_error that rounding on the wire explains."""
+    """Largest equivalence_error that passes: 1."""
     convergence: float | None = None
     """How far the held-out loss fell over how far that of one process on the concatenated batches did, for runs that
     do not promise its weights (asp, ssp, compression, sync_every)."""

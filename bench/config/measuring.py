@@ -30,8 +30,8 @@ class Measuring(Knobs):
     eval_batches: Annotated[int, Unit("batches")] = Field(2, ge=0, le=MAX_COUNT)
     """Held-out batches for held_out_loss after the last step."""
     check_equivalence: Annotated[bool, Unit("true or false")] = False
-    """Afterwards, train one process on the concatenated batches and compare the weights after 10 steps; where a run
-    does not promise them (asp, ssp, compression, sync_every): how far the held-out loss has fallen."""
+    """Afterwards, train up to 10 steps again and compare the weights of each with one process's on the same batches;
+    where a run does not promise them (asp, ssp, compression, sync_every): how far the held-out loss has fallen."""
     allow_nonfinite_loss: Annotated[bool, Unit("true or false")] = False
     """Whether a run is valid although its loss became infinite or NaN: it is then timed and not compared with one
     process."""

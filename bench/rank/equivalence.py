@@ -1,50 +1,59 @@
-"""The equivalence gate: a run's weights must match one process's that trains on the concatenated batches.
+"""The equivalence gate: a run must update with the mean of what its workers' passes give, and with nothing else.
 
-A run that does not promise the same weights (asynchronous, compressed, local steps) must reach about the same loss.
+The reference is one process. In every step it takes the passes of all workers on the weights that the run's forward
+read, averages their gradients, and applies the same optimizer to weights of its own. Nothing but rounding, on the wire
+and in sums, may part the run's weights from these; rounding.py bounds it.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bench.config import GATE_STEPS, MIN_CONVERGENCE, RunConfig
+from bench.config import RunConfig
 from bench.rank.data import Corpus
-from bench.rank.train import build_model, build_optimizer, held_out_loss, train
-from strategies import catalogue
-from strategies.group import SingleGroup
-from strategies.local import Local
-from strategies.options import STRATEGY_KNOBS
+from bench.rank.rehearsal import Rehearsal
+from bench.rank.rounding import (
+    UNIT_ROUNDOFF,
+    BoundedOptimizer,
+    clipping_error,
+    half_smallest,
+    pass_error,
+    sum_error,
+)
+from bench.rank.train import autocast, build_model
+from bench.rank.weights import Weights
+from strategies.gradients import gradient_factor
 
-Weights = dict[str, Tensor]
-
-# 2^-p of a format with p significant bits: the largest relative error of rounding to it once.
-UNIT_ROUNDOFF = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
-FP32_BOUND = 1e-5
+BOUND = 1.0
+LARGEST_FP16 = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Relative L2 distance of a run's weights from the reference, and the largest one that passes."""
+    """The largest distance of a weight from the reference's over what rounding explains there, and where it is."""
 
     error: float
-    bound: float
+    where: str = ""
+    bound: float = BOUND
 
     @property
     def passed(self) -> bool:
-        """Whether the distance is within the bound."""
+        """Whether rounding explains every distance."""
         return self.error <= self.bound
 
-    def failure(self, num_models: int) -> str:
-        """Return why the gate fails in one line, '' if it passes; `num_models` is how many models the workers have."""
-        if num_models > 1 or self.passed:
-            return different_models(num_models)
-        detail = f"equivalence error {self.error:.2g}, bound {self.bound:.2g}"
-        return f"it trained another model than one process on the concatenated batches ({detail})"
+    def failure(self) -> str:
+        """Return why the gate fails in one line, '' if it passes."""
+        if self.passed:
+            return ""
+        size = f"{self.error:.3g} times what" if math.isfinite(self.error) else "not what"
+        return f"it trained another model than one process on the workers' batches: {self.where} differs by {size} " + (
+            "rounding explains"
+        )
 
 
 def different_models(num_models: int) -> str:
@@ -52,133 +61,120 @@ def different_models(num_models: int) -> str:
     return f"the workers ended with {num_models} different models" if num_models > 1 else ""
 
 
-def convergence_failure(convergence: float, num_models: int) -> str:
-    """Return why a run fails that need only converge as fast as one process, '' if it passes."""
-    if num_models > 1 or convergence >= MIN_CONVERGENCE:
-        return different_models(num_models)
-    return (
-        f"its held-out loss fell {convergence:.2f} times as far as one process's on the concatenated batches "
-        f"(at least {MIN_CONVERGENCE})"
-    )
+def compare(rehearsals: Sequence[Rehearsal], corpus: Corpus, device: torch.device) -> Verdict:
+    """Return the verdict on what a run's workers did: the worst of all steps of all rehearsals."""
+    return _worst([_compare(rehearsal, corpus, device) for rehearsal in rehearsals])
 
 
-def gate_steps(config: RunConfig) -> int:
-    """Number of steps after which the weights are compared."""
-    return min(config.total_steps, GATE_STEPS)
+def _compare(rehearsal: Rehearsal, corpus: Corpus, device: torch.device) -> Verdict:
+    config, workers = rehearsal.config, rehearsal.workers
+    weights, scales = workers[0].weights, workers[0].scales
+    reference = Reference(config, corpus, device)
+    found = []
+    for step in range(config.total_steps):
+        found.append(reference.distance(weights[step], f"in step {step}"))
+        losses = [worker.losses[step] for worker in workers]
+        if not found[-1].passed or not reference.step(step, weights[step], losses, scales[step], scales[step + 1]):
+            return _worst(found)
+    return _worst([*found, reference.distance(weights[-1], "after the last step")])
 
 
-def reference_config(config: RunConfig, steps: int) -> RunConfig:
-    """Return the config of one process that trains on the concatenated batches, in one pass, for `steps` steps.
-
-    In fp16 it takes as many passes as all workers together: whether a product overflows depends on how the batch is
-    split, and both must skip the same steps.
-    """
-    passes = config.num_workers * config.gradient_accumulation if config.precision == "fp16" else 1
-    return config.model_copy(
-        update={
-            **{name: field.default for name, field in STRATEGY_KNOBS.items()},
-            "strategy": catalogue.LOCAL.name,
-            "num_workers": 1,
-            "launcher": "none",
-            "batch_size": config.global_batch_size,
-            "gradient_accumulation": passes,
-            "warmup_steps": 0,
-            "steps": steps,
-        }
-    )
+def _worst(verdicts: Sequence[Verdict]) -> Verdict:
+    return max(verdicts, key=lambda verdict: verdict.error)
 
 
-def reference_weights(config: RunConfig, corpus: Corpus, device: torch.device) -> tuple[Weights, Weights]:
-    """Train one process on the concatenated batches; return its weights before it and at the gate, on the CPU."""
-    initial, model = _train_reference(config, gate_steps(config), corpus, device)
-    return initial, snapshot(model)
+class Reference:
+    """One process that takes the passes of all workers."""
+
+    def __init__(self, config: RunConfig, corpus: Corpus, device: torch.device) -> None:
+        self._config, self._corpus, self._device = config, corpus, device
+        self._model = build_model(config, device)  # for passes, on the run's weights
+        own = build_model(config, torch.device("cpu"))
+        self._names = [name for name, _ in own.named_parameters()]
+        self._optimizer = BoundedOptimizer(config, own)
+        returned = config.kind.has_servers and config.server_role == "update"
+        self._returned_in = config.wire_dtype if returned and config.wire_dtype != "fp32" else None
+
+    @torch.no_grad()
+    def distance(self, weights: Weights, when: str) -> Verdict:
+        """Return how far weights of the run are from the reference's."""
+        worst = Verdict(0.0)
+        for name, own, error in zip(self._names, self._optimizer.parameters, self._optimizer.errors, strict=True):
+            bound = error
+            if self._returned_in:  # servers round the weights once more as they return them
+                unit = UNIT_ROUNDOFF[self._returned_in]
+                bound = error + unit * (own.abs() + error) + half_smallest(self._returned_in)
+            difference = (weights[name] - own).abs()
+            ratio = float(torch.where(difference == 0, 0.0, difference / bound).max())
+            if not ratio <= worst.error:  # or NaN
+                worst = Verdict(ratio if math.isfinite(ratio) else math.inf, f"{name} {when}")
+        return worst
+
+    def step(self, step: int, weights: Weights, losses: Sequence[float], scale: float, next_scale: float) -> bool:
+        """Do one step as the workers do; return whether the weights after it can be compared.
+
+        They cannot where the workers' own gradients are not finite and nothing skips such a step.
+        """
+        gradients, magnitudes, is_same, largest = self._workers_passes(step, weights, losses, scale)
+        config = self._config
+        num_tokens = config.batch_size * config.gpt.block_size
+        errors = [sum_error(config, magnitude, scale) for magnitude in magnitudes]
+        if not is_same:
+            errors = [e + pass_error(config, m, num_tokens) for e, m in zip(errors, magnitudes, strict=True)]
+        norm, error_norm = _norm(gradients), _norm(errors)
+        is_finite = math.isfinite(norm)
+        if config.loss_scaling and config.wire_dtype == "fp16" and largest * config.num_workers > LARGEST_FP16:
+            is_finite = next_scale >= scale  # it depends on the order of the sum whether the wire overflows
+        if not is_finite:
+            return config.loss_scaling or config.clip_norm is not None
+        if config.clip_norm is not None:
+            inexact = clipping_error(norm, error_norm, sum(each.numel() for each in gradients))
+            factor = gradient_factor(norm, config.clip_norm)
+            clips = norm * (1 + inexact) > config.clip_norm
+            errors = [factor * (e + inexact * clips * g.abs()) for e, g in zip(errors, gradients, strict=True)]
+            gradients = [factor * gradient for gradient in gradients]
+        self._optimizer.step(gradients, errors)
+        return True
+
+    def _workers_passes(
+        self, step: int, weights: Weights, losses: Sequence[float], scale: float
+    ) -> tuple[list[Tensor], list[Tensor], bool, float]:
+        """Return the mean gradient and the mean absolute gradient, unscaled, of all workers' passes on these weights.
+
+        Also whether each worker's loss is bitwise equal, so that its gradient is, too, and the largest element of any
+        worker's scaled gradient.
+        """
+        self._model.load_state_dict(weights)
+        workers = self._config.num_workers
+        total = [torch.zeros(weights[name].shape) for name in self._names]
+        magnitude = [torch.zeros_like(each) for each in total]
+        is_same, largest = self._device.type == "cpu", 0.0
+        for worker in range(workers):
+            loss = self._passes(worker, step, scale)
+            is_same &= loss == losses[worker]
+            for index, parameter in enumerate(self._model.parameters()):
+                gradient = parameter.grad
+                assert gradient is not None
+                gradient = gradient.cpu()
+                largest = max(largest, float(gradient.abs().max()))
+                total[index].add_(gradient)
+                magnitude[index].add_(gradient.abs())
+        divisor = workers * scale
+        return [each / divisor for each in total], [each / divisor for each in magnitude], is_same, largest
+
+    def _passes(self, worker: int, step: int, scale: float) -> float:
+        """Leave the scaled gradient of one worker's batch in the model; return its loss."""
+        passes = self._config.gradient_accumulation
+        self._model.zero_grad()
+        tokens, targets = (part.to(self._device) for part in self._corpus.batch(self._config, worker, step))
+        total_loss = torch.zeros((), device=self._device)
+        for x, y in zip(tokens.chunk(passes), targets.chunk(passes), strict=True):
+            with autocast(self._config, self._device):
+                loss = self._model(x, y)
+            (loss * (scale / passes)).backward()
+            total_loss += loss.detach() / passes
+        return float(total_loss)
 
 
-def convergence(config: RunConfig, held_out: float, corpus: Corpus, device: torch.device) -> float:
-    """Return the decrease of a run's held-out loss over that of one process in as many steps (1: equal)."""
-    reference = _train_reference(config, config.total_steps, corpus, device)[1]
-    untrained = build_model(config, device)
-    initial, final = (held_out_loss(config, model, corpus, device) for model in (untrained, reference))
-    assert initial is not None
-    assert final is not None
-    return (initial - held_out) / (initial - final)
-
-
-def _train_reference(
-    config: RunConfig, steps: int, corpus: Corpus, device: torch.device
-) -> tuple[Weights, torch.nn.Module]:
-    single = reference_config(config, steps)
-    model = build_model(single, device)
-    initial = snapshot(model)
-    strategy = Local(SingleGroup(), single)
-    if single.precision == "fp16":
-        strategy.scaler.scale *= config.num_workers  # so that each pass has the scale of a worker's
-    module = strategy.prepare(model, build_optimizer(single, model))
-    for _ in train(single, module, strategy, corpus, device):
-        pass
-    return initial, model
-
-
-def snapshot(model: torch.nn.Module) -> Weights:
-    """Copy a model's parameters to the CPU."""
-    return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
-
-
-def checksum(weights: Weights) -> int:
-    """Return the CRC-32 of all weights' bytes: workers with bitwise equal weights have equal checksums."""
-    crc = 0
-    for tensor in weights.values():
-        crc = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data, crc)
-    return crc
-
-
-def compare(config: RunConfig, weights: Weights, initial: Weights, reference: Weights) -> Verdict:
-    """Return the relative L2 distance of the weights from the reference, and its bound.
-
-    Under adamw the key biases of attention are excluded from the distance and have a bound of their own. Softmax is
-    invariant to them: their exact gradient is zero, and Adam normalises the rounding noise that remains. Each step
-    moves them by at most about learning_rate in an arbitrary direction, so two runs differ by at most twice that.
-    """
-    difference = {name: weights[name] - reference[name] for name in reference}
-    if config.optimizer == "adamw":
-        keys = [_extract_key_bias(tensor) for name, tensor in difference.items() if name.endswith("qkv.bias")]
-        if float(torch.cat(keys).abs().max()) > 2 * config.learning_rate * gate_steps(config):
-            return Verdict(float("inf"), 0.0)
-    norm = _norm(reference)
-    update = _norm({name: reference[name] - initial[name] for name in reference}) / norm
-    return Verdict(_norm(difference) / norm, bound(config, update))
-
-
-def bound(config: RunConfig, update: float) -> float:
-    """Return the largest relative L2 distance that rounding explains.
-
-    `update` is the norm of the reference's total update over the norm of its weights: a relative gradient error e
-    changes the weights by e·update.
-
-    - fp32 on the wire and in the arithmetic: 1e-5, and at most a hundredth of the update, so that a run that trains
-      too little fails.
-    - 16 bits with unit roundoff u: a gradient is rounded about four times (product, wire, sum, mean), and later steps
-      start from the changed weights: 16·u of the update. Adam's first steps keep only the sign of a gradient; an error
-      of 4·u flips the sign of about that share of the elements, which changes each by twice its length:
-      2·sqrt(4·u) of the update.
-    - A parameter server that updates returns weights in the wire dtype: one more rounding, u of the weights.
-    """
-    u = max(UNIT_ROUNDOFF[config.wire_dtype], UNIT_ROUNDOFF[config.precision])
-    if u == UNIT_ROUNDOFF["fp32"]:
-        return min(FP32_BOUND, update / 100 + u * gate_steps(config))
-    of_update = 2 * math.sqrt(4 * u) if config.optimizer == "adamw" else 16 * u
-    returned = config.kind.has_servers and config.server_role == "update"
-    rounded = returned and config.wire_dtype != "fp32"
-    return of_update * update + (UNIT_ROUNDOFF[config.wire_dtype] if rounded else 0.0)
-
-
-def _extract_key_bias(qkv_bias: Tensor) -> Tensor:
-    """Return the key's third of an attention bias and set it to zero there."""
-    key = qkv_bias.chunk(3)[1]
-    extracted = key.clone()
-    key.zero_()
-    return extracted
-
-
-def _norm(tensors: Weights) -> float:
-    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors.values()))
+def _norm(tensors: Sequence[Tensor]) -> float:
+    return math.sqrt(sum(float(torch.linalg.vector_norm(each, dtype=torch.float64)) ** 2 for each in tensors))

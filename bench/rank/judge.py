@@ -12,9 +12,10 @@ from bench.config import RunConfig
 from bench.ledger import Ledger
 from bench.nodes import guard
 from bench.rank import equivalence, numbers
+from bench.rank.convergence import convergence, convergence_failure
 from bench.rank.data import Corpus
-from bench.rank.equivalence import Weights
 from bench.rank.numbers import RankReport
+from bench.rank.rehearsal import Rehearsal
 
 
 @dataclass(frozen=True)
@@ -26,26 +27,29 @@ class Judgement:
 
 
 def judge_model(
-    config: RunConfig, reports: Sequence[RankReport], held_out_loss: float | None, at_gate: Weights,
+    config: RunConfig, reports: Sequence[RankReport], held_out_loss: float | None, rehearsals: Sequence[Rehearsal],
     corpus: Corpus, device: torch.device,
 ) -> Judgement:  # fmt: skip
-    """Compare the trained model with the one that a single process trains: its weights, or how far its loss fell.
+    """Compare a run with one process: the weights that its rehearsals trained, or how far its loss fell.
 
     Only a cell's first repeat is judged (its reports have checksums); the others train the same model.
     """
     checksums = {report.checksum for report in reports if not report.is_server}
     if checksums == {None}:
         return Judgement()
-    different = len(checksums) if config.workers_agree else 1
+    failure = equivalence.different_models(len(checksums)) if config.workers_agree else ""
+    columns: dict[str, float | bool | None]
     if not config.exact:
         assert held_out_loss is not None  # a gate that compares losses needs held-out batches; RunConfig checks it
-        convergence = equivalence.convergence(config, held_out_loss, corpus, device)
-        failure = equivalence.convergence_failure(convergence, different)
-        return Judgement({"convergence": convergence, "gate_passed": not failure}, failure)
-    verdict = equivalence.compare(config, at_gate, *equivalence.reference_weights(config, corpus, device))
-    failure = verdict.failure(different)
-    columns = {"equivalence_error": verdict.error, "equivalence_bound": verdict.bound, "gate_passed": not failure}
-    return Judgement(columns, failure)
+        fallen = convergence(config, held_out_loss, corpus, device)
+        columns = {"convergence": fallen}
+        failure = failure or convergence_failure(fallen)
+    else:
+        verdict = equivalence.compare(rehearsals, corpus, device)
+        error = numbers.finite_or_none(verdict.error)
+        columns = {"equivalence_error": error, "equivalence_bound": verdict.bound}
+        failure = failure or verdict.failure()
+    return Judgement({**columns, "gate_passed": not failure}, failure)
 
 
 def judge_loss(config: RunConfig, reports: Sequence[RankReport], held_out_loss: float | None) -> Judgement:

@@ -19,15 +19,16 @@ from bench.mpi import JOIN_S, RankInfo, tcp_settings
 from bench.nodes.cpu import CpuMonitor, CpuUse
 from bench.nodes.guard import Evidence, Monitor
 from bench.nodes.link import on_node
-from bench.rank import equivalence, group, numbers, trace
+from bench.rank import group, numbers, trace
 from bench.rank.asleep import EmulatedGPT
 from bench.rank.build import Built, build
 from bench.rank.clock import PhaseTimer
 from bench.rank.duplex import duplex_factor
-from bench.rank.equivalence import Weights
 from bench.rank.judge import Judgement, judge_loss, judge_model, judge_surroundings
 from bench.rank.numbers import RankReport
+from bench.rank.rehearsal import Rehearsal, rehearse
 from bench.rank.train import held_out_loss, train, with_tail
+from bench.rank.weights import Weights, checksum, snapshot
 from bench.rank.wire import Meter, Wire, open_meter
 from bench.records import PlannedRun, RunRecord, StepRecord
 from bench.scale_model import scales
@@ -108,9 +109,10 @@ def _run(
         traces = ranks.gather(trace.collect(ranks.rank, done.clock, built.strategy))
         if ranks.rank == 0:
             keep_trace(traces)
-    reports = ranks.gather(_report(config, built, done, wire, cpu_use, monitor.end() if monitor else None))
+    reports = ranks.gather(_report(planned, built, done, wire, cpu_use, monitor.end() if monitor else None))
+    rehearsals = rehearse(config, rank_info, ranks) if _is_rehearsed(planned, ranks, reports) else []
     if ranks.rank == 0:
-        keep(_result(planned, started_at, built, done.at_gate, reports, before))
+        keep(_result(planned, started_at, built, rehearsals, reports, before))
     ranks.barrier()
 
 
@@ -121,34 +123,40 @@ class Done:
     clock: PhaseTimer
     cpu_s: float
     steps: list[StepRecord] = field(default_factory=list)
-    at_gate: Weights = field(default_factory=dict)
-    gated: bool = False
 
 
 def _work(planned: PlannedRun, built: Built, meter: Meter, tell: Tell | None, tracing: bool) -> Done:
-    """Train or serve until the run's last step; keep the weights that the gate compares."""
+    """Train or serve until the run's last step."""
     config, strategy = planned.config, built.strategy
     clock, cpu_before = PhaseTimer(built.device), numbers.cpu_s()
     if built.corpus is None:
         strategy.serve()
         return Done(clock, numbers.cpu_s() - cpu_before)
-    gated = config.check_equivalence and planned.repeat == 0 and config.kind.trains_one_model
     steps: list[StepRecord] = []
-    at_gate: Weights = {}
     for step in train(config, built.module, strategy, built.corpus, built.device, clock, meter.moved):
         steps.append(step)
         if tell:
             tell(step)
         if tracing and isinstance(strategy, KeepsTimeline) and len(steps) == config.total_steps - trace.STEPS:
             strategy.start_timeline()
-        if gated and len(steps) == equivalence.gate_steps(config):
-            strategy.settle()
-            at_gate = equivalence.snapshot(built.model)
-    return Done(clock, numbers.cpu_s() - cpu_before, steps, at_gate, gated)
+    return Done(clock, numbers.cpu_s() - cpu_before, steps)
+
+
+def _is_gated(planned: PlannedRun) -> bool:
+    """Return whether the gate judges a run: of a cell only the first repeat, the others train the same model."""
+    return planned.config.check_equivalence and planned.repeat == 0 and planned.config.kind.trains_one_model
+
+
+def _is_rehearsed(planned: PlannedRun, ranks: Group, reports: list[RankReport]) -> bool:
+    """Return whether the gate compares weights: those of a run whose loss is not finite tell nothing. Collective."""
+    if not (_is_gated(planned) and planned.config.exact):
+        return False
+    is_finite: bool = ranks.broadcast(ranks.rank == 0 and not numbers.nonfinite_loss(planned.config, reports, None))
+    return is_finite
 
 
 def _report(
-    config: RunConfig, built: Built, done: Done, wire: Wire, cpu_use: CpuUse, evidence: Evidence | None
+    planned: PlannedRun, built: Built, done: Done, wire: Wire, cpu_use: CpuUse, evidence: Evidence | None
 ) -> RankReport:
     """Return what rank 0 must know of this rank."""
     model, observed = built.model, built.strategy.observe()
@@ -162,8 +170,8 @@ def _report(
         cpu_s=done.cpu_s,
         rank_start=processes.rank_start,
         peak_memory_bytes=numbers.peak_memory_bytes(),
-        in_software=computes_in_software(config, built.device),
-        checksum=equivalence.checksum(equivalence.snapshot(model)) if done.gated else None,
+        in_software=computes_in_software(planned.config, built.device),
+        checksum=checksum(snapshot(model)) if _is_gated(planned) and not built.strategy.is_server else None,
         cpu_use=cpu_use,
         evidence=evidence,
         overshoots_s=model.schedule.overshoots_s if isinstance(model, EmulatedGPT) else [],
@@ -176,7 +184,7 @@ def computes_in_software(config: RunConfig, device: torch.device) -> bool:
 
 
 def _result(
-    planned: PlannedRun, started_at: str, built: Built, at_gate: Weights, reports: list[RankReport],
+    planned: PlannedRun, started_at: str, built: Built, rehearsals: list[Rehearsal], reports: list[RankReport],
     before: dict[str, Any],
 ) -> Result:  # fmt: skip
     """Judge the run and return its record; `before` are the columns that were known before its first step."""
@@ -188,7 +196,7 @@ def _result(
     diverged = bool(numbers.nonfinite_loss(config, reports, held_out))
     found = [
         judge_loss(config, reports, held_out),
-        Judgement() if diverged else judge_model(config, reports, held_out, at_gate, corpus, built.device),
+        Judgement() if diverged else judge_model(config, reports, held_out, rehearsals, corpus, built.device),
     ]
     guard = judge_surroundings(config, reports, ledger)
     columns = {**before, **numbers.columns(config, reports, built.device)}
@@ -209,7 +217,7 @@ def _result(
     steps = [step for report in reports for step in report.steps]
     if ledger.wire_counted_by is None:
         steps = [replace(step, wire=Volume.unknown()) for step in steps]
-    return Result(record, steps, equivalence.snapshot(built.model) if trained else {})
+    return Result(record, steps, snapshot(built.model) if trained else {})
 
 
 def write_folder(out: Path, result: Result) -> None:

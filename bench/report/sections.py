@@ -266,11 +266,11 @@ LOSS = (
     "Equivalent strategies reach equal held-out loss: that of the same batches for every cell. The target loss is "
     "the lowest trailing mean of the training loss that every run of the same task reached. Time and bytes to it "
     "include warm-up steps; bytes are those of all ranks. A cell is on the Pareto front if no other cell needed "
-    "less time and fewer bytes. The equivalence gate trains one process on the concatenated batches and compares "
-    f"the weights after {GATE_STEPS} steps: the error is the relative L2 distance, the bound depends on the wire "
-    "dtype. Asynchronous and compressed runs and runs with sync_every > 1 do not promise equal weights; their gate "
-    "is convergence, the fall of the held-out loss relative to that of one process, which must be at least "
-    f"{MIN_CONVERGENCE}."
+    "less time and fewer bytes. The equivalence gate trains up to "
+    f"{GATE_STEPS} steps again beside one process on the workers' batches and compares their weights step by step: "
+    "the error is the largest distance over what rounding explains, at most 1. Asynchronous and compressed runs and "
+    "runs with sync_every > 1 do not promise equal weights; their gate is convergence, the fall of the held-out loss "
+    f"relative to that of one process, which must be at least {MIN_CONVERGENCE}."
 )
 TO_LOSS_COLUMNS: Columns = {
     **plain(target_loss="target_loss", steps="steps_to_loss", tokens="tokens_to_loss"),

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from bench.config import MIN_CONVERGENCE, RunConfig
 from bench.ledger import predict
-from bench.rank import equivalence
+from bench.rank.convergence import convergence as fallen
 from bench.rank.data import load
-from bench.rank.equivalence import checksum
 from bench.rank.train import build_model, held_out_loss
+from bench.rank.weights import checksum
 from strategies.base import Strategy
 from strategies.options import Options
 from strategies.parameter_server.compression import NUMBERS_PER_SCALE, make_codec
@@ -133,7 +133,7 @@ def convergence(config: RunConfig, strategies: list[Strategy]) -> float:
     model.load_state_dict(final_weights(strategies)[0])
     held_out = held_out_loss(config, model, corpus, CPU)
     assert held_out is not None
-    return equivalence.convergence(config, held_out, corpus, CPU)
+    return fallen(config, held_out, corpus, CPU)
 
 
 def test_one_worker_that_averages_with_itself_trains_as_if_alone() -> None:

@@ -62,8 +62,8 @@ def test_bsp_replies_to_all_together(num_workers: int, order: st.DataObject) -> 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_asp_with_one_worker_is_local(optimizer: str) -> None:
     config = served_alone(consistency="asp", optimizer=optimizer)
-    weights, strategy = served_in_one_process(config)
-    assert_equivalent(config, weights)
+    watched, strategy = served_in_one_process(config)
+    assert_equivalent(config, watched)
     assert set(strategy.observe().missed_updates) == {0}
 
 

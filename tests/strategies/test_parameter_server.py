@@ -9,11 +9,11 @@ import pytest
 
 from bench.config import RunConfig
 from bench.ledger import predict
-from bench.rank.equivalence import checksum
+from bench.rank.weights import checksum
 from strategies.parameter_server import progress
 from strategies.parameter_server.outbox import Outbox, sending_order
 from strategies.parameter_server.plan import Chunk
-from tests.support.virtual import final_weights, run_world
+from tests.support.virtual import final_weights, run_world, watched
 from tests.support.worlds import WORLDS, assert_equivalent, counted_per_step, served
 
 KNOBS: dict[str, dict[str, object]] = {
@@ -60,7 +60,7 @@ def test_so_does_every_world_whose_messages_are_large(
 def assert_trains_the_reference_model_and_counts_every_byte(config: RunConfig, lonely: int) -> None:
     strategies = run_world(config, lonely=lonely)
     weights = final_weights(strategies)
-    assert_equivalent(config, weights[0])
+    assert_equivalent(config, *watched(strategies))
     assert len(weights) == config.num_workers
     assert len({checksum(each) for each in weights}) == 1
     found = predict(config)
@@ -107,7 +107,7 @@ def test_asynchronous_training_learns_no_less_than_synchronous() -> None:
             data="stdlib", steps=40, batch_size=8, learning_rate=3e-3,
         )  # fmt: skip
         workers = run_world(config)
-        began, ended[consistency] = (sum(worker.losses[step] for worker in workers) / 3 for step in (0, -1))
+        began, ended[consistency] = (sum(worker.losses[step] for worker in watched(workers)) / 3 for step in (0, -1))
         assert ended[consistency] < began - 1
     assert max(ended["ssp"], ended["asp"]) < ended["bsp"] + 0.2
 

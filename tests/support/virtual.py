@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mpi4py import MPI
 
 from bench.config import RunConfig
-from bench.rank.data import load
-from bench.rank.equivalence import Weights, snapshot
-from bench.rank.train import build_model, build_optimizer, train
-from strategies.base import Strategy
+from bench.rank.rehearsal import Watched, watch
+from bench.rank.train import build_model, build_optimizer
+from bench.rank.weights import Weights, snapshot
+from strategies.base import Strategy, WorkerOptimizer, torch_dtype
 from strategies.group import SingleGroup
+from strategies.mpi_ring import MPIRing
 from strategies.parameter_server.dedicated import ParameterServer
 from strategies.parameter_server.local_steps import LocalStepsWorker
 from strategies.parameter_server.memory import NodeMemory
 from strategies.parameter_server.plan import Roles
 from strategies.parameter_server.worker import ParameterServerWorker
+from tests.support.worlds import corpus
 
 DEADLINE_S = 60.0
 
@@ -27,8 +30,10 @@ DEADLINE_S = 60.0
 class VirtualNode:
     """Memory that the ranks of a node share."""
 
-    def __init__(self, ranks: range) -> None:
+    def __init__(self, ranks: range, world_size: int) -> None:
         self.ranks = ranks
+        self.given: dict[int, list[torch.Tensor]] = {}  # the gradients of each worker that shares its sum
+        self.all_ranks = threading.Barrier(world_size)
         self.parts: dict[int, torch.Tensor] = {}
         self.message_bytes = 0  # of all messages that a rank of whatever node is ready to send, step after step
         self.all_here = threading.Barrier(max(1, len(ranks)))
@@ -87,35 +92,98 @@ class VirtualComm:
         status.Set_tag(tag)
         return True
 
+    def Dup(self) -> VirtualComm:
+        """A rank has one communicator."""
+        return self
+
+    def Bcast(self, buffer: Any) -> None:
+        """Every rank begins with the same weights."""
+
     def Free(self) -> None:
         """The others may still need it."""
 
 
+class SharedSum(WorkerOptimizer):
+    """Stands for a library's allreduce: gradients divided and summed in the wire dtype, in rank order."""
+
+    def __init__(self, group: VirtualGroup, options: RunConfig) -> None:
+        super().__init__(group, options)
+        self._node = group.comm.node
+
+    def prepare(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> torch.nn.Module:
+        """Keep the model, too."""
+        self._model: Any = model
+        return super().prepare(model, optimizer)
+
+    def synchronize(self) -> None:
+        """Give every parameter the mean gradient of all workers."""
+        wire = torch_dtype(self.options.wire_dtype)
+        self._node.given[self.worker] = [p.grad.to(wire).div_(self.num_workers) for p in self._model.parameters()]
+        self._node.all_ranks.wait(DEADLINE_S)
+        parts = zip(*(self._node.given[worker] for worker in range(self.num_workers)), strict=True)
+        for parameter, gradients in zip(self._model.parameters(), parts, strict=True):
+            parameter.grad = sum(gradients).to(parameter.dtype)
+        self._node.all_ranks.wait(DEADLINE_S)
+
+
+class VirtualGroup(SingleGroup):
+    """The ranks of a world inside this process."""
+
+    def __init__(self, comm: VirtualComm) -> None:
+        self._virtual = comm
+        self.rank, self.size = comm.rank, comm.size
+
+    @property
+    def comm(self) -> Any:
+        """The one communicator."""
+        return self._virtual
+
+
+@dataclass(frozen=True)
+class Plant:
+    """What is done to every rank before its strategy prepares: a bug for the equivalence gate, or nothing."""
+
+    optimizer: Callable[[torch.optim.Optimizer, torch.nn.Module], None] = lambda optimizer, model: None
+    model: Callable[[int, torch.nn.Module], None] = lambda worker, model: None
+    strategy: Callable[[Any], None] = lambda strategy: None
+
+
+HONEST = Plant()
+
+
+def make_ranks(config: RunConfig, comms: list[MPI.Intracomm], lonely: int) -> list[Any]:
+    """The strategies of all ranks; ddp's is one that adds as a library does."""
+    node = VirtualNode(range(lonely, config.world_size), config.world_size)
+    ranks = [VirtualComm(comms, rank, node) for rank in range(config.world_size)]
+    if config.strategy != "parameter_server":
+        make_one: Any = MPIRing if config.strategy == "mpi_ring" else SharedSum
+        return [make_one(VirtualGroup(comm), config) for comm in ranks]
+    roles = Roles.make(config.placement, config.world_size, config.num_servers)
+    worker = ParameterServerWorker if config.sync_every == 1 else LocalStepsWorker
+    make: dict[bool, Any] = {True: worker, False: ParameterServer}
+    return [make[comm.rank in roles.workers](SingleGroup(), config, comm, roles, VirtualMemory) for comm in ranks]
+
+
 def run_world(
-    config: RunConfig, delay: Callable[[int, int], None] = lambda worker, step: None, lonely: int = 1
-) -> list[Strategy]:
-    """Run all ranks of a config to their end; workers then have `final`, their last weights.
+    config: RunConfig, delay: Callable[[int, int], None] = lambda worker, step: None, lonely: int = 1,
+    plant: Plant = HONEST,
+) -> list[Strategy]:  # fmt: skip
+    """Run all ranks of a config to their end; workers then have `final`, their last weights, and `watched`.
 
     The first `lonely` ranks are each on a node of their own, the others on one.
     """
+    torch.set_num_threads(config.num_threads)
     comms = [MPI.COMM_SELF.Dup() for _ in range(config.world_size)]
-    node = VirtualNode(range(lonely, config.world_size))
-    roles = Roles.make(config.placement, config.world_size, config.num_servers)
-    strategies: list[Strategy] = []
+    strategies = make_ranks(config, comms, lonely)
     failures: list[BaseException] = []
 
     def act(strategy: Strategy) -> None:
         try:
-            serve(config, strategy) if strategy.is_server else work(config, strategy, delay)
+            serve(config, strategy, plant) if strategy.is_server else work(config, strategy, delay, plant)
         except BaseException as error:
             failures.append(error)
             raise
 
-    worker = ParameterServerWorker if config.sync_every == 1 else LocalStepsWorker
-    for rank in range(config.world_size):
-        make: Any = worker if rank in roles.workers else ParameterServer
-        comm = VirtualComm(comms, rank, node)
-        strategies.append(make(SingleGroup(), config, comm, roles, VirtualMemory))
     threads = [threading.Thread(target=act, args=(strategy,), daemon=True) for strategy in strategies]
     for thread in threads:
         thread.start()
@@ -128,21 +196,28 @@ def run_world(
     return strategies
 
 
-def serve(config: RunConfig, strategy: Strategy) -> None:
+def serve(config: RunConfig, strategy: Strategy, plant: Plant) -> None:
     model = model_on(config, torch.device("meta"))
-    strategy.prepare(model, build_optimizer(config, model))
+    prepare(config, strategy, model, plant)
     strategy.serve()
     strategy.close()
 
 
-def work(config: RunConfig, strategy: Any, delay: Callable[[int, int], None]) -> None:
+def prepare(config: RunConfig, strategy: Strategy, model: torch.nn.Module, plant: Plant) -> torch.nn.Module:
+    optimizer = build_optimizer(config, model)
+    plant.optimizer(optimizer, model)
+    plant.strategy(strategy)
+    return strategy.prepare(model, optimizer)
+
+
+def work(config: RunConfig, strategy: Any, delay: Callable[[int, int], None], plant: Plant) -> None:
     model = model_on(config, torch.device("cpu"))
-    module = strategy.prepare(model, build_optimizer(config, model))
-    strategy.losses = []
-    for step in train(config, module, strategy, load(config), torch.device("cpu")):
-        delay(strategy.worker, step.step)
-        strategy.losses.append(step.loss)
-    strategy.close()
+    plant.model(strategy.worker, model)
+    module = prepare(config, strategy, model, plant)
+    strategy.watched = watch(
+        config, model, module, strategy, corpus(config), torch.device("cpu"),
+        after_step=lambda step: delay(strategy.worker, step.step),
+    )  # fmt: skip
     strategy.final = snapshot(model)
 
 
@@ -152,6 +227,11 @@ _seeding = threading.Lock()  # build_model seeds torch's one generator
 def model_on(config: RunConfig, device: torch.device) -> Any:
     with _seeding:
         return build_model(config, device)
+
+
+def watched(strategies: list[Strategy]) -> list[Watched]:
+    """What each worker did."""
+    return [strategy.watched for strategy in strategies if hasattr(strategy, "watched")]
 
 
 def final_weights(strategies: list[Strategy]) -> list[Weights]:

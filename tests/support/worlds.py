@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import torch
 from mpi4py import MPI
 
 from bench.config import RunConfig
 from bench.rank import equivalence
 from bench.rank.data import load
-from bench.rank.equivalence import Weights, snapshot
-from bench.rank.train import build_model, build_optimizer, train
+from bench.rank.equivalence import Verdict
+from bench.rank.rehearsal import Rehearsal, Watched, watch
+from bench.rank.train import build_model, build_optimizer
 from strategies.base import Strategy
 from strategies.group import SingleGroup
 from strategies.parameter_server.plan import Roles
@@ -17,6 +21,7 @@ from strategies.parameter_server.worker import ParameterServerWorker
 from strategies.volume import mean_volume
 
 CPU = torch.device("cpu")
+corpus = lru_cache(maxsize=4)(load)  # a config is hashable; making synthetic tokens takes longer than a small run
 WORLDS: dict[str, dict[str, object]] = {
     "1+1": {"num_workers": 1, "num_servers": 1},
     "2+1": {"num_workers": 2, "num_servers": 1},
@@ -44,26 +49,30 @@ def served_alone(**values: object) -> RunConfig:
     return small(strategy="parameter_server", placement="colocated", **values)
 
 
-def trained(config: RunConfig, strategy: Strategy) -> Weights:
-    """The weights after all steps on this rank."""
+def trained(config: RunConfig, strategy: Strategy) -> Watched:
+    """All steps on this rank."""
     model = build_model(config, CPU)
     module = strategy.prepare(model, build_optimizer(config, model))
-    losses = [step.loss for step in train(config, module, strategy, load(config), CPU)]
-    strategy.close()
-    assert all(torch.isfinite(torch.tensor(losses)))
-    return snapshot(model)
+    watched = watch(config, model, module, strategy, corpus(config), CPU)
+    assert all(map(math.isfinite, watched.losses))
+    return watched
 
 
-def served_in_one_process(config: RunConfig) -> tuple[Weights, ParameterServerWorker]:
+def served_in_one_process(config: RunConfig) -> tuple[Watched, ParameterServerWorker]:
     """A worker and the server on its rank, real MPI messages between them."""
     comm, roles = MPI.COMM_SELF.Dup(), Roles.make("colocated", 1, 0)
     strategy = ParameterServerWorker(SingleGroup(), config, comm, roles)
     return trained(config, strategy), strategy
 
 
-def assert_equivalent(config: RunConfig, weights: Weights) -> None:
+def verdict_on(config: RunConfig, *workers: Watched) -> Verdict:
+    """What the gate says of a training."""
+    return equivalence.compare([Rehearsal(config, list(workers))], corpus(config), CPU)
+
+
+def assert_equivalent(config: RunConfig, *workers: Watched) -> None:
     """The weights are those of one process, but for rounding."""
-    verdict = equivalence.compare(config, weights, *equivalence.reference_weights(config, load(config), CPU))
+    verdict = verdict_on(config, *workers)
     assert verdict.passed, verdict
 
 
