@@ -95,7 +95,7 @@ class Rejections:
         judged with the largest disturbance added to the margin: a large effect shows in spite of a small disturbance.
         """
         ratio = paired(self._accepted.get(one, {}), self._accepted.get(other, {}))
-        every = paired(self._every[one], self._every[other])
+        every = paired(self._every.get(one, {}), self._every.get(other, {}))
         needed = ratio.n < MIN_PAIRS and every.n > ratio.n
         if needed:
             disturbance = max(self._disturbance.get(cell, 0.0) for cell in (one, other))

@@ -70,6 +70,12 @@ def test_a_large_effect_shows_in_spite_of_a_small_disturbance() -> None:
     assert meet(3.8, 0.05)[0] == "undecided"  # nor can it be called equivalent
 
 
+def test_a_cell_that_was_never_measured_has_no_ratio() -> None:
+    (one,) = arm("ring", [10.0])
+    found = duels.Rejections(records.frame([one])).compare(one.cell, "another")
+    assert (found[0].n, found[1]["rejected"]) == (0, 0)
+
+
 def test_a_replaced_launch_counts_with_its_replacement_among_all() -> None:
     (duel,) = fight(
         arm("ring", [10.0, 10.0, 10.0]),
