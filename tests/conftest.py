@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 
 import pytest
+import torch
 from hypothesis import settings
 
 from bench.mpi import find_launcher
@@ -13,6 +14,8 @@ from strategies.environment import mpi_environment
 from tests.support.processes import PSRING, REPOSITORY, Launched, run_command
 
 os.environ.update(mpi_environment(os.environ), PYTHONPATH=str(REPOSITORY))
+
+torch.set_num_threads(1)  # ranks that are threads of this process would each start a team of threads that spin
 
 # A test never asserts a time, and CI's examples are the same every day.
 settings.register_profile("psring", deadline=None, derandomize=True, max_examples=60)

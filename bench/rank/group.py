@@ -102,7 +102,7 @@ def monitored(group: Group, rank_info: RankInfo, config: Callable[[], RunConfig]
 
     def silent(rank: int, host: str) -> None:
         faulthandler.dump_traceback()  # shows where this rank waits for the other one
-        message = f"rank {rank} ({config().role(rank)}) on {host} does not answer any more"
+        message = f"rank {rank} ({config().role(rank)}) on {host} stopped responding"
         role = config().role(rank_info.rank)
         _end(rank_info, Failure(rank_info.rank, role, socket.gethostname(), "", message))
 

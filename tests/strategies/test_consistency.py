@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import records
 from strategies.parameter_server.consistency import Clocks, Staleness
 from tests.support.worlds import assert_equivalent, served_alone, served_in_one_process
 
@@ -65,24 +62,3 @@ def test_asp_with_one_worker_is_local(optimizer: str) -> None:
     watched, strategy = served_in_one_process(config)
     assert_equivalent(config, watched)
     assert set(strategy.observe().missed_updates) == {0}
-
-
-@pytest.mark.launcher
-@pytest.mark.parametrize("consistency", ["ssp", "asp"])
-def test_a_straggler_is_waited_for_within_the_bound(
-    mpirun: Callable[..., object], tmp_path: Path, consistency: str
-) -> None:
-    slow = ["--compute", "emulated", "--emulated-forward-s", 0.01, "--emulated-backward-s", 0.02]
-    slow += ["--speed-factor", "1=0.2", "--steps", 8, "--warmup-steps", 0]
-    bound = ["--staleness", 2] if consistency == "ssp" else []
-    servers = ["--strategy", "parameter_server", "--num-servers", 1, "--consistency", consistency]
-    ended = mpirun(4, "run", *servers, *bound, *slow, "--out", tmp_path / "out")
-    assert ended.returncode == 0, ended.stderr
-    (record,) = records.read(tmp_path / "out")
-    assert record.summary is not None
-    assert record.ledger is not None
-    assert record.ledger.agrees
-    lead = record.summary.largest_lead
-    assert lead is not None
-    assert lead == 2 if consistency == "ssp" else lead > 2
-    assert (record.summary.mean_staleness or 0) > 0

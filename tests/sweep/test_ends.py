@@ -104,9 +104,9 @@ def failed(rank: int, kind: str, message: str) -> Failure:
         (Outcome(1, False, "psring: boom\nTraceback\nRuntimeError: Horovod"), [], "failed", "psring: boom"),
         (
             Outcome(1, False, ""),
-            [failed(0, "", "rank 2 (server) on n2 does not answer any more"), {0: STACK, 1: STACK}],
+            [failed(0, "", "rank 2 (server) on n2 stopped responding"), {0: STACK, 1: STACK}],
             "failed",
-            "rank 2 (server) on n2 does not answer any more; ranks 0, 1 in wait (a.py:11); rank 2 printed no stack",
+            "rank 2 (server) on n2 stopped responding; ranks 0, 1 in wait (a.py:11); rank 2 printed no stack",
         ),
         (Outcome(-9, False, "a warning\n"), [], "failed", "the launcher was ended by SIGKILL"),
         (Outcome(1, False, ""), [], "failed", "no output"),

@@ -112,7 +112,7 @@ def test_status_of_no_sweep_is_refused(tmp_path: Path) -> None:
     ("sign", "status", "said"),
     [
         (signal.SIGKILL, "failed", r"rank 1 \(server\) on \S+ was ended by signal 9"),
-        (signal.SIGSTOP, "failed", r"rank 1 .* does not answer any more; ranks? 0.* in \S+ \(\w+\.py:\d+\)"),
+        (signal.SIGSTOP, "failed", r"rank 1 \(server\) on \S+ stopped responding; ranks? 0.* in \S+ \(\w+\.py:\d+\)"),
     ],
 )
 def test_a_rank_that_dies_or_hangs_fails_only_its_cell(
@@ -127,6 +127,7 @@ def test_a_rank_that_dies_or_hangs_fails_only_its_cell(
     (bad,) = (record for record in records.read(sweep.out) if record.status != "ok")
     assert bad.status == status
     assert re.search(said, bad.reason), bad.reason
+    assert "\n" not in bad.reason
     assert (sweep.out / bad.log).stat().st_size > 0
 
 

@@ -67,6 +67,10 @@ SLEEPING: list[dict[str, Any]] = [
     {"num_workers": 2, "num_servers": 1, **SERVED, **ASLEEP},
     {"num_workers": 3, **RING, **ASLEEP},
 ]
+STRAGGLING: list[dict[str, Any]] = [
+    {"num_workers": 3, "num_servers": 1, **SERVED, **ASLEEP, "speed_factor": "1=0.2", **bound}
+    for bound in ({"consistency": "ssp", "staleness": 2}, {"consistency": "asp"})
+]
 LOSSY: list[dict[str, Any]] = [
     {"num_workers": 3, **COLOCATED, "compression": "int8"},
     {"num_workers": 2, "num_servers": 1, **SERVED, "sync_every": 2},
@@ -81,7 +85,7 @@ def describe(cell: dict[str, Any]) -> str:
 def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunRecord]:
     """Every cell, run by one sweep: those of one world share a launch."""
     folder = tmp_path_factory.mktemp("launched")
-    grid = [*CELLS, *SLEEPING, *({**cell, "check_equivalence": False} for cell in LOSSY)]
+    grid = [*CELLS, *SLEEPING, *STRAGGLING, *({**cell, "check_equivalence": False} for cell in LOSSY)]
     (folder / "sweep.yaml").write_text(json.dumps({"defaults": SHORT, "grid": grid}))
     ended = run_command([*PSRING, "sweep", str(folder / "sweep.yaml"), "--out", str(folder / "out")], timeout_s=900)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -184,6 +188,18 @@ def test_emulated_compute_sends_the_same_bytes_and_has_no_loss(
     assert record.ledger is not None
     assert record.ledger.agrees
     assert "emulated_compute" in record.labels
+
+
+@pytest.mark.parametrize("cell", STRAGGLING, ids=describe)
+def test_a_straggler_is_waited_for_within_the_bound(launched: dict[str, RunRecord], cell: dict[str, Any]) -> None:
+    record = record_of(launched, cell)
+    assert record.ledger is not None
+    assert record.ledger.agrees
+    assert record.summary is not None
+    lead = record.summary.largest_lead
+    assert lead is not None
+    assert lead == 2 if record.config.consistency == "ssp" else lead > 2
+    assert (record.summary.mean_staleness or 0) > 0
 
 
 @pytest.mark.parametrize("cell", LOSSY, ids=describe)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import configparser
 import shutil
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -13,59 +13,56 @@ import yaml
 from bench import records
 from bench.config import BadInput, RunConfig, make_config
 from bench.ledger import RoleVolumes, make_ledger, predict
+from bench.report.write import write_report
 from strategies import catalogue
 from strategies.volume import Volume
 from tests.support.processes import PSRING, REPOSITORY, run_command
 
 PACKAGE = Path(__file__).parent.parent / "packages" / "gossip"
-SHORT = ["--steps", "6", "--warmup-steps", "0", "--batch-size", "4", "--block-size", "32"]
-SHORT += ["--max-foreign-cpu-share", "1"]
+SHORT = {"steps": 6, "warmup_steps": 0, "batch_size": 4, "block_size": 32, "max_foreign_cpu_share": 1}
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The PYTHONPATH with the package installed, entry point and all."""
-    source, target = tmp_path_factory.mktemp("source") / "gossip", tmp_path_factory.mktemp("site")
-    shutil.copytree(PACKAGE, source)
-    install = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", "--quiet"]
-    done = run_command([*install, "--target", str(target), str(source)])
-    assert done.returncode == 0, done.stderr
-    return f"{target}:{REPOSITORY}"
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what pip installs of the package: its module, and the metadata of its entry point."""
+    target = tmp_path_factory.mktemp("site")
+    shutil.copy(PACKAGE / "gossip.py", target)
+    project = configparser.ConfigParser()  # reads this much of TOML; Python 3.10 has no tomllib
+    project.read(PACKAGE / "pyproject.toml")
+    (group,) = (section for section in project.sections() if section.startswith("project.entry-points."))
+    points = "".join(f"{name} = {value}\n" for name, value in project[group].items())
+    metadata = target / "gossip-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: gossip\nVersion: 1.0\n")
+    text = f"[{group.removeprefix('project.entry-points.')}]\n{points}".replace('"', "")
+    (metadata / "entry_points.txt").write_text(text)
+    return target
 
 
 @pytest.mark.launcher
-def test_it_runs_alone_by_its_short_name(site: str, tmp_path: Path) -> None:
-    done = run_command(
-        [*PSRING, "run", "--strategy", "gossip", *SHORT, "--out", str(tmp_path / "out")], PYTHONPATH=site
-    )
-    assert done.returncode == 0, done.stderr
-    (record,) = records.read(tmp_path / "out")
-    assert record.config.strategy == "gossip:Gossip"
-    assert record.ledger is not None
-    assert record.ledger.worker.counted.bytes_sent == 0
-
-
-@pytest.mark.launcher
-def test_it_is_swept_checked_counted_and_reported(site: str, tmp_path: Path) -> None:
-    short = {flag[2:].replace("-", "_"): int(value) for flag, value in zip(SHORT[::2], SHORT[1::2], strict=True)}
+def test_it_is_swept_checked_counted_and_reported(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = [
-        {"strategy": ["local", "gossip:Gossip"], "num_workers": 1},
+        {"strategy": ["local", "gossip"], "num_workers": 1},  # its short name
         {"strategy": "gossip:Gossip", "num_workers": [2, 3], "check_equivalence": True},
     ]
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"defaults": short, "grid": grid}))
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"defaults": SHORT, "grid": grid}))
     out = tmp_path / "out"
-    done = run_command([*PSRING, "sweep", str(tmp_path / "sweep.yaml"), "--out", str(out)], PYTHONPATH=site)
+    sweep = [*PSRING, "sweep", str(tmp_path / "sweep.yaml"), "--out", str(out)]
+    done = run_command(sweep, PYTHONPATH=f"{site}:{REPOSITORY}")
     assert done.returncode == 0, done.stderr
-    for record in records.read(out):
-        if record.config.num_workers > 1:
-            assert record.ledger is not None
-            assert record.ledger.agrees
-            assert record.ledger.worker.counted.bytes_sent == 8 * record.config.gpt.num_parameters
-            assert record.summary is not None
-            assert record.summary.convergence is not None
-    for environ in ({"PYTHONPATH": site}, {}):  # also where the package is not installed
-        done = run_command([*PSRING, "report", str(out)], **environ)
-        assert done.returncode == 0, done.stderr
+    found = {record.config.num_workers: record for record in records.read(out) if record.config.strategy != "local"}
+    assert {record.config.strategy for record in found.values()} == {"gossip:Gossip"}
+    for num_workers, record in found.items():
+        assert record.ledger is not None
+        assert record.ledger.agrees
+        sent = 8 * record.config.gpt.num_parameters if num_workers > 1 else 0
+        assert record.ledger.worker.counted.bytes_sent == sent
+        assert record.summary is not None
+        assert (record.summary.convergence is None) == (num_workers == 1)
+    done = run_command([*PSRING, "report", str(out)])  # where the package is not installed
+    assert done.returncode == 0, done.stderr
+    monkeypatch.syspath_prepend(site)
+    write_report(out)
     summary = pd.read_csv(out / "summary.csv").set_index(["strategy", "num_workers"])
     assert set(summary["status"]) == {"ok"}
     assert summary.loc[("gossip:Gossip", 2), "baseline"] == "local"
