@@ -1,9 +1,10 @@
 """Start a psring command by having a template process fork it: `python -I -S fork_client.py ARGUMENTS...`.
 
-Importing torch costs 2 CPU-seconds a rank, this script 0.02: it imports neither site-packages nor psring. It sends what
-makes this process itself (arguments, environment, limits, open files, namespaces) over a Unix socket to a template
-(bench/sweep/template.py) that has imported everything, and stays in the forked process's place: it forwards signals and
-ends as that process ends. Where there is no template like this process, it executes `python -m bench.cli ARGUMENTS...`.
+Importing torch takes 2 CPU-seconds per rank, this script 0.02: it imports neither site-packages nor psring. It sends
+its arguments, environment, limits, open files and namespaces over a Unix socket to a template
+(bench/sweep/template.py), which has imported torch and forks a process with them. This script waits for that process,
+forwards signals to it and exits with its exit code or signal. Where no template fits, it executes
+`python -m bench.cli ARGUMENTS...` instead.
 """
 
 from __future__ import annotations
@@ -21,41 +22,48 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any, NoReturn
 
-FOLDER = "PSRING_TEMPLATE"  # the folder of the templates' sockets, one per kind
-START_S = 60.0  # a template that has not forked by then is not waited for
+FOLDER = "PSRING_TEMPLATE"  # names the folder of the templates' sockets
+START_S = 60.0  # without a forked process by then, the command is executed
+STARTED = b"+"  # what a forked process sends before it runs the command
 NAMESPACES = ("net", "uts", "ipc", "mnt")  # the forked process enters those of its client
 LENGTH_BYTES = 8
 MAX_FILES = 200  # in one message (SCM_RIGHTS), below the kernel's 253
-# What takes effect when a process starts or imports a library, so that a forked process cannot change it any more.
-# LD_LIBRARY_PATH is not among them: launchers extend it, and a template has loaded MPI already.
-_AT_START = ("LD_PRELOAD", "PYTHON", "LC_", "LANG", "OMP_", "GOMP_", "KMP_", "MKL_", "TORCH", "MALLOC_", "GLIBC_")
-_NOT_AT_START = ("PYTHONUNBUFFERED",)
+# Prefixes of variables that are read when a process starts or imports a library: a forked process is too late to set
+# them. LD_LIBRARY_PATH is not among them: launchers extend it, and a template has already loaded MPI.
+_READ_AT_START = ("LD_PRELOAD", "PYTHON", "LC_", "LANG", "OMP_", "GOMP_", "KMP_", "MKL_", "TORCH", "MALLOC_", "GLIBC_")
+_APPLIED_LATER = ("PYTHONUNBUFFERED",)  # a forked process applies these itself
 _RIGHTS = ("Uid", "Gid", "Groups", "Cap", "NoNewPrivs", "Seccomp")  # lines of /proc/self/status
 _LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2
 
 
-def kind(environ: Mapping[str, str]) -> str:
-    """Return a name that is equal for two processes if one may be forked in place of the other: 8 hex digits."""
+def template_name(environ: Mapping[str, str]) -> str:
+    """Return the name (8 hex digits) of the template for a process with this environment.
+
+    Processes have equal names if they agree in all that a forked process cannot change: rights, cgroup, user and pid
+    namespace, and variables that are read at the start.
+    """
     with open("/proc/self/cgroup") as cgroup, open("/proc/self/status") as status:
         rights = [line for line in status if line.startswith(_RIGHTS)]
-        own = [cgroup.read(), rights, *(os.readlink(f"/proc/self/ns/{name}") for name in ("user", "pid"))]
+        fixed = [cgroup.read(), rights, *(os.readlink(f"/proc/self/ns/{name}") for name in ("user", "pid"))]
     settings = sorted(
-        f"{name}={value}" for name, value in environ.items() if name.startswith(_AT_START) and name not in _NOT_AT_START
+        f"{name}={value}"
+        for name, value in environ.items()
+        if name.startswith(_READ_AT_START) and name not in _APPLIED_LATER
     )
-    return f"{zlib.crc32(repr([own, settings]).encode()):08x}"
+    return f"{zlib.crc32(repr([fixed, settings]).encode()):08x}"
 
 
 def main() -> NoReturn:
-    """Be the process that a template forks, or execute it."""
-    connection = _ask(sys.argv[1:])
+    """Run the command in a process that a template forks; execute it in this one where there is no template."""
+    connection = _request_fork(sys.argv[1:])
     if connection is None:
         no_folder = ["-P"] if sys.version_info >= (3, 11) else []  # as bench.processes.PSRING
         os.execv(sys.executable, [sys.executable, *no_folder, "-m", "bench.cli", *sys.argv[1:]])
 
     def forward(number: int, _: FrameType | None) -> None:
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has ended
             connection.sendall(bytes([number]))
 
     for number in _FORWARDED:
@@ -65,11 +73,11 @@ def main() -> NoReturn:
     with contextlib.suppress(OSError):
         while part := connection.recv(64):
             answer += part
-    _end_like(int(answer) if answer else signal.SIGKILL)  # no answer: the template was killed, and its processes too
+    _exit_as(int(answer) if answer else signal.SIGKILL)  # without an answer, template and process were killed
 
 
-def _ask(arguments: list[str]) -> socket.socket | None:
-    """Return a connection to the forked process once it runs; None if there is none."""
+def _request_fork(arguments: list[str]) -> socket.socket | None:
+    """Ask the template for a process; return the connection to it once it runs, None if there is no template."""
     folder = os.environ.get(FOLDER)
     if not folder:
         return None
@@ -82,10 +90,10 @@ def _ask(arguments: list[str]) -> socket.socket | None:
     request = marshal.dumps({**_describe(arguments), "files": inherited})
     try:
         connection.settimeout(START_S)
-        connection.connect(f"{folder}/{kind(os.environ)}")
+        connection.connect(f"{folder}/{template_name(os.environ)}")
         socket.send_fds(connection, [len(request).to_bytes(LENGTH_BYTES, "big")], [*files, *inherited])
         connection.sendall(request)
-        started = connection.recv(1) == b"+"
+        started = connection.recv(1) == STARTED
         connection.settimeout(None)
     except OSError:
         started = False
@@ -98,18 +106,18 @@ def _ask(arguments: list[str]) -> socket.socket | None:
 
 
 def _inherited_files() -> list[int]:
-    """Open files that came with this process: its standard streams, and what a launcher gave it (MPICH's PMI_FD)."""
+    """Return the files that this process inherited: standard streams, and what a launcher opened (MPICH: PMI_FD)."""
     numbers = sorted(map(int, os.listdir("/proc/self/fd")))
     found = []
     for number in numbers:
-        with contextlib.suppress(OSError):  # the listing's own
+        with contextlib.suppress(OSError):  # listdir's own file is closed by now
             if os.get_inheritable(number):
                 found.append(number)
     return found[:MAX_FILES]
 
 
 def _describe(arguments: list[str]) -> dict[str, Any]:
-    """What a forked process must take over from this one, beside open files."""
+    """Return what a forked process must set to be like this one, beside open files."""
     umask = os.umask(0)
     os.umask(umask)
     return {
@@ -123,8 +131,8 @@ def _describe(arguments: list[str]) -> dict[str, Any]:
     }
 
 
-def _end_like(status: int) -> NoReturn:
-    """End with a wait status (waitpid(2)): the same exit code, or the same signal."""
+def _exit_as(status: int) -> NoReturn:
+    """Exit with the exit code or by the signal of a wait status (waitpid(2))."""
     if os.WIFEXITED(status):
         os._exit(os.WEXITSTATUS(status))
     number = os.WTERMSIG(status)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 # -P (Python 3.11) keeps the current directory out of sys.path: a folder there may be called `bench`, too.
 PSRING = [sys.executable, *(["-P"] if sys.version_info >= (3, 11) else []), "-m", "bench.cli"]
-# The same command, forked from a template process where there is one (sweep/template.py).
+# The same command in a process that a template forks, where there is one (sweep/template.py).
 FORKED_PSRING = [sys.executable, "-I", "-S", str(Path(__file__).with_name("fork_client.py").resolve())]
 
 rank_start = "exec"  # "template" in a process that a template has forked

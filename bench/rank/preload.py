@@ -16,7 +16,7 @@ mpi4py.rc.finalize = True  # and it ends with the rank
 
 from mpi4py import MPI  # noqa: E402
 
-# torch's compiler is imported by every optimizer's first step, and takes more CPU than the rest of torch.
+# torch._dynamo, because torch imports it in the first optimizer that a process makes: 1 CPU-second per rank.
 for _name in ("torch._dynamo", "bench.nodes.cluster", "bench.rank.run", "strategies.ddp", "strategies.mpi_ring",
               "strategies.parameter_server.worker", "strategies.parameter_server.server"):  # fmt: skip
     importlib.import_module(_name)

@@ -1,4 +1,4 @@
-"""What a process that a template has forked takes over from its client, in whose place it runs."""
+"""A forked process takes over what its client inherited: environment, files, limits, namespaces, command line."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from bench import processes
 from bench.fork_client import LENGTH_BYTES, MAX_FILES, NAMESPACES
 from bench.nodes import node
 
-REQUEST_S = 10.0  # a client that connects and does not ask within this time is dropped
-# A process's title is where its arguments were when it started, what /proc says of its environment where that was: a
-# template is started with so much room there.
-TITLE_BYTES, ENVIRON_BYTES, ROOM = 1 << 12, 1 << 16, "PSRING_ROOM"
+REQUEST_S = 10.0  # a client that has sent no request by then is disconnected
+# /proc reads a process's command line and environment from the memory where they were at its start. A template is
+# started with arguments and a variable (PADDING) of these sizes, so that a forked process can write its own there.
+TITLE_BYTES, ENVIRON_BYTES, PADDING = 1 << 12, 1 << 16, "PSRING_PADDING"
 _CLONE = {"net": 0x40000000, "uts": 0x04000000, "ipc": 0x08000000, "mnt": 0x00020000}
 
 
 def receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Return a client's request and open files: its working directory, its namespaces, then those it inherited."""
+    """Return a client's request and its open files: working directory, namespaces, then the inherited ones."""
     client.settimeout(REQUEST_S)
     length, files, _, _ = socket.recv_fds(client, LENGTH_BYTES, 1 + len(NAMESPACES) + MAX_FILES)
     request = bytearray()
@@ -37,25 +37,25 @@ def receive(client: socket.socket) -> tuple[dict[str, Any], list[int]]:
         request += part
     client.settimeout(None)
     found = marshal.loads(request)
-    return found, [above(found["files"], file) for file in files]
+    return found, [move_above(found["files"], file) for file in files]
 
 
-def above(numbers: Sequence[int], file: int) -> int:
-    """Move an open file out of the way of files that shall have these numbers; return its own."""
+def move_above(numbers: Sequence[int], file: int) -> int:
+    """Give an open file a number above all of these, which other files will get; return it."""
     moved = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, max([2, *numbers]) + 1)
     os.close(file)
     return moved
 
 
-def become(request: dict[str, Any], files: Sequence[int]) -> None:
-    """Take over a client's standing; OSError or ValueError where this process may not."""
+def apply(request: dict[str, Any], files: Sequence[int]) -> None:
+    """Make this process what its client is; OSError or ValueError where the kernel forbids it."""
     os.setsid()
     processes.die_with_parent()
-    if os.getppid() == 1:
+    if os.getppid() == 1:  # the template ended before the line above
         os._exit(1)
     processes.rank_start = "template"
     folder, namespaces, inherited = files[0], files[1 : 1 + len(NAMESPACES)], files[1 + len(NAMESPACES) :]
-    _enter(namespaces)
+    _enter_namespaces(namespaces)
     os.fchdir(folder)
     for number, file in zip(request["files"], inherited, strict=True):
         os.dup2(file, number)
@@ -69,26 +69,27 @@ def become(request: dict[str, Any], files: Sequence[int]) -> None:
             resource.setrlimit(limit, (soft, hard))
     for number in request["ignored"]:
         signal.signal(number, signal.SIG_IGN)
-    _take_environment(request["environ"])
+    _set_environment(request["environ"])
     _set_title([*processes.PSRING, *request["arguments"]], request["environ"])
 
 
-def _enter(namespaces: Sequence[int]) -> None:
+def _enter_namespaces(namespaces: Sequence[int]) -> None:
     for name, file in zip(NAMESPACES, namespaces, strict=True):
         if os.fstat(file).st_ino != os.stat(f"/proc/self/ns/{name}").st_ino:
             node.join(file, _CLONE[name])
 
 
-def _take_environment(environ: dict[str, str]) -> None:
+def _set_environment(environ: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environ)
     if environ.get("PYTHONUNBUFFERED"):
         for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(write_through=True)  # type: ignore[union-attr]  # they are text files
+            stream.reconfigure(write_through=True)  # type: ignore[union-attr]  # both are text files
 
 
 def _set_title(arguments: Sequence[str], environ: dict[str, str]) -> None:
-    """Have `ps` and /proc show this process as if it had been executed."""
+    """Make `ps` and /proc show this process's own command line and environment."""
+    # Fields 48 to 51 of 52, proc_pid_stat(5): arg_start, arg_end, env_start, env_end.
     begin, end, environ_begin, environ_end = map(int, Path("/proc/self/stat").read_text().rsplit(" ", 5)[1:5])
     _overwrite(begin, end, arguments)
     _overwrite(environ_begin, environ_end, [f"{name}={value}" for name, value in environ.items()])

@@ -61,7 +61,7 @@ def run_sweep(
             with stop.handling_signals(journal.print):
                 session.run(sweep, where)
         finally:
-            for line in template.complaints():
+            for line in template.errors():
                 journal.print(line)
             journal.close()
     return journal.done

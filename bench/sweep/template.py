@@ -1,8 +1,12 @@
-"""Template processes: they have imported torch and MPI, and fork ranks at a tenth of the cost of starting them.
+"""Template processes: they import torch and MPI once and fork the ranks, which then need not import them.
 
-The process that launches ranks (`environment`) makes a socket and a template that listens on it; bench/fork_client.py,
-which the launcher starts in a rank's place, connects. One template per kind of process (`fork_client.kind`), started
-when first needed, ended with the process that started it, and with it all that it has forked.
+1. `environment` starts a template, which listens on a Unix socket, and returns the variable that names its folder.
+2. A launcher starts bench/fork_client.py for each rank. It connects to the template and sends what it inherited.
+3. The template forks; the forked process applies what the client sent (forked.py) and is the rank.
+4. The client stays until the rank ends, forwards signals to it and exits as it does.
+
+A template ends with the process that started it, and its forked processes end with the template. A process can be
+forked only from a template that started under equal conditions: there is one template per `fork_client.template_name`.
 """
 
 from __future__ import annotations
@@ -27,47 +31,47 @@ from bench.fork_client import FOLDER
 from bench.processes import PSRING, terminate_with_parent
 from bench.sweep import forked
 
-OFF = "PSRING_NO_TEMPLATE"
+DISABLED = "PSRING_NO_TEMPLATE"
 END_S = 5.0
-_started: dict[str, subprocess.Popen[bytes]] = {}  # by kind
-_refused: list[str] = []
+_templates: dict[str, subprocess.Popen[bytes]] = {}  # by name
+_start_errors: list[str] = []
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what processes with this environment need to be forked from a template; start one if there is none.
+    """Return the variable by which processes with this environment find their template; start it if there is none.
 
-    Nothing if PSRING_NO_TEMPLATE is set, or if no template can be started here (`complaints`).
+    Empty if PSRING_NO_TEMPLATE is set or no template can be started (`errors` says why): ranks are then executed.
     """
-    if environ.get(OFF):
+    if environ.get(DISABLED):
         return {}
-    name, given = fork_client.kind(environ), environ.get(FOLDER)
+    name, given = fork_client.template_name(environ), environ.get(FOLDER)
     if given and Path(given, name).exists():
         return {FOLDER: given}
-    if name not in _started:
+    if name not in _templates:
         try:
-            _started[name] = _start(_folder() / name, environ)
+            _templates[name] = _start(_folder() / name, environ)
         except OSError as error:
-            _refused.append(str(error))
+            _start_errors.append(str(error))
             return {}
     return {FOLDER: str(_folder())}
 
 
-def complaints() -> list[str]:
-    """Why ranks were executed although templates are wanted: a line per template that has ended or never started."""
-    ended = [name for name, process in _started.items() if process.poll() is not None]
-    last = [((_folder() / f"{name}.log").read_text().splitlines() or ["no output"])[-1] for name in ended]
-    return [f"ranks are not forked: {reason}" for reason in (*_refused, *last)]
+def errors() -> list[str]:
+    """Return a line per template that could not be started or has ended: its ranks were executed instead of forked."""
+    ended = [name for name, process in _templates.items() if process.poll() is not None]
+    last_lines = [((_folder() / f"{name}.log").read_text().splitlines() or ["no output"])[-1] for name in ended]
+    return [f"ranks are not forked: {reason}" for reason in (*_start_errors, *last_lines)]
 
 
 @cache
 def _folder() -> Path:
-    """Return this process's private folder for sockets, which is removed when it ends."""
+    """Return this process's private folder of sockets and logs, which is removed when the process ends."""
     folder = Path(tempfile.mkdtemp(prefix="psring-template-"))
     owner = os.getpid()
 
     def end() -> None:
         if os.getpid() == owner:
-            for process in _started.values():
+            for process in _templates.values():
                 process.kill()
                 process.wait(END_S)
             shutil.rmtree(folder, ignore_errors=True)
@@ -77,13 +81,13 @@ def _folder() -> Path:
 
 
 def _start(path: Path, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a template that listens at a path. Clients may connect at once; they are served when it is ready."""
+    """Start a template that listens at a path. Clients can connect at once and wait until it has imported torch."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, path.with_suffix(".log").open("wb") as log:
         listener.bind(str(path))
         listener.listen(4096)
         argv = [*PSRING, "template", str(listener.fileno()), "x" * forked.TITLE_BYTES]
-        # OpenBLAS would start a thread per core; who forks must have but one thread.
-        own = {**environ, "OPENBLAS_NUM_THREADS": "1", forked.ROOM: "x" * forked.ENVIRON_BYTES}
+        # OpenBLAS would start a thread per core, and only the thread that calls fork() exists in the forked process.
+        own = {**environ, "OPENBLAS_NUM_THREADS": "1", forked.PADDING: "x" * forked.ENVIRON_BYTES}
         return subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=own, pass_fds=[listener.fileno()],
             start_new_session=True, preexec_fn=terminate_with_parent,
@@ -91,28 +95,28 @@ def _start(path: Path, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
 
 
 def serve(listener_fd: int) -> list[str]:
-    """Fork a process per client until this process is ended; in each forked process, return its arguments."""
+    """Fork a process for each client until SIGTERM; return only in the forked processes: the client's arguments."""
     import bench.rank.preload  # noqa: F401  # imported here: the process that starts a template needs no torch
 
     gc.collect()
-    gc.freeze()  # or a collection would write to, and so copy, every page that is shared
+    gc.freeze()  # a later collection would write to the objects' headers and so copy every shared page
     listener = socket.socket(fileno=listener_fd)
     folder = Path(listener.getsockname()).parent
     owner = os.getpid()
     try:
         return _Forker(listener).run()
     finally:
-        if os.getpid() == owner and os.getppid() == 1:  # who started this one was killed and could not clean up
+        if os.getpid() == owner and os.getppid() == 1:  # the process that made the folder was killed
             shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Forker:
-    """The loop of a template: requests, signals and hang-ups from clients, ends of forked processes."""
+    """The loop of a template: it handles requests and signals of clients, and forked processes that end."""
 
     def __init__(self, listener: socket.socket) -> None:
-        self._clients: dict[int, socket.socket] = {}  # pid of the forked process: its client
+        self._clients: dict[int, socket.socket] = {}  # the client's connection, by pid of its forked process
         self._listener = listener
-        self._wake, wake = socket.socketpair()
+        self._wake, wake = socket.socketpair()  # SIGCHLD writes to it, so that select() returns
         self._wake.setblocking(False)
         wake.setblocking(False)
         self._selector = selectors.DefaultSelector()
@@ -124,7 +128,7 @@ class _Forker:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
     def run(self) -> list[str]:
-        """Serve; return the arguments in a forked process."""
+        """Serve clients; return only in a forked process: its arguments."""
         while True:
             for key, _ in self._selector.select():
                 if key.fileobj is self._listener:
@@ -134,22 +138,22 @@ class _Forker:
                 elif key.fileobj is self._wake:
                     self._reap()
                 else:
-                    self._pass_on(key.data)
+                    self._forward_signals(key.data)
 
     def _accept(self) -> list[str] | None:
-        """Fork a process for a client; None in the template."""
+        """Fork a process for a client; return its arguments there, None in the template."""
         client, _ = self._listener.accept()
         try:
             request, files = forked.receive(client)
         except (OSError, ValueError, EOFError, TypeError):
-            client.close()  # it executes the command itself
+            client.close()  # it then executes the command itself
             return None
         pid = os.fork()
         if pid == 0:
-            self._leave()
-            with socket.socket(fileno=forked.above(request["files"], client.detach())) as kept:
-                forked.become(request, files)
-                kept.sendall(b"+")
+            self._close_template()
+            with socket.socket(fileno=forked.move_above(request["files"], client.detach())) as connection:
+                forked.apply(request, files)
+                connection.sendall(fork_client.STARTED)
             return list(request["arguments"])
         for file in files:
             os.close(file)
@@ -157,8 +161,8 @@ class _Forker:
         self._selector.register(client, selectors.EVENT_READ, pid)
         return None
 
-    def _leave(self) -> None:
-        """In a forked process: close the files of the template, restore its signal handlers."""
+    def _close_template(self) -> None:
+        """In a forked process: restore the default signal handlers and close the template's sockets."""
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
@@ -166,8 +170,8 @@ class _Forker:
         for connection in [*self._sockets, *self._clients.values()]:
             connection.close()
 
-    def _pass_on(self, pid: int) -> None:
-        """Send a forked process the signals that its client got; a client that is gone takes it along."""
+    def _forward_signals(self, pid: int) -> None:
+        """Send a forked process the signals that its client received; kill it if its client has ended."""
         if pid not in self._clients:
             return
         try:
@@ -180,10 +184,10 @@ class _Forker:
             os.kill(pid, number)
 
     def _reap(self) -> None:
-        """Tell clients how their processes have ended."""
+        """Send each client the wait status of its process once that has ended."""
         with contextlib.suppress(BlockingIOError):
             self._wake.recv(4096)
-        with contextlib.suppress(ChildProcessError):  # there is none left
+        with contextlib.suppress(ChildProcessError):  # no child is left
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:

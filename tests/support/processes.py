@@ -29,7 +29,7 @@ def run_command(argv: list[str], timeout_s: float = DEADLINE_S, **environ: str) 
 
 
 def make_environ(**own: str) -> dict[str, str]:
-    """What a command of a test has in its environment: the way to this session's template, too."""
+    """Return the environment of a command of a test; its ranks are forked from this session's template."""
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), **template.environment(AT_FIRST), **own}
 
 
