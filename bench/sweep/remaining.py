@@ -38,7 +38,8 @@ def describe(
 ) -> list[str]:
     """Return how many planned runs are missing and why, and what the same command adds: two sentences, or none."""
     here = [record.model_copy(update={"run_id": run_id_now(record)}) for record in found]
-    todo = missing(launches, here)
+    impossible = {record.run_id for record in here if record.status == "unsupported"}
+    todo = [[run for run in planned if run.run_id not in impossible] for planned in missing(launches, here)]
     runs = [run for planned in todo for run in planned]
     if not runs:
         return []

@@ -97,6 +97,11 @@ def test_more_threads_than_cores_are_labelled() -> None:
     assert numbers.labels(ring, together) == ["oversubscribed", "loopback", "not_ring"]
 
 
+def test_a_precision_that_one_processor_computes_in_software_is_labelled() -> None:
+    alone = CONFIG.model_copy(update={"num_workers": 1, "num_servers": 0, "strategy": "local"})
+    assert numbers.labels(alone, [replace(report(0, [1, 1, 1]), in_software=True)]) == ["slow_precision"]
+
+
 @given(st.integers(1, 600), st.integers(1, 64), st.booleans())
 def test_what_workers_send_is_what_servers_receive(workers: int, servers: int, clipped: bool) -> None:
     config = RunConfig(

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from bench import records
+from bench.config import BadInput
 from bench.records import PlannedRun
 from bench.sweep import folder, journal, remaining, run, stopping
 from bench.sweep.file import Sweep, read_sweep
@@ -130,6 +131,16 @@ def test_a_launch_ends_when_its_runs_are_slower_than_estimated(clock: Clock, tmp
     done = run_sweep(sweep, "x", tmp_path, QUIET, clock.launch(lambda _: 10))
     assert len(done) == 2
     assert len(records.read(tmp_path)) == 2
+
+
+def test_what_this_machine_cannot_run_is_not_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise BadInput("cluster: this user may not make namespaces")
+
+    monkeypatch.setattr(run.sandbox, "enter", refuse)
+    cells: list[dict[str, object]] = [{"strategy": "local"}, {"strategy": "local", "link": "1mbit"}]
+    run_sweep(make_sweep(cells, repeats=2), "x", tmp_path, QUIET, instant)
+    assert remaining.of_folder(tmp_path) == ""
 
 
 @pytest.mark.parametrize("ends_at", range(0, 11, 2))
