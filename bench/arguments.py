@@ -74,7 +74,7 @@ def _add_measuring(add: Add) -> None:
     run = add("run", "one run; under mpirun or horovodrun, every rank calls this")
     _add_knobs(run)
     run.add_argument("--out", type=Path, metavar="DIR", help="new folder for the record and the raw samples")
-    text = "write all ranks' last step as a Chrome trace (chrome://tracing, ui.perfetto.dev); slows Horovod a little"
+    text = "write the last step of all ranks, servers too, as a Chrome trace (ui.perfetto.dev); slows Horovod a little"
     run.add_argument("--trace", type=Path, metavar="FILE.json", help=text)
     run.add_argument("--save-parameters", type=Path, metavar="FILE", help="write rank 0's final weights (torch.save)")
 

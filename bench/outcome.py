@@ -19,6 +19,7 @@ def describe(planned: PlannedRun, record: RunRecord) -> str:
             "speed": _speed(record.summary),
             "phases": _phases(record.summary),
             "bytes": _bytes(record.ledger) if record.ledger and record.config.world_size > 1 else "",
+            "ring": f"no ring at messages of {sizes} bytes" if (sizes := record.summary.not_ring_bytes) else "",
             "loss": _loss(record.summary),
             "gate": _gate(record.summary),
         }

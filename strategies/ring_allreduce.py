@@ -56,6 +56,8 @@ class RingAllreduce(WorkerOptimizer, KeepsTimeline):
     MPI library chooses: prepare() identifies it.
     """
 
+    timeline_title = "Horovod"
+
     def __init__(self, group: Group, options: Options) -> None:
         super().__init__(group, options)
         if options.wire_dtype == "bf16":

@@ -1,17 +1,21 @@
-"""What a library records of its own work: the interface to start and stop it, and the reading of Horovod's file."""
+"""What a strategy or its library records of its own work; and the reading of Horovod's file."""
 
 from __future__ import annotations
 
 import json
+import time
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import defaultdict, deque
+from collections.abc import Callable
 
 Span = tuple[str, float, float]  # what, begin and end in seconds of `time.perf_counter()`
 REDUCED = "allreduce."  # how Horovod's optimizer names the reduction of a parameter's gradient
 
 
 class KeepsTimeline(ABC):
-    """A strategy whose library can record what it does."""
+    """A strategy that can record what it, or its library, does beside the phases of a step."""
+
+    timeline_title = ""  # who does it, for the reader of a trace
 
     @abstractmethod
     def start_timeline(self) -> None:
@@ -19,7 +23,34 @@ class KeepsTimeline(ABC):
 
     @abstractmethod
     def stop_timeline(self) -> dict[str, list[Span]]:
-        """Return what the library did since then, per tensor; nothing on ranks that record nothing. Collective."""
+        """Return what was done since then, by tensor or kind of work; nothing on ranks that record nothing. Collective.
+
+        Older spans may be left out, those of the last step not.
+        """
+
+
+class Timeline:
+    """The latest spans of each kind of work; records nothing until it is started."""
+
+    def __init__(self, most: int) -> None:
+        self._started = False
+        self._spans: deque[tuple[str, Span]] = deque(maxlen=most)
+
+    def start(self) -> None:
+        """Begin to record."""
+        self._started = True
+
+    def add(self, kind: str, what: Callable[[], str], begin: float) -> None:
+        """Record a span that ends now; `what` is called only if it is recorded."""
+        if self._started:
+            self._spans.append((kind, (what(), begin, time.perf_counter())))
+
+    def by_kind(self) -> dict[str, list[Span]]:
+        """Return the spans of each kind of work, in order."""
+        found = defaultdict[str, list[Span]](list)
+        for kind, span in self._spans:
+            found[kind].append(span)
+        return dict(found)
 
 
 def spans(text: str, epoch_s: float) -> dict[str, list[Span]]:

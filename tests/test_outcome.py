@@ -42,6 +42,13 @@ def test_a_disagreement_and_a_missing_number_are_told() -> None:
     assert told[3].endswith("; messages passed shared memory")
 
 
+def test_sizes_at_which_no_ring_ran_are_named() -> None:
+    record = make_record(strategy="ddp", num_workers=4)
+    summary = record.summary.model_copy(update={"not_ring_bytes": "64 256"})  # type: ignore[union-attr]
+    told = outcome.describe(PlannedRun(config=record.config), record.model_copy(update={"summary": summary}))
+    assert "  ring    no ring at messages of 64 256 bytes" in told.splitlines()
+
+
 def test_a_lone_process_has_no_bytes_and_a_failure_only_its_reason() -> None:
     alone = make_record(strategy="local", num_workers=1)
     told = outcome.describe(PlannedRun(config=alone.config), alone)

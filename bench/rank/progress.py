@@ -36,7 +36,7 @@ class RunProgress:
     def __init__(self, config: RunConfig, console: Console) -> None:
         self._config = config
         self._console = console
-        text = (BarColumn(20), TextColumn("{task.description}"))
+        text = (BarColumn(8), TextColumn("{task.description}"))
         self._bar = Progress(*text, console=console, auto_refresh=False, transient=True)
         self._task = self._bar.add_task("", total=config.total_steps)
         self._began: float | None = None  # when the first step had ended: it takes longer than any other
@@ -49,7 +49,10 @@ class RunProgress:
         if self._began is None:
             self._began, self._due = now, now + self._interval_s
             return
-        if now < self._due:
+        is_last = step.step + 1 == self._config.total_steps
+        if is_last:
+            self.close()  # well before the result is printed: launchers forward two streams in any order
+        if is_last or now < self._due:
             return
         words = self.describe(step, now - self._began)
         if self._console.is_terminal:

@@ -130,6 +130,8 @@ def _work(planned: PlannedRun, built: Built, meter: Meter, tell: Tell | None, tr
     config, strategy = planned.config, built.strategy
     clock, cpu_before = PhaseTimer(built.device), numbers.cpu_s()
     if built.corpus is None:
+        if tracing and isinstance(strategy, KeepsTimeline):
+            strategy.start_timeline()
         strategy.serve()
         return Done(clock, numbers.cpu_s() - cpu_before)
     steps: list[StepRecord] = []

@@ -2,7 +2,7 @@
 
 The ranks' clocks are aligned at the end of a barrier; a rank that is scheduled late after it appears too early by that
 delay. Horovod's own timeline, of rank 0 only, is aligned to rank 0's clock through the time of day, to microseconds
-(`strategies.timeline`).
+(`strategies.timeline`). A server's work is shown from the begin of the last step on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench import files
@@ -26,7 +26,8 @@ STEPS = 2  # with a library's timeline: the first one absorbs the cost of starti
 class RankTrace:
     """One rank's spans (name, begin, end; seconds of its own clock) in its last step.
 
-    `barrier_end` is when it left the barrier by which clocks are aligned; `timeline` its library's spans by tensor.
+    `barrier_end` is when it left the barrier by which clocks are aligned; `timeline` what `title` (a server, a library)
+    did, by kind of work or by tensor.
     """
 
     rank: int
@@ -35,36 +36,35 @@ class RankTrace:
     phases: list[Span]
     communication: list[Span]
     timeline: dict[str, list[Span]] = field(default_factory=dict)
+    title: str = ""
+
+    @property
+    def begin(self) -> float | None:
+        """When its last step began; None for a rank without steps."""
+        return min((begin for _, begin, _ in (*self.phases, *self.communication)), default=None)
 
 
 def collect(rank: int, clock: PhaseTimer, strategy: Strategy) -> RankTrace:
     """Return this rank's trace; to be called right after a barrier.
 
-    Communication lasts from the step's first gradient to the end of `synchronize()`. A server's trace is empty.
+    Communication lasts from the step's first gradient to the end of `synchronize()`. A dedicated server has no phases.
     """
     barrier_end = time.perf_counter()
     ends = [end for name, _, end in clock.spans if name == "exposed_communication"]
     communication_s = strategy.observe().communication_s
     communication = [("communication", end - communication_s, end) for end in ends if communication_s]
-    timeline = strategy.stop_timeline() if isinstance(strategy, KeepsTimeline) else {}
-    return RankTrace(
-        rank, socket.gethostname(), barrier_end, list(clock.spans), communication, _within(clock.spans, timeline)
-    )
-
-
-def _within(phases: Sequence[Span], timeline: dict[str, list[Span]]) -> dict[str, list[Span]]:
-    """Keep the spans that ended within these phases; a rank that is ahead may have begun them earlier."""
-    begin, end = min((b for _, b, _ in phases), default=0.0), max((e for _, _, e in phases), default=0.0)
-    found = {name: [one for one in spans if begin <= one[2] <= end] for name, spans in timeline.items()}
-    return {name: spans for name, spans in found.items() if spans}
+    found = RankTrace(rank, socket.gethostname(), barrier_end, list(clock.spans), communication)
+    if not isinstance(strategy, KeepsTimeline):
+        return found
+    return replace(found, timeline=strategy.stop_timeline(), title=strategy.timeline_title)
 
 
 def write(path: Path, ranks: Sequence[RankTrace]) -> None:
     """Write all ranks' traces as one file; time 0 is the earliest begin."""
-    spans = [(each.rank, each.barrier_end, span) for each in ranks for span in (*each.phases, *each.communication)]
-    start = min((begin - barrier_end for _, barrier_end, (_, begin, _) in spans), default=0.0)
-    events = [event for each in ranks for event in _events(each, each.barrier_end + start)]
-    events += [event for each in ranks for event in _timeline_events(each, each.barrier_end + start, len(ranks))]
+    start = min((each.begin - each.barrier_end for each in ranks if each.begin is not None), default=0.0)
+    events = [event for each in ranks if each.phases for event in _events(each, each.barrier_end + start)]
+    for each in ranks:
+        events += _timeline_events(each, each.barrier_end + start, len(ranks) + each.rank)
     files.write_whole(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}) + "\n")
 
 
@@ -76,11 +76,17 @@ def _events(trace: RankTrace, zero: float) -> Iterator[dict[str, object]]:
 
 
 def _timeline_events(trace: RankTrace, zero: float, pid: int) -> Iterator[dict[str, object]]:
-    """Yield the events of the library's timeline: a process of its own, a thread per tensor."""
-    if trace.timeline:
-        yield _name("process", f"Horovod (rank {trace.rank})", pid)
-    for thread, (tensor, spans) in enumerate(trace.timeline.items()):
-        yield _name("thread", tensor, pid, thread)
+    """Yield what ended after the last step began: a process of its own, a thread for each tensor or kind of work.
+
+    Something that began before, for a rank that was ahead, is shown whole.
+    """
+    begin = zero if trace.begin is None else trace.begin
+    found = {name: [span for span in spans if span[2] >= begin] for name, spans in trace.timeline.items()}
+    found = {name: spans for name, spans in found.items() if spans}
+    if found:
+        yield _name("process", f"{trace.title} (rank {trace.rank} on {trace.host})", pid)
+    for thread, (name, spans) in enumerate(found.items()):
+        yield _name("thread", name, pid, thread)
         yield from _complete(spans, zero, pid, thread)
 
 

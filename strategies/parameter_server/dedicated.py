@@ -16,12 +16,14 @@ from strategies.parameter_server.memory import MessageBuffers, NodeMemory
 from strategies.parameter_server.plan import Plan, Roles
 from strategies.parameter_server.progress import Progress
 from strategies.parameter_server.server import Server
+from strategies.timeline import KeepsTimeline, Span
 
 
-class ParameterServer(Strategy):
+class ParameterServer(Strategy, KeepsTimeline):
     """A rank that only serves."""
 
     is_server = True
+    timeline_title = "server"
 
     def __init__(
         self, group: Group, options: Options, comm: MPI.Intracomm, roles: Roles,
@@ -72,6 +74,14 @@ class ParameterServer(Strategy):
         self._progress.cancel()
         self._buffers.free()
         self._comm.Free()
+
+    def start_timeline(self) -> None:
+        """Record what this server does."""
+        self._server.timeline.start()
+
+    def stop_timeline(self) -> dict[str, list[Span]]:
+        """Return the latest receives, sums, updates and replies."""
+        return self._server.timeline.by_kind()
 
     def synchronize(self) -> None:
         """Raise: a server has no gradient of its own."""

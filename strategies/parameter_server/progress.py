@@ -49,6 +49,7 @@ class Progress:
         self._wake = threading.Event()
         self._asleep = False  # whether `run` sleeps until it is woken
         self.idle_s = 0.0  # of `wait`: seconds in which no message had arrived or left
+        self.found_at = 0.0  # when the message whose callback is called was first seen, seconds of perf_counter
         self.awaited = 0  # messages that will come and call for action; while there are none, `run` sleeps
 
     def post(self, send: Callback) -> None:
@@ -90,14 +91,18 @@ class Progress:
             if (source, tag) not in self._posted_ahead:
                 self._receive_large(source, tag)
 
-    def _receive_large(self, source: int, tag: int) -> None:
+    def _receive_large(self, source: int, tag: int, found_at: float | None = None) -> None:
         self._posted_ahead.add((source, tag))
         receive = self._next[source][tag]
         receive.Start()
-        self.watch(receive, partial(self._arrived, source, tag))
+        self.watch(receive, partial(self._arrived, source, tag, found_at))
 
-    def _arrived(self, source: int, tag: int) -> None:
-        """Call a message's callback; a large message is then the last that its source will send."""
+    def _arrived(self, source: int, tag: int, found_at: float | None) -> None:
+        """Call a message's callback; a large message is then the last that its source will send.
+
+        `found_at` is None where a receive was posted ahead, so that nobody saw the message begin.
+        """
+        self.found_at = found_at or time.perf_counter()
         _, callback, _ = self._expected[source, tag]
         callback()
         if tag in self._next.get(source, ()):
@@ -193,17 +198,17 @@ class Progress:
         """Receive what has arrived, and call the callbacks of what is complete; return whether anything had."""
         status, arrived = MPI.Status(), False
         while self._comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status):
-            arrived = True
+            arrived, found_at = True, time.perf_counter()
             source, tag = status.Get_source(), status.Get_tag()
             if tag in self._next.get(source, ()):  # beyond those posted ahead: it may be incomplete for longer
-                self._receive_large(source, tag)
+                self._receive_large(source, tag, found_at)
                 continue
             buffer, _, before_later = self._expected[source, tag]
             request = self._comm.Irecv([buffer, MPI.BYTE], source, tag)
             if before_later:
                 request.Wait()
             if request.Test():
-                self._arrived(source, tag)
+                self._arrived(source, tag, found_at)
             else:
-                self.watch(request, partial(self._arrived, source, tag))
+                self.watch(request, partial(self._arrived, source, tag, found_at))
         return arrived

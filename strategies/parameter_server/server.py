@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +23,10 @@ from strategies.parameter_server.plan import CLOSE_TAG, NOTHING, SETTINGS_TAG, P
 from strategies.parameter_server.progress import Progress
 from strategies.parameter_server.settings import GroupSettings
 from strategies.parameter_server.shard import Shard
+from strategies.timeline import Timeline
 from strategies.volume import Volume
+
+KEPT_STEPS = 4  # of a timeline, of which a trace shows the last
 
 
 class Server:
@@ -84,6 +88,8 @@ class Server:
         ]
         self._norm = NormExchange(self._comm, self._roles, self._progress, self._counters, self._norm_known)
         self._num_summed = 0
+        # Per chunk and step: a receive and a reply for each worker, a sum, an update.
+        self.timeline = Timeline(KEPT_STEPS * len(self._chunks) * (2 * len(workers) + 2))
         if settings:
             self._settings, self._numbers = settings, settings.vector.copy()
             self._progress.expect(
@@ -125,6 +131,7 @@ class Server:
     def _pushed(self, index: int, worker: int) -> None:
         """Handle a worker's gradient of one chunk."""
         self._idle_s[1:] = [self._progress.idle_s]  # the first stays
+        self._record("receive", index, self._progress.found_at, f"from rank {self._roles.workers[worker]}")
         self._buffers.sync()
         self._count(self._roles.workers[worker], received=self._shard.pushed(index, worker).nbytes)
         released = self._clocks[index].push(worker)
@@ -133,7 +140,9 @@ class Server:
             self._reply(index, released)
         elif released:
             wait_all(self._sends[index])  # of the last step: long complete; they read what is written now
+            began = time.perf_counter()
             self._shard.sum(index)
+            self._record("sum", index, began)
             self._num_summed += 1
             if not self._options.needs_norm:
                 self._step(index, 1.0)
@@ -165,19 +174,25 @@ class Server:
         self.on_norm(norm)
 
     def _step(self, index: int, factor: float) -> None:
+        began = time.perf_counter()
         self._shard.step(index, factor / len(self._roles.workers))
+        self._record("update", index, began)
 
     def _reply(self, index: int, workers: Sequence[int]) -> None:
         """Return a chunk to workers, each of which has pushed since its last reply."""
         for worker in workers:
-            request = self._sends[index][worker]
+            began, request = time.perf_counter(), self._sends[index][worker]
             request.Wait()
             if self._staleness > 0 or worker == 0:
                 self._shard.fill_reply(index, self._reply_number(worker))
             self._clocks[index].replied(worker)
             self._buffers.sync()
             request.Start()
+            self._record("reply", index, began, f"to rank {self._roles.workers[worker]}")
             self._count(self._roles.workers[worker], sent=self._shard.reply(index, self._reply_number(worker)).nbytes)
+
+    def _record(self, kind: str, index: int, began: float, peer: str = "") -> None:
+        self.timeline.add(kind, lambda: f"chunk {self._chunks[index].index} {peer}".strip(), began)
 
     def _count(self, rank: int, sent: int = 0, received: int = 0) -> None:
         """Count one message, unless it is from this rank to itself."""

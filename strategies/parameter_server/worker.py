@@ -36,15 +36,18 @@ from strategies.parameter_server.progress import Progress
 from strategies.parameter_server.pulled import Pulled
 from strategies.parameter_server.pushed import Pushed
 from strategies.parameter_server.server import Server
+from strategies.timeline import KeepsTimeline, Span
 
 
-class ParameterServerWorker(Strategy):
+class ParameterServerWorker(Strategy, KeepsTimeline):
     """Trains; its optimizer runs on the servers, one of which may share its rank, or here if servers only sum.
 
     A chunk is pushed as soon as backward has produced its last gradient, and new weights are taken over when the next
     forward reaches the module that reads them. While the main thread computes, a second thread calls MPI; it sleeps
     when no message can come. While the main thread can only wait, it calls MPI itself.
     """
+
+    timeline_title = "server"
 
     def __init__(
         self, group: Group, options: Options, comm: MPI.Intracomm, roles: Roles,
@@ -88,6 +91,15 @@ class ParameterServerWorker(Strategy):
             shares_memory=self._buffers.shares,
         )
         return self._server.observe(observed) if self._server else observed
+
+    def start_timeline(self) -> None:
+        """Record what the server on this rank does, if there is one."""
+        if self._server:
+            self._server.timeline.start()
+
+    def stop_timeline(self) -> dict[str, list[Span]]:
+        """Return its latest receives, sums, updates and replies."""
+        return self._server.timeline.by_kind() if self._server else {}
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Send worker 0's weights to the servers, receive them from there, install hooks. Collective."""

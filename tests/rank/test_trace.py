@@ -12,10 +12,15 @@ from typing import Any
 import pytest
 
 from bench.rank.trace import RankTrace, write
+from strategies.timeline import Timeline
+
+
+def everything(path: Path) -> list[dict[str, Any]]:
+    return list(json.loads(path.read_text())["traceEvents"])
 
 
 def complete(path: Path) -> list[dict[str, Any]]:
-    return [event for event in json.loads(path.read_text())["traceEvents"] if event["ph"] == "X"]
+    return [event for event in everything(path) if event["ph"] == "X"]
 
 
 def test_clocks_are_aligned_at_the_barrier(tmp_path: Path) -> None:
@@ -35,11 +40,35 @@ def test_clocks_are_aligned_at_the_barrier(tmp_path: Path) -> None:
 def test_a_librarys_timeline_has_a_process_and_a_row_per_tensor(tmp_path: Path) -> None:
     phases = [("backward", 3.0, 4.0)]
     said = {"weight": [("NEGOTIATE", 3.25, 3.5), ("ALLREDUCE", 3.5, 3.75)], "bias": [("ALLREDUCE", 3.5, 3.75)]}
-    write(tmp_path / "trace.json", [RankTrace(0, "n0", 5.0, phases, [], said), RankTrace(1, "n1", 5.0, phases, [])])
+    write(
+        tmp_path / "trace.json",
+        [RankTrace(0, "n0", 5.0, phases, [], said, "Horovod"), RankTrace(1, "n1", 5.0, phases, [])],
+    )
     events = [e for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if e["pid"] == 2]
-    assert [e["args"]["name"] for e in events if e["ph"] == "M"] == ["Horovod (rank 0)", "weight", "bias"]
+    assert [e["args"]["name"] for e in events if e["ph"] == "M"] == ["Horovod (rank 0 on n0)", "weight", "bias"]
     spans = [(e["tid"], e["name"], e["ts"], e["dur"]) for e in events if e["ph"] == "X"]
     assert spans == [(0, "NEGOTIATE", 25e4, 25e4), (0, "ALLREDUCE", 5e5, 25e4), (1, "ALLREDUCE", 5e5, 25e4)]
+
+
+def test_a_servers_work_is_shown_from_the_last_step_on_and_on_the_workers_clock(tmp_path: Path) -> None:
+    worker = RankTrace(0, "n0", 5.0, [("backward", 3.0, 4.0)], [])
+    work = {"sum": [("chunk 0", 91.0, 92.0), ("chunk 0", 93.5, 93.75)]}  # the first one was in the step before
+    write(tmp_path / "trace.json", [worker, RankTrace(1, "n1", 95.0, [], [], work, "server")])
+    events = everything(tmp_path / "trace.json")
+    assert [e["args"]["name"] for e in events if e["ph"] == "M"] == ["rank 0 on n0", "server (rank 1 on n1)", "sum"]
+    assert [(e["name"], e["ts"], e["dur"]) for e in events if e["pid"] == 3 and e["ph"] == "X"] == [
+        ("chunk 0", 5e5, 25e4)
+    ]
+
+
+def test_a_timeline_keeps_the_latest_spans_and_none_before_it_is_started() -> None:
+    timeline = Timeline(most=3)
+    timeline.add("sum", lambda: "early", 0.0)
+    timeline.start()
+    for number in range(5):
+        timeline.add("sum" if number % 2 else "reply", lambda number=number: f"chunk {number}", float(number))
+    found = {kind: [(what, begin) for what, begin, _ in spans] for kind, spans in timeline.by_kind().items()}
+    assert found == {"reply": [("chunk 2", 2.0), ("chunk 4", 4.0)], "sum": [("chunk 3", 3.0)]}
 
 
 @pytest.mark.launcher
@@ -50,12 +79,27 @@ def test_a_trace_agrees_with_the_raw_samples(mpirun: Callable[..., Any], tmp_pat
     (samples,) = (tmp_path / "out/steps").iterdir()
     last = list(csv.DictReader(samples.read_text().splitlines()))[-1]
     events = complete(tmp_path / "trace.json")
-    assert {event["pid"] for event in events} == {0}  # a server has no phases
-    phases = [event for event in events if event["tid"] == 0]
+    phases = [event for event in events if (event["pid"], event["tid"]) == (0, 0)]
     for phase in ("data", "optimizer"):  # no time of these is ever booked elsewhere
         assert sum(e["dur"] for e in phases if e["name"] == phase) == pytest.approx(float(last[f"{phase}_s"]) * 1e6)
     for before, after in pairwise(phases):
         assert before["ts"] + before["dur"] <= after["ts"] + 1e-3
+
+    served = [event for event in events if event["pid"] == 2 + 1]  # the server's rank has no phases
+    assert {event["pid"] for event in events} == {0, 2 + 1}
+    names = {e["tid"]: e["args"]["name"] for e in everything(tmp_path / "trace.json") if e["name"] == "thread_name"}
+    of_kind = {kind: [e for e in served if names[e["tid"]] == kind] for kind in names.values()}
+    assert set(of_kind) == {"receive", "sum", "update", "reply"}
+    # Every chunk is received, summed, updated and returned, in this order, in the last step.
+    chunks = {int(e["name"].split()[1]) for e in of_kind["sum"]}
+    for chunk in chunks:
+        last_of = {
+            kind: [e for e in events if int(e["name"].split()[1]) == chunk][-1] for kind, events in of_kind.items()
+        }
+        ends = [last_of[kind]["ts"] + last_of[kind]["dur"] for kind in ("receive", "sum", "update", "reply")]
+        assert ends == sorted(ends)
+    backward = next(e for e in phases if e["name"] == "backward")
+    assert max(e["ts"] for e in of_kind["receive"]) > backward["ts"]
 
 
 @pytest.mark.launcher
