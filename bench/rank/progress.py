@@ -37,7 +37,9 @@ class RunProgress:
         self._config = config
         self._console = console
         text = (BarColumn(8), TextColumn("{task.description}"))
-        self._bar = Progress(*text, console=console, auto_refresh=False, transient=True)
+        self._bar = Progress(
+            *text, console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+        )
         self._task = self._bar.add_task("", total=config.total_steps)
         self._began: float | None = None  # when the first step had ended: it takes longer than any other
         self._interval_s = REFRESH_S if console.is_terminal else FIRST_LINE_S

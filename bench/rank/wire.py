@@ -10,7 +10,6 @@ import ctypes
 import os
 import socket
 import struct
-import sys
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -120,15 +119,21 @@ def open_meter() -> Meter:
 def tcp_sockets() -> dict[int, Counts]:
     """Return the bytes of every TCP socket of this process, by the kernel's cookie of the socket."""
     found = {}
+    info, cookie = ctypes.create_string_buffer(TCP_INFO_BYTES), ctypes.c_uint64()
     for name in os.listdir("/proc/self/fd"):
-        info = _option(int(name), socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
-        if info is None or len(info) < RETRANSMITTED_AT + 8:
-            continue  # no TCP socket; or an older kernel
-        cookie = _option(int(name), socket.SOL_SOCKET, SO_COOKIE, 8)
-        if cookie is not None:
-            numbers = (struct.unpack_from("Q", info, at)[0] for at in (SENT_AT, RECEIVED_AT, RETRANSMITTED_AT))
-            found[int.from_bytes(cookie, sys.byteorder)] = Counts(*numbers)
+        descriptor = int(name)
+        # Shorter where it is no TCP socket, or the kernel is older.
+        if _option(descriptor, socket.IPPROTO_TCP, socket.TCP_INFO, info) < RETRANSMITTED_AT + 8:
+            continue
+        if _option(descriptor, socket.SOL_SOCKET, SO_COOKIE, cookie) == 8:
+            received, sent = _uint64_at(info, RECEIVED_AT), _uint64_at(info, SENT_AT)
+            found[cookie.value] = Counts(sent, received, _uint64_at(info, RETRANSMITTED_AT))
     return found
+
+
+def _uint64_at(data: ctypes.Array[ctypes.c_char], offset: int) -> int:
+    """Return the number at an offset, in this machine's byte order."""
+    return int(struct.unpack_from("Q", data, offset)[0])
 
 
 def _kernel_counts() -> bool:
@@ -137,11 +142,11 @@ def _kernel_counts() -> bool:
         return bool(tcp_sockets())
 
 
-def _option(descriptor: int, level: int, name: int, size: int) -> bytes | None:
-    """Return a socket's option; None if the descriptor is no socket that has it.
+def _option(descriptor: int, level: int, name: int, value: ctypes.Array[ctypes.c_char] | ctypes.c_uint64) -> int:
+    """Write a socket's option to `value`; return its length, 0 if the descriptor is no socket that has it.
 
     Through C's getsockopt, because Python's needs a duplicate of a descriptor that belongs to another library.
     """
-    value, length = ctypes.create_string_buffer(size), ctypes.c_uint32(size)
-    failed = _libc.getsockopt(descriptor, level, name, value, ctypes.byref(length))
-    return None if failed else value.raw[: length.value]
+    length = ctypes.c_uint32(ctypes.sizeof(value))
+    failed = _libc.getsockopt(descriptor, level, name, ctypes.byref(value), ctypes.byref(length))
+    return 0 if failed else length.value
