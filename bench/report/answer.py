@@ -196,9 +196,14 @@ def duel_row(duel: Row, ring: Row, server: Row) -> list[str]:
     return [
         str(duel["setting"]), f"{duel['size']} {duel['equal']}",
         f"{plural(ring['num_workers'], 'worker')}, {duel['ring_name']}", arm, str(duel["n"]),
-        interval(duel, "ratio"), verdict, number(duel["p_value"]), versus(ring, server, "held_out_loss"),
+        interval(duel, "ratio"), verdict, p_value(duel["p_value"]), versus(ring, server, "held_out_loss"),
         rejected(duel), weakened(ring, server),
     ]  # fmt: skip
+
+
+def p_value(p: float) -> str:
+    """'0.0123', below a thousandth '< 0.001'."""
+    return "< 0.001" if p < 0.001 else number(p)
 
 
 def rejected(duel: Row) -> str:

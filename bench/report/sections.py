@@ -201,12 +201,13 @@ VOLUME_COLUMNS: Columns = {
     "allreduce": lambda row: str(row["allreduce_algorithm"]) or BLANK,
 }
 PHASES = (
-    "The shortest step follows from the closed form of the volume, the rate of the links and the time of the layers: "
-    "each gradient is sent after its backward, and its answer is there before the next step needs it. Bounded by names "
-    "what would take longest alone: computing, the workers' links (network), or the servers' links. It is known for "
-    "emulated links only. Phases are means over workers and steps; the step is the median over steps of the slowest "
-    "worker. Exposed communication is the time in which a worker only waits for messages; the overlap fraction is the "
-    "share of all communication time that is not exposed. CPU time is that of a rank's process in the whole run."
+    "The shortest step follows from the closed form of the volume, the rate of the links and the time of the "
+    "layers: each gradient is sent after its backward, and its answer is there before the next step needs it. "
+    "Bounded by names what would take longest alone: computing, the workers' links (network), or the servers' "
+    "links. It is known for emulated links only; a link passes 128 KiB at once, so that a step may be shorter by "
+    "that. Phases are means over workers and steps; the step is the median over steps of the slowest worker. "
+    "Exposed communication is the time in which a worker only waits for messages; the overlap fraction is the share "
+    "of all communication time that is not exposed. CPU time is that of a rank's process in the whole run."
 )
 LIMIT_COLUMNS: Columns = {
     **in_units(

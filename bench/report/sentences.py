@@ -165,6 +165,7 @@ def sentences(duels: pd.DataFrame, margin: float) -> list[str]:
 def sentence(verdict: str, duels: Sequence[Row], margin: float) -> str:
     """One verdict about one kind of servers at one or several sizes."""
     servers, ring = str(duels[0]["server_name"]), str(duels[0]["ring_name"])
+    servers = arm_name(duels[0]) if len(duels) == 1 else servers
     subject = capital(servers)
     if verdict == EQUIVALENT:
         return f"{subject} and {ring} are equivalent (within {100 * margin:g} %) at {sizes(duels)}."
