@@ -37,9 +37,7 @@ Curve = tuple[str, dict[str, Any], pd.DataFrame]
 
 def with_looks(ok: pd.DataFrame) -> pd.DataFrame:
     """The cells with two more columns: `curve`, its label, and `look`, the style of its line (plot keywords)."""
-    within = {field for _, panel in ok.groupby("place") for field in distinguishing_knobs(panel)}
-    knobs = [field for field in distinguishing_knobs(ok) if field in within]
-    fields = ["strategy", "num_servers", "placement", *knobs]
+    fields = ["strategy", "num_servers", "placement", *knobs_within_places(ok)]
     variants, lines = defaultdict[str, Iterator[int]](itertools.count), defaultdict[Any, Iterator[int]](itertools.count)
     alone = ok["strategy"].nunique() == 1
     keys = ok.assign(num_servers=servers_of_curve(ok))
@@ -100,6 +98,12 @@ def distinguishing_knobs(ok: pd.DataFrame) -> list[str]:
     if ok.groupby("model")[shape].nunique().le(1).all(axis=None):  # the model's name implies them
         fields = [field for field in fields if field not in shape]
     return fields
+
+
+def knobs_within_places(cells: pd.DataFrame) -> list[str]:
+    """The distinguishing knobs that vary in some place: what differs between places is known from the place."""
+    within = {field for _, here in cells.groupby("place") for field in distinguishing_knobs(here)}
+    return [field for field in distinguishing_knobs(cells) if field in within]
 
 
 def curve_label(values: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench.report.looks import curve_label, distinguishing_knobs
+from bench.report.looks import curve_label, distinguishing_knobs, knobs_within_places
 
 Row = Mapping[Any, Any]
 Units = tuple[tuple[float, str], ...]
@@ -142,7 +142,8 @@ def joined(table: Table) -> Table:
 
 def cell_names(summary: pd.DataFrame) -> Columns:
     """The columns that identify a cell; its place is one of them only if places differ."""
-    fields = ["strategy", "num_servers", "placement", *distinguishing_knobs(summary)]
+    knobs = knobs_within_places(summary) if "place" in summary else distinguishing_knobs(summary)
+    fields = ["strategy", "num_servers", "placement", *knobs]
     places = set(summary["place"]) - {""} if "place" in summary else set()
     where: Columns = {"where": lambda row: str(row["place"]) or BLANK} if len(places) > 1 else {}
 

@@ -40,6 +40,12 @@ def draw(*runs: RunRecord, folder: Path = Path("nowhere")) -> dict[str, Figure]:
     return figures.make_figures(summary, duels.duels(table), lines)
 
 
+def draw_overview(*runs: RunRecord) -> list[Axes]:
+    """The panels of the first figure alone."""
+    table = records.frame(runs)
+    return overview.overview(looks.with_looks(figures.to_draw(cells.summarize(table))), duels.duels(table), 0.02).axes
+
+
 @pytest.fixture(scope="module")
 def summary() -> pd.DataFrame:
     return summarize(*demo_records(repeats=2))
@@ -92,7 +98,7 @@ def test_of_very_many_settings_those_with_the_most_cells_are_drawn_and_the_figur
         batch: (1, 2, 4) if batch == panels.MAX_PANELS + 2 else (1, 2) for batch in range(1, panels.MAX_PANELS + 3)
     }
     runs = [make_record(strategy="ddp", num_workers=n, batch_size=batch) for batch in sizes for n in sizes[batch]]
-    figure = draw(*runs)["throughput"]
+    figure = figures.throughput(looks.with_looks(figures.to_draw(summarize(*runs))))
     assert len(figure.axes) == panels.MAX_PANELS
     assert figure.axes[-1].get_title(loc="left").endswith(f"{max(sizes)} sequences per worker")
     assert f"of {len(sizes)} settings" in figure.get_suptitle()
@@ -109,7 +115,7 @@ def test_cells_of_one_size_are_rows_with_every_comparison() -> None:
     served: dict[str, Any] = {"strategy": "parameter_server", "num_workers": 2}
     ways = ({"num_servers": 1}, {"placement": "colocated", "num_servers": 0})
     runs = [make_record(strategy="ring_allreduce", num_workers=2), *(make_record(**served, **way) for way in ways)]
-    speeds, ratios = draw(*runs)["overview"].axes
+    speeds, ratios = draw_overview(*runs)
     assert {label.get_text() for label in speeds.get_yticklabels()} == {
         "Horovod ring, 2 ranks", "colocated servers, 2\nranks", "1 server, 3 ranks",
     }  # fmt: skip
@@ -154,12 +160,11 @@ def test_a_server_per_worker_is_one_curve() -> None:
 
 def test_coinciding_curves_are_both_seen() -> None:
     apart, equal = (
-        draw(*(make_record(strategy=strategy, num_workers=n, tokens_per_s=rate * n)
+        draw_overview(*(make_record(strategy=strategy, num_workers=n, tokens_per_s=rate * n)
                for strategy, rate in (("ring_allreduce", 100.0), ("mpi_ring", rate_of_other)) for n in (1, 2, 4)))
         for rate_of_other in (200.0, 101.0)
     )  # fmt: skip
-    for figures_of, separated in ((apart, False), (equal, True)):
-        axes = figures_of["overview"].axes[0]
+    for (axes, *_), separated in ((apart, False), (equal, True)):
         lines = [line for label, line in curves_of(axes).items() if label != "ideal"]
         places = [line.get_transform().transform(line.get_xydata())[0][0] for line in lines]
         assert len(lines) == 2
@@ -250,7 +255,7 @@ def test_invalid_rows_are_in_no_figure() -> None:
     bad = make_record(strategy="ddp", num_workers=4, tokens_per_s=9e9).model_copy(
         update={"status": "invalid", "reason": "the machine was the bottleneck"}
     )
-    axes = draw(good, bad)["overview"].axes[0]
+    axes = draw_overview(good, bad)[0]
     assert all(np.nanmax(line.get_xdata()) < 9e9 for line in axes.lines if np.isfinite(line.get_xdata()).any())
 
 
@@ -258,7 +263,7 @@ def test_a_cell_whose_launches_were_all_rejected_is_hollow_and_says_by_how_much_
     slow: dict[str, Any] = {"strategy": "parameter_server", "link": "200mbit", "labels": ("emulated",)}
     rings = [make_record(**{**slow, "strategy": "mpi_ring"}, num_workers=n, tokens_per_s=90.0 * n) for n in (2, 3, 4)]
     servers = [make_record(**slow, num_workers=1, tokens_per_s=50.0), make_rejected(60.0, 0.07, **slow, num_workers=3)]
-    speeds, ratios = draw(*rings, *servers)["overview"].axes
+    speeds, ratios = draw_overview(*rings, *servers)
     hollow = next(line for line in speeds.lines if line.get_label() == "_1 server" and line.get_marker() == "s")
     assert list(hollow.get_xydata()[0]) == [4, 60.0]
     assert to_hex(hollow.get_markerfacecolor()) == looks.PAPER
@@ -323,7 +328,7 @@ def test_error_bars_need_more_than_one_launch() -> None:
             for r in range(repeats)
             for n in (1, 2)
         ]
-        lines = {str(line.get_label()): line for line in draw(*runs)["overview"].axes[0].lines}
+        lines = {str(line.get_label()): line for line in draw_overview(*runs)[0].lines}
         low, high, _ = lines["_PyTorch DDP"].get_ydata()[:3]
         assert (high - low == repeats - 1) if repeats > 1 else np.isnan([low, high]).all()
 
@@ -355,8 +360,7 @@ def words_of(figure: Figure) -> list[Text]:
 LONG = "a.module.with_a_long_name:HierarchicalCompressedMomentumAllreduce"
 
 
-@pytest.mark.parametrize("sizes", [(16,), (1, 2, 512)])
-@pytest.mark.parametrize("strategy", ["mpi_ring", LONG])
+@pytest.mark.parametrize(("sizes", "strategy"), [((16,), "mpi_ring"), ((1, 2, 512), LONG)])
 def test_no_text_is_cut_off(sizes: tuple[int, ...], strategy: str) -> None:
     slept = {"compute": "emulated", "emulated_forward_s": 0.1, "emulated_backward_s": 0.2, "batch_size": 16}
     served = {"strategy": "parameter_server", "num_servers": 8, "data": "/a/long path/to/the corpus of all that is.bin"}
