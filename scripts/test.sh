@@ -10,4 +10,4 @@ mypy
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 NO_MKDOCS_2_WARNING=1 mkdocs build --strict --site-dir "$site"  # a broken link or anchor fails it
-pytest "$@"
+pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"  # a file mostly computes or mostly waits for ranks

@@ -23,17 +23,17 @@ from bench.mpi import find_launcher
 from bench.nodes import cluster, layout
 from bench.nodes.layout import NAMESPACES, Cluster
 from bench.nodes.probe import TOLERANCE
-from tests.support.processes import PSRING, run_command
+from tests.support.processes import PSRING, make_environ, run_command
 
 
 def can_make_namespaces() -> bool:
     """Whether this user and this kernel can make shaped links."""
-    probe = layout.make("probe", 1, "100mbit")
+    probe = layout.make(f"p{os.getpid()}", 1, "100mbit")
     try:
         cluster.up(probe)
     except (BadInput, OSError):
         return False
-    cluster.down("probe")
+    cluster.down(probe.name)
     return True
 
 
@@ -162,7 +162,6 @@ cluster: {num_nodes: 3, link: "server=400mbit,*=200mbit"}
 @pytest.mark.launcher
 def test_a_sweep_runs_on_nodes_under_every_launcher_and_the_kernel_confirms_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "sweep.yaml").write_text(SWEEP)
-    before = sorted(NAMESPACES.glob("*"))
     out = tmp_path / "out"
     ended = run_command([*PSRING, "sweep", str(tmp_path / "sweep.yaml"), "--out", str(out)])
     assert ended.returncode in (0, 1), ended.stderr  # 1: the guard found this machine too busy
@@ -180,7 +179,7 @@ def test_a_sweep_runs_on_nodes_under_every_launcher_and_the_kernel_confirms_the_
             assert record.ledger.wire_counted_by == "interface"
         for name, ratio in record.ledger.wire_ratios().items():
             assert 0.99 <= ratio <= 1.06, (record.config.strategy, name)
-    assert sorted(NAMESPACES.glob("*")) == before  # made in a mount namespace of their own
+    assert left_over("sweep") == []  # made in a mount namespace of their own
 
 
 def without_root(argv: list[str]) -> list[str]:
@@ -240,7 +239,7 @@ def test_faults_end_in_one_clear_line_and_leave_nothing() -> None:
     script = Path(__file__).parents[2] / "scripts/check_cluster_faults.py"
     ended = subprocess.run(
         [sys.executable, script], capture_output=True, text=True, timeout=500, check=False,
-        env=dict(os.environ),  # without what an MPI library of this process has set in the C environment
+        env=make_environ(),  # without what an MPI library of this process has set in the C environment
     )  # fmt: skip
     last = (ended.stdout.splitlines() or [""])[-1]
     assert ended.returncode == 0, ended.stdout + ended.stderr

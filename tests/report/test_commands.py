@@ -18,6 +18,7 @@ from bench.nodes import layout
 from bench.nodes.cluster import has_privileges
 from bench.report import cells
 from bench.report.commands import command, commands
+from tests.support.processes import PSRING, make_environ
 from tests.support.synthetic import demo_records, make_failure, make_record
 
 SERVED: dict[str, Any] = {"strategy": "parameter_server", "num_servers": 2}
@@ -95,15 +96,14 @@ def test_a_printed_command_runs_in_a_shell(tmp_path: Path, values: dict[str, Any
     config = RunConfig(**values, num_workers=2, steps=2, warmup_steps=1, batch_size=1, block_size=16)
     program = tmp_path / "bin" / "psring"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m bench.cli "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(PSRING)} "$@"\n')
     program.chmod(0o755)
     text = command(config).replace("psring run", f"psring run --out {tmp_path / 'out'}", 1)
     root = Path(__file__).parents[2]
     path = os.pathsep.join([str(program.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
     ended = subprocess.run(
         ["sh", "-c", text], cwd=root, capture_output=True, text=True, timeout=200, check=False,
-        env={**os.environ, "PATH": path, "PYTHONPATH": str(root),
-             "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"},
+        env=make_environ(PATH=path, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1"),
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (record,) = records.read(tmp_path / "out")
