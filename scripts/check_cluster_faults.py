@@ -32,7 +32,7 @@ NAME = f"fault{os.getpid()}"
 TIMEOUT_S = 60.0
 SWEEP = """
 defaults: {model: gpt-nano, steps: 1000, warmup_steps: 0, compute: emulated, emulated_forward_s: 0.1,
-           emulated_backward_s: 0.1}
+           emulated_backward_s: 0.1, patience_s: 0}
 grid: [{strategy: ddp, num_workers: 3}]
 cluster: {num_nodes: 3, link: 200mbit}
 """
@@ -147,7 +147,7 @@ def in_a_sweep(victim: str) -> Callable[[str], str]:
 def down_under_a_job(mark: str) -> str:
     """Remove a cluster while mpirun runs on it."""
     cluster.up(layout.make(NAME, 3, "200mbit"))
-    run = [*PSRING, "run", "--strategy", "ddp", "--compute", "none", "--steps", "100000"]
+    run = [*PSRING, "run", "--strategy", "ddp", "--compute", "none", "--steps", "100000", "--patience-s", "0"]
     mpirun = [find_launcher("mpirun"), "-n", "3", "-H", "n0,n1,n2", "--bind-to", "none"]
     job = start(mark, "cluster", "exec", "--name", NAME, "n0", "--", *mpirun, *run)
     await_ranks(mark, "run")

@@ -73,7 +73,7 @@ def test_rates_can_differ_per_node() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (("lab", 4, "0mbit"), "not a rate above zero"),
+        (("lab", 4, "0mbit"), "is not a rate from 1kbit"),
         (("lab", 4, "fast"), "write 200mbit"),
         (("lab", 4, "n9=1gbit,*=1mbit"), "no node 'n9'"),
         (("lab", 4, "n0=1gbit"), "no rate for n1"),
@@ -215,7 +215,7 @@ def test_without_root_a_cluster_can_be_made_in_psring_cluster_shell(tmp_path: Pa
 def test_without_root_a_sweep_makes_its_nodes(tmp_path: Path) -> None:
     if not can_be_without_root():
         pytest.skip("this kernel does not allow user namespaces, or setpriv is missing")
-    cell = {"strategy": "parameter_server", "num_servers": 1, "compute": "none", "steps": 4}
+    cell = {"strategy": "parameter_server", "num_servers": 1, "compute": "none", "steps": 4, "patience_s": 0}
     content = {"grid": [cell], "cluster": {"num_nodes": 2, "link": "50mbit"}}
     (tmp_path / "sweep.yaml").write_text(json.dumps(content))
     ended = run_command(without_root([*PSRING, "sweep", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out")]))
@@ -252,7 +252,7 @@ def test_bad_actions_are_refused_in_one_line(psring: Callable[..., object]) -> N
         (["exec", "n0"], "no command"),
         (["exec", "--name", "../x", "n0", "--", "true"], "small letters and digits"),
         (["down", "--name", "*"], "small letters and digits"),
-        (["up", "--num-nodes", "2", "--link", "0mbit"], "not a rate above zero"),
+        (["up", "--num-nodes", "2", "--link", "0mbit"], "is not a rate from 1kbit"),
     ):
         ended = psring("cluster", *arguments)
         assert ended.returncode == 2, ended.stderr

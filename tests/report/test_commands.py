@@ -93,7 +93,8 @@ def test_a_cell_that_no_library_can_run_has_no_command() -> None:
 def test_a_printed_command_runs_in_a_shell(tmp_path: Path, values: dict[str, Any]) -> None:
     if "link" in values and not has_privileges():
         pytest.skip("emulated nodes need root")
-    config = RunConfig(**values, num_workers=2, steps=2, warmup_steps=1, batch_size=1, block_size=16)
+    short = {"steps": 2, "warmup_steps": 1, "batch_size": 1, "block_size": 16, "patience_s": 0}
+    config = RunConfig(**values, **short, num_workers=2)
     program = tmp_path / "bin" / "psring"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {shlex.join(PSRING)} "$@"\n')
