@@ -49,11 +49,18 @@ def _tuned_knobs(values: Mapping[str, object], where: str) -> Mapping[str, objec
     if catalogue.find(strategy).tunes and strategy not in found:
         raise BadInput(f"{where}: {path} has no {strategy}; psring tune --strategy {strategy} --out {path}")
     knobs: Mapping[str, object] = found[strategy]["knobs"] if strategy in found else {}
+    for name, value in knobs.items():
+        if name != catalogue.find(strategy).tunes:
+            raise BadInput(
+                f"tuned: {path}: {strategy}: {shorten(name)} is no knob that psring tune sets; "
+                f"make one: psring tune --out {path}.new"
+            )
+        _check_knob(name, value, f"tuned: {path}: {strategy}")
     return knobs
 
 
 def read_tuned(path: str) -> dict[str, dict[str, Any]]:
-    """Read a file of `psring tune`: an entry per strategy, whose `knobs` are the one that it tunes; BadInput if not."""
+    """Read a file of `psring tune`: an entry per strategy, with `knobs`; BadInput if it cannot be read."""
     make_one = f"make one: psring tune --out {path}.new"
     try:
         content = read_yaml(Path(path))
@@ -65,15 +72,9 @@ def read_tuned(path: str) -> dict[str, dict[str, Any]]:
         raise BadInput(f"tuned: {error}") from None
     if not isinstance(content, dict):
         raise BadInput(f"tuned: {path} is no file of psring tune; {make_one}")
-    for strategy, entry in content.items():
+    for entry in content.values():
         if not isinstance(entry, dict) or not isinstance(entry.get("knobs"), dict):
             raise BadInput(f"tuned: {path} is no file of psring tune; {make_one}")
-        for name, value in entry["knobs"].items():
-            if name != catalogue.find(strategy).tunes:
-                raise BadInput(
-                    f"tuned: {path}: {strategy}: {shorten(name)} is no knob that psring tune sets; {make_one}"
-                )
-            _check_knob(name, value, f"tuned: {path}: {strategy}")
     return dict(content)
 
 
@@ -93,7 +94,7 @@ def first_problem(error: ValidationError, known: Iterable[str]) -> str:
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{path}: {message}, not {shorten(problem['input'])}"
+    return f"{path}: {message}, not {shorten(problem['input'])}".removeprefix(": ")
 
 
 def shorten(value: object) -> str:

@@ -1,0 +1,38 @@
+"""Damage settings files and see that psring refuses each on one line, soon, without a traceback.
+
+    scripts/fuzz_input.py [--count 200] [--first-seed 0]
+
+Sweep files, tuned files, calibrations, host files and data files in turn (tests/support/mutate.py), one per seed.
+A seed that fails is printed; the same seed makes the same file again. tests/config/test_fuzz.py tries a few seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parent.parent
+sys.path.insert(0, str(REPOSITORY))
+from tests.support import fuzz  # noqa: E402
+
+
+def main() -> int:
+    """Return 1 if any file was answered wrongly."""
+    parser = argparse.ArgumentParser(description="damage settings files and see how psring answers")
+    parser.add_argument("--count", type=int, default=200, help="number of files [200]")
+    parser.add_argument("--first-seed", type=int, default=0)
+    given = parser.parse_args()
+    began, failures = time.monotonic(), 0
+    with tempfile.TemporaryDirectory() as folder:
+        for seed, problem in fuzz.settings(Path(folder), range(given.first_seed, given.first_seed + given.count)):
+            failures += 1
+            print(f"seed {seed}: {problem}")
+    print(f"{given.count} settings files, {failures} answered wrongly, {time.monotonic() - began:.0f} s")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,11 @@
+"""A few seeds of scripts/fuzz_input.py: a damaged settings file is read, or refused on one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.support import fuzz
+
+
+def test_damaged_settings_files_are_answered_on_one_line(tmp_path: Path) -> None:
+    assert list(fuzz.settings(tmp_path, range(40))) == []

@@ -1,0 +1,93 @@
+"""Give psring damaged settings in this process: it must end with 0, or with 2 and one line, and soon."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from bench.cli import main
+from bench.config import BadInput
+from bench.hosts import read_hostfile
+from bench.tokens import check_bin
+from tests.support import mutate
+
+DEADLINE_S = 10
+MAKERS = {
+    "sweep": mutate.sweep_file, "tuned": mutate.tuned_file, "calibration": mutate.calibration_file,
+    "hosts": mutate.host_file, "data": mutate.data_file,
+}  # fmt: skip
+
+
+def settings(folder: Path, seeds: range) -> Iterator[tuple[int, str]]:
+    """Try one damaged file per seed; yield the seeds that psring does not answer as it must, and what happened."""
+    for seed in seeds:
+        kind = list(MAKERS)[seed % len(MAKERS)]
+        file = folder / f"damaged.{kind}"
+        file.write_bytes(MAKERS[kind](random.Random(seed)))
+        problem = _problem(_reading(file, kind))
+        if problem:
+            yield seed, f"{kind}: {problem}"
+
+
+def _reading(file: Path, kind: str) -> Callable[[], int]:
+    """Return what reads a file of a kind and starts nothing; its value is an exit code."""
+    if kind == "hosts":
+        return partial(_command, lambda: read_hostfile(file))
+    if kind == "data":
+        return partial(_command, lambda: check_bin(file))
+    if kind == "sweep":
+        return partial(main, ["sweep", str(file), "--dry-run"])
+    sweep = file.with_name("sweep.yaml")
+    cell = {
+        "tuned": f"strategy: [ddp, mpi_ring], num_workers: 2, tuned: '{file}'",
+        "calibration": f"compute: emulated, compute_from: '{file}'",
+    }[kind]
+    sweep.write_text(f"grid: [{{{cell}}}]\n", encoding="utf-8")
+    return partial(main, ["sweep", str(sweep), "--dry-run"])
+
+
+def _command(read: Callable[[], object]) -> int:
+    """Do what the command does around a function."""
+    try:
+        read()
+    except BadInput as error:
+        print(f"psring: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _problem(act: Callable[[], int]) -> str | None:
+    """Run a command; return what it did wrong, None if nothing."""
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with _deadline(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = act()
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error)[:200]}"
+    said = err.getvalue().splitlines()
+    if code == 2 and len(said) == 1 and said[0].startswith("psring: ") and said[0].isprintable():
+        return None
+    if code == 0 and not said:
+        return None
+    return f"exit code {code}: {said[:3]}"
+
+
+@contextlib.contextmanager
+def _deadline() -> Iterator[None]:
+    def late(*_: object) -> NoReturn:
+        raise TimeoutError(f"not done within {DEADLINE_S} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(DEADLINE_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

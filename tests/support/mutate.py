@@ -1,0 +1,123 @@
+"""Damaged and hostile settings files, drawn from a seed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.config import RunConfig
+from bench.durations import forward_flops
+
+SWEEPS = sorted((Path(__file__).parents[2] / "bench/sweeps").glob("*.yaml"))
+# Values that are not what the place where they are put expects.
+VALUES: tuple[Any, ...] = (
+    None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, 10**41, 10**400, 1e300, -1e300, 1e-320, float("inf"),
+    float("nan"), "", " ", "yes", "on", "010", "1:30", "0x_", "2020-13-45", "1e-4", "1e400", "inf", "nan", "none", "null",
+    "a" * 5000, "\0",
+    "a\nb", "\x1b[31m", "Größe", "\ud800", "-x", "$(touch PWNED)", "eth0,x;touch PWNED", "../../etc/passwd",
+    "/dev/zero", "%s%n",
+    "{0}", "${HOME}", "[red]", "$a$b", [], {}, [[]], [1, [2]], {"a": {"b": 1}}, [1] * 3000, list(range(200)),
+)  # fmt: skip
+# Pieces of text that YAML, JSON or a host file may take for something.
+PIECES = (
+    b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\r\n", b"\t", b"!!int abc", b"!!python/object/apply:os.system [x]", b"0x_",
+    b"*x",
+    b"&a [*a]", b"<<: *a\n", b"1:30", b"010", b"2020-13-45", b"{" * 50, b"[" * 2000, b"- " * 2000, b"---\n", b"...\n",
+    b"%YAML 9\n",
+    b"? ", b": ", b"# ", b"'", b'"', b"|", b">", b"9" * 5000, b".inf", b"NaN", b"Infinity", b"grid: []\n",
+    b"\xe2\x80\xa8", b"=",
+    b"&a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\n",
+)  # fmt: skip
+
+
+def sweep_file(draw: random.Random) -> bytes:
+    """A sweep file: a shipped one with some values, keys or bytes changed."""
+    content = yaml.safe_load(draw.choice(SWEEPS).read_text(encoding="utf-8"))
+    if draw.random() < 0.2:
+        content["exclude"] = [{draw.choice(list(RunConfig.model_fields)): draw.choice(VALUES)}]
+    return _damage(draw, content, lambda value: yaml.dump(value, Dumper=_Dumper, allow_unicode=True))
+
+
+def tuned_file(draw: random.Random) -> bytes:
+    """A file of psring tune."""
+    content = {"ddp": {"knobs": {"bucket_bytes": 1 << 20}, "rounds": 5}, "mpi_ring": {"knobs": {"segment_bytes": 4096}}}
+    return _damage(draw, content, lambda value: yaml.dump(value, Dumper=_Dumper))
+
+
+def calibration_file(draw: random.Random) -> bytes:
+    """A file of psring calibrate."""
+    config = RunConfig()
+    layers = dict.fromkeys(forward_flops(config.gpt), 1e-4)
+    content = {
+        "shape": config.gpt.model_dump(), "batch_size": 8, "gradient_accumulation": 1, "precision": "fp32",
+        "num_threads": 1, "optimizer": "adamw", "measured_on": "a CPU", "steps": 3, "forward_s": layers,
+        "backward_s": layers, "optimizer_s": 1e-3,
+    }  # fmt: skip
+    return _damage(draw, content, json.dumps)
+
+
+def host_file(draw: random.Random) -> bytes:
+    """A host file."""
+    lines = [b"localhost slots=2", b"127.0.0.1:4", b"localhost", b"# none", b"", b"host slots = 1 max_slots=2"]
+    return _damage_text(draw, b"\n".join(draw.choices(lines, k=4)), draw.randrange(4))
+
+
+def data_file(draw: random.Random) -> bytes:
+    """A file for --data."""
+    kinds = [draw.randbytes(4000), b"\x93NUMPY" + draw.randbytes(100), b"text " * 1000, bytes(4000)]
+    return _damage_text(draw, draw.choice(kinds), draw.randrange(3))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes every value, also those that no YAML file should have, without aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _damage(draw: random.Random, content: Any, write: Callable[[Any], str]) -> bytes:
+    """Change values and keys of a document, write it, then change its bytes."""
+    for _ in range(draw.randrange(3)):
+        _damage_value(draw, content)
+    text = write(content).encode("utf-8", "surrogatepass")
+    return _damage_text(draw, text, draw.choice((0, 0, 1)))
+
+
+def _damage_value(draw: random.Random, content: Any) -> None:
+    """Walk to a random place of a document; replace, remove or rename what is there."""
+    place = content
+    while isinstance(place, (dict, list)) and place:
+        key = draw.choice(list(place) if isinstance(place, dict) else range(len(place)))
+        inner = place[key]
+        if not isinstance(inner, (dict, list)) or not inner or draw.random() < 0.3:
+            break
+        place = inner
+    else:
+        return
+    action = draw.randrange(4)
+    if action == 0:
+        del place[key]
+    elif action == 1 and isinstance(place, dict):
+        place[str(draw.choice(VALUES))[:6000]] = place.pop(key)
+    else:
+        place[key] = draw.choice(VALUES)
+
+
+def _damage_text(draw: random.Random, text: bytes, times: int) -> bytes:
+    for _ in range(times):
+        at, size = draw.randrange(len(text) + 1), draw.randrange(1, 40)
+        lines = text.splitlines(keepends=True) or [b""]
+        text = draw.choice([
+            text[:at] + draw.choice(PIECES) + text[at:],
+            text[:at] + text[at + size :],
+            text[:at],
+            text + draw.choice(lines),
+            text.replace(b": ", b": " + draw.choice(PIECES), 1),
+            text.replace(b"\n", b"\r\n"),
+        ])  # fmt: skip
+    return text
