@@ -17,8 +17,8 @@ SWEEPS = sorted((Path(__file__).parents[2] / "bench/sweeps").glob("*.yaml"))
 # Values that are not what the place where they are put expects.
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, 10**41, 10**400, 1e300, -1e300, 1e-320, float("inf"),
-    float("nan"), "", " ", "yes", "on", "010", "1:30", "0x_", "2020-13-45", "1e-4", "1e400", "inf", "nan", "none", "null",
-    "a" * 5000, "\0",
+    float("nan"), "", " ", "yes", "on", "010", "1:30", "0x_", "2020-13-45", "1e-4", "1e400", "inf", "nan", "none",
+    "null", "a" * 5000, "\0",
     "a\nb", "\x1b[31m", "Größe", "\ud800", "-x", "$(touch PWNED)", "eth0,x;touch PWNED", "../../etc/passwd",
     "/dev/zero", "%s%n",
     "{0}", "${HOME}", "[red]", "$a$b", [], {}, [[]], [1, [2]], {"a": {"b": 1}}, [1] * 3000, list(range(200)),
