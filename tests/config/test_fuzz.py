@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support import fuzz
+from tests.support.fuzz import settings
 
 
 def test_damaged_settings_files_are_answered_on_one_line(tmp_path: Path) -> None:
-    assert list(fuzz.settings(tmp_path, range(40))) == []
+    assert list(settings(tmp_path, range(40))) == []
