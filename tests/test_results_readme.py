@@ -9,7 +9,7 @@ from bench import records
 from bench.config import RunConfig
 from bench.ledger import COLUMNS
 from bench.records import RunRecord
-from bench.report import cells, columns, loss
+from bench.report import bounds, cells, columns, loss
 from bench.shape import GPTShape
 from bench.summary import Summary
 from tests.support.synthetic import demo_records, make_steps
@@ -42,5 +42,5 @@ def test_every_column_of_the_tables_is_described() -> None:
 def test_nothing_is_described_that_is_not_there() -> None:
     runs = records.frame(demo_records(repeats=1))
     known = {*runs.columns, *cells.summarize(runs).columns, *loss.COLUMNS, *RunRecord.model_fields}
-    known |= set(make_steps(demo_records(repeats=1)[0])[0].row())
+    known |= {*bounds.COLUMNS, "bounded_by", *make_steps(demo_records(repeats=1)[0])[0].row()}
     assert sorted(described() - known) == []
