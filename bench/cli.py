@@ -16,6 +16,7 @@ from functools import partial
 
 from bench.arguments import knobs, parse
 from bench.config import CLUSTER_VARIABLE, AgreedBadInput, BadInput, DiskFull, RunConfig, make_config
+from bench.output import tolerant
 from bench.sweep.file import read_sweep
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
@@ -24,6 +25,18 @@ OTHER_RANKS_WAIT_S = 3.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one psring command and return its exit code."""
+    code = EXIT_FAILED
+    try:
+        with tolerant():
+            code = _main(argv)
+    except OSError as error:
+        with suppress(OSError):
+            print(f"psring: standard output cannot be written: {error.strerror}", file=sys.stderr, flush=True)
+        return code or EXIT_FAILED
+    return code
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         _check_current_directory()
         arguments = parse(sys.argv[1:] if argv is None else list(argv))

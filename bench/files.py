@@ -1,12 +1,19 @@
-"""Files that are written whole or not at all, and refusals before a run rather than after it."""
+"""Files that are written whole or not at all, and refusals before a run rather than after it.
+
+Only regular files are replaced, and only what was created here is removed: a results folder may come from a stranger.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import json
+import os
+import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from bench.config import BadInput, DiskFull
 
@@ -23,39 +30,83 @@ def raising_disk_full(path: Path) -> Iterator[None]:
 
 
 def open_folder(out: Path, resumable: bool = False) -> None:
-    """Make the folder of `--out`; BadInput if it cannot be written or is not empty (a sweep's own, if `resumable`)."""
+    """Make the folder of `--out`; BadInput if it cannot be written or is not empty (a sweep's own, if `resumable`).
+
+    A refused folder is left as it was.
+    """
+    existed = out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / ".writable").touch()
-        (out / ".writable").unlink()
+        others = [path.name for path in out.iterdir() if path.name != ".lock"]
+        with tempfile.TemporaryFile(dir=out):
+            pass
     except OSError as error:
+        if not existed:
+            with contextlib.suppress(OSError):
+                out.rmdir()
         raise BadInput(f"--out {out}: cannot be written: {error.strerror}") from None
-    others = [path.name for path in out.iterdir() if path.name != ".lock"]
     if others and not (resumable and "environment.json" in others):
         raise BadInput(f"--out {out}: not empty ({sorted(others)[0]} is there); choose a new folder")
 
 
+def own_folder(folder: Path, name: str) -> Path:
+    """Return the folder `name` in a results folder, made if need be; BadInput if it is a link that leads elsewhere."""
+    path = folder / name
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise BadInput(f"{path}: is no folder but a link or a file; remove it")
+    with raising_disk_full(path):
+        path.mkdir(exist_ok=True)
+    return path
+
+
 def check_writable(path: Path) -> None:
-    """Raise BadInput if no file can be written there."""
-    try:
-        with path.open("ab"):
-            pass
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be written: {error.strerror}") from None
-    if path.stat().st_size == 0:
-        path.unlink()
+    """Raise BadInput if no file can be written there: no folder, no permission, or something else than a file."""
+    _check_regular(path)
+    if not path.parent.is_dir():
+        raise BadInput(f"{path}: cannot be written: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise BadInput(f"{path}: cannot be written: no permission in {path.parent}")
+
+
+def _check_regular(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise BadInput(f"{path}: is a folder, a link, a device or a pipe; only a regular file is replaced")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a new file that replaces `path` at the end of the block; if that fails, nothing has changed.
+
+    Its name is unique, so that two writers do not meet, and the content is on the disk before it is seen under `path`.
+    BadInput if `path` is no regular file, DiskFull without room for it.
+    """
+    _check_regular(path)
+    with raising_disk_full(path):
+        number, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        try:
+            with os.fdopen(number, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(number)
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a file by renaming a complete one, so that no reader sees half of it."""
-    partial = path.with_name(path.name + ".partial")
-    with raising_disk_full(path):
-        try:
-            partial.write_text(text, encoding="utf-8")
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
-        partial.replace(path)
+    """Replace a file with a text in UTF-8, so that no reader sees half of it; what UTF-8 cannot hold is escaped."""
+    with replacing(path) as file:
+        file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, value: object) -> None:

@@ -6,6 +6,7 @@ Every other file in it can be rebuilt from these.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import math
@@ -16,10 +17,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
+from bench import doubts
 from bench.config import MIN_CONVERGENCE, BadInput, RunConfig
-from bench.files import raising_disk_full, write_whole
+from bench.files import own_folder, raising_disk_full, write_whole
 from bench.ledger import Ledger
 from bench.summary import Summary
 from strategies.options import Unit
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Status = Literal["ok", "failed", "timeout", "out_of_memory", "unsupported", "invalid"]
+
+# Also names of files: nothing that leads out of a folder.
+CELL = r"^[0-9A-Za-z]{1,40}$"
+RUN_ID = r"^[0-9A-Za-z]{1,40}-r[0-9]{1,9}(-a[0-9]{1,9})?$"
 
 LABELS: dict[str, str] = {
     "oversubscribed": "more compute threads (ranks x num_threads) than cores on a machine: they also wait for cores",
@@ -80,9 +86,9 @@ class RunRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    run_id: str
+    run_id: Annotated[str, Field(pattern=RUN_ID)]
     """Name of the run: its cell and its repeat."""
-    cell: str
+    cell: Annotated[str, Field(pattern=CELL)]
     """Digest of the configuration; runs of one cell differ in `repeat` alone."""
     repeat: int
     """Which launch of the cell this is."""
@@ -221,46 +227,78 @@ def append(folder: Path, record: RunRecord) -> None:
     """Append one line to runs.jsonl; it is on the disk when this returns. DiskFull if there is no room."""
     path = folder / "runs.jsonl"
     with raising_disk_full(path):
-        _end_half_written_line(path)
+        _end_last_line(path)
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(record.model_dump_json() + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:
-            _end_half_written_line(path)
+            _end_last_line(path)
             raise
 
 
-def _end_half_written_line(path: Path) -> None:
-    """Remove a last line without a newline, which a killed writer left; its run is repeated."""
+def _end_last_line(path: Path) -> None:
+    """End a last line that has no newline; remove it if it is half a record of a killed writer, which is repeated."""
     if not path.exists():
         return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
+    with path.open("r+b") as file:
+        if not file.seek(0, os.SEEK_END):
+            return
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return
+        file.seek(0)
+        content = file.read()
+        begin = content.rfind(b"\n") + 1
+        if _is_record(content[begin:]):
+            file.write(b"\n")
+        else:
+            file.truncate(begin)
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        RunRecord.model_validate_json(line)
+    except ValidationError:
+        return False
+    return True
 
 
 def read(folder: Path) -> list[RunRecord]:
-    """Return a folder's runs: the last record of each run_id, in the order of the first. BadInput without a file."""
+    """Return a folder's runs: the last record of each run_id, in the order of the first.
+
+    BadInput, with the line, if the file is missing or a line is no record that can be true.
+    """
     path = folder / "runs.jsonl"
-    if not path.is_file():
-        raise BadInput(f"{folder}: no runs.jsonl there; give the folder that `psring sweep --out` wrote")
+    try:
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadInput(f"{folder}: no runs.jsonl there; give the folder that `psring sweep --out` wrote") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
     records: dict[str, RunRecord] = {}
-    lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, start=1):
-        if not line:
+        if not line.strip():
             continue
         try:
             record = RunRecord.model_validate_json(line)
         except ValidationError as error:
             if number == len(lines):  # no newline follows: its writer was killed
                 continue
-            problem = error.errors(include_url=False)[0]["msg"]
+            problem = _first_problem(error)
             raise BadInput(f"{path}:{number}: not a run record ({problem}); remove the line") from None
+        if why := doubts.doubt(record):
+            raise BadInput(f"{path}:{number}: {record.run_id}: {why}; remove the line, and the run is repeated")
         records[record.run_id] = record
+    doubts.check_cells(path, records.values())
     return list(records.values())
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(map(str, problem["loc"]))
+    return f"{place}: {problem['msg']}"[:200] if place else problem["msg"]
 
 
 def size(folder: Path) -> int:
@@ -278,11 +316,10 @@ def frame(records: Iterable[RunRecord]) -> pd.DataFrame:
 
 def write_steps(folder: Path, name: str, steps: Iterable[StepRecord]) -> None:
     """Write the raw samples of one run, warm-up steps included, to steps/<name>.csv."""
-    with raising_disk_full(folder):
-        (folder / "steps").mkdir(exist_ok=True)
+    out = own_folder(folder, "steps")
     rows = [step.row() for step in steps]
     table = io.StringIO()
     writer = csv.DictWriter(table, rows[0] if rows else (), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)  # None becomes a blank
-    write_whole(folder / "steps" / f"{name}.csv", table.getvalue())
+    write_whole(out / f"{name}.csv", table.getvalue())

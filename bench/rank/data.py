@@ -6,7 +6,6 @@ can be compared with one process that trains on the same tokens.
 
 from __future__ import annotations
 
-import os
 import sysconfig
 import zlib
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bench import tokens
+from bench import files, tokens
 from bench.config import BadInput, RunConfig
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
@@ -121,10 +120,11 @@ def prepare(text: Path, out: Path, dtype: str = "bytes") -> int:
     if not text.is_file():
         raise BadInput(f"data prepare: there is no file {text}")
     found = tokens.read_integers(text, dtype)
-    partial = out.with_name(out.name + ".partial")
+    if out.exists() and out.samefile(text):
+        raise BadInput(f"data prepare: {out} is the text itself; give --out another name")
     try:
-        found.astype("<u2").tofile(partial)
-        os.replace(partial, out)
+        with files.replacing(out) as file:
+            file.write(found.astype("<u2").tobytes())
     except OSError as error:
         raise BadInput(f"data prepare: cannot write {out}: {error.strerror}") from None
     return len(found)

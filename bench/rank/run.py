@@ -235,4 +235,5 @@ def write_folder(out: Path, result: Result) -> None:
 
 def save_parameters(path: Path, result: Result) -> None:
     """Write the final weights as a plain state dict."""
-    torch.save(result.weights, path)
+    with files.replacing(path) as file:
+        torch.save(result.weights, file)

@@ -6,7 +6,7 @@ import csv
 from importlib.util import find_spec
 from pathlib import Path
 
-from bench import records
+from bench import files, records
 from bench.config import BadInput
 from bench.records import PlannedRun, RunRecord
 
@@ -28,7 +28,7 @@ def write_events(folder: Path) -> list[Path]:
 def _write_run(folder: Path, record: RunRecord) -> Path:
     from torch.utils.tensorboard import SummaryWriter
 
-    out = folder / "tensorboard" / record.run_id
+    out = files.own_folder(files.own_folder(folder, "tensorboard"), record.run_id)
     for old in out.glob("events.*"):  # each SummaryWriter adds a file
         old.unlink()
     with SummaryWriter(str(out)) as writer:

@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from bench import files
 from bench.report.bars import step_time
 from bench.report.cells import PLACES
 from bench.report.looks import INK, PANEL, PAPER, curves, that_communicate, with_looks
@@ -78,7 +79,7 @@ def _settings() -> Iterator[None]:
 
 def write_figures(figures: dict[str, Figure], folder: Path) -> list[str]:
     """Write figures/<name>.svg, .png and .pdf for every figure; return the names."""
-    (folder / "figures").mkdir(exist_ok=True)
+    out = files.own_folder(folder, "figures")
     no_date: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {}, "pdf": {"CreationDate": None}}
     with _settings():
         for name, figure in figures.items():
@@ -87,9 +88,8 @@ def write_figures(figures: dict[str, Figure], folder: Path) -> list[str]:
                 layout.execute(figure)  # once for all formats
                 figure.set_layout_engine(None)  # else savefig lays out again for every format
             for kind, metadata in no_date.items():
-                partial = folder / "figures" / f"{name}.{kind}.partial"
-                figure.savefig(partial, format=kind, metadata=metadata, dpi=150)
-                partial.replace(partial.with_suffix(""))
+                with files.replacing(out / f"{name}.{kind}") as file:
+                    figure.savefig(file, format=kind, metadata=metadata, dpi=150)
     return list(figures)
 
 

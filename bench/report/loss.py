@@ -5,12 +5,15 @@ Throughput alone favours strategies that learn less from a token. Warm-up steps 
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 from pyarrow import csv
 
 from bench.intervals import median_interval
@@ -28,29 +31,67 @@ TYPES = {"step": "int64", "loss": "float64", "step_s": "float64"}  # a loss is b
 READ = csv.ConvertOptions(include_columns=list(TYPES), column_types=TYPES)
 LOSSES = {"run_id": "str", "step": "int64", "elapsed_s": "float64", "loss": "float64"}
 BATCH = 1000  # files parsed at once
+MAX_STEP_S = 1e9
 
 
-def read(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
+def read(folder: Path, runs: pd.DataFrame, problems: list[str] | None = None) -> pd.DataFrame:
     """Loss and time of every step of the ok runs that have samples: run_id, cell, step, elapsed_s, loss.
 
     elapsed_s is the sum of the steps so far, each as long as on its slowest worker; loss is the mean over the
-    workers' batches, then over the last WINDOW steps.
+    workers' batches, then over the last WINDOW steps. A file that cannot be read is left out, with a sentence in
+    `problems`.
     """
     runs = judged(runs)
     cell_of = runs.loc[runs["status"] == "ok"].set_index("run_id")["cell"]
     paths = [path for run_id in cell_of.index if (path := folder / "steps" / f"{run_id}.csv").is_file()]
-    parts = [_losses(paths[start : start + BATCH]) for start in range(0, len(paths), BATCH)]
+    problems = [] if problems is None else problems
+    samples = [
+        table for start in range(0, len(paths), BATCH) for table in _samples(paths[start : start + BATCH], problems)
+    ]
+    parts = [_losses(table) for table in samples if len(table)]
     nothing = pd.DataFrame(columns=[*LOSSES]).astype(LOSSES)  # typed: object columns would be slow
     table = pd.concat([nothing, *parts], ignore_index=True)
     return table.assign(cell=table["run_id"].map(cell_of))
 
 
-def _losses(paths: list[Path]) -> pd.DataFrame:
-    """The same for some files, parsed as one: a parser per small file is far slower."""
-    texts = [path.read_bytes().split(b"\n", 1) for path in paths]
-    whole = b"\n".join([texts[0][0], *(rows.rstrip(b"\n") for _, rows in texts)])
+def _samples(paths: Sequence[Path], problems: list[str]) -> Iterator[pd.DataFrame]:
+    """TYPES and run_id of every row of some files, those with equal columns parsed as one: far faster than each."""
+    by_header: defaultdict[bytes, dict[str, bytes]] = defaultdict(dict)
+    for path in paths:
+        try:
+            header, _, rows = path.read_bytes().partition(b"\n")
+        except OSError as error:
+            problems.append(_left_out(path.stem, error.strerror or "it cannot be read"))
+            continue
+        by_header[header][path.stem] = rows.rstrip(b"\n")
+    for header, rows_of in by_header.items():
+        try:
+            yield _parse(header, rows_of)
+        except (pa.ArrowException, ValueError):
+            for run_id, rows in rows_of.items():
+                try:
+                    yield _parse(header, {run_id: rows})
+                except (pa.ArrowException, ValueError) as error:
+                    problems.append(_left_out(run_id, str(error).splitlines()[0]))
+
+
+def _parse(header: bytes, rows_of: Mapping[str, bytes]) -> pd.DataFrame:
+    """Rows of files with one header, with the run_id of each; ValueError or ArrowException if they are no samples."""
+    whole = b"\n".join([header, *(rows for rows in rows_of.values() if rows)])
     steps: pd.DataFrame = csv.read_csv(BytesIO(whole), convert_options=READ).to_pandas()
-    steps["run_id"] = np.repeat([path.stem for path in paths], [rows.count(b"\n") for _, rows in texts])
+    counts = [rows.count(b"\n") + 1 if rows else 0 for rows in rows_of.values()]
+    if len(steps) != sum(counts) or (steps["step"] < 0).any() or not steps["step_s"].between(0, MAX_STEP_S).all():
+        raise ValueError("a row is no step, with a number and a time")
+    steps["run_id"] = np.repeat([*rows_of], counts)
+    return steps
+
+
+def _left_out(run_id: str, why: str) -> str:
+    return f"steps/{run_id}.csv cannot be read ({why[:120]}): the losses of this run are left out."
+
+
+def _losses(steps: pd.DataFrame) -> pd.DataFrame:
+    """What `read` returns for the samples of some runs."""
     found = steps.groupby(["run_id", "step"], as_index=False).agg(loss=("loss", "mean"), elapsed_s=("step_s", "max"))
     found["elapsed_s"] = found.groupby("run_id")["elapsed_s"].cumsum()
     found["loss"] = trailing_mean(found)

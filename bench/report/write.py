@@ -40,7 +40,8 @@ def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MAR
     """
     kept = records.read(folder)
     runs = records.frame(kept)
-    losses = loss.read(folder, runs) if len(runs) else runs
+    problems: list[str] = []
+    losses = loss.read(folder, runs, problems) if len(runs) else runs
     summary = cells.summarize(runs, allow_mixed=allow_mixed)
     summary = loss.add_costs(summary, runs, losses)
     configs = {record.cell: record.config for record in kept}
@@ -48,7 +49,7 @@ def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MAR
     summary = limits.added_to(summary)
     compared = duels.duels(runs, margin)
     drawn = figures.write_figures(figures.make_figures(summary, compared, losses, margin), folder)
-    found = answer.answer(compared, summary, margin, limits, unfinished(folder))
+    found = answer.answer(compared, summary, margin, limits, " ".join([unfinished(folder), *problems]).strip())
     by_cell = commands.commands(summary, configs)
     context = {
         "name": folder.resolve().name,
@@ -84,9 +85,8 @@ def unfinished(folder: Path) -> str:
 def write_parquet(frames: dict[str, pd.DataFrame], folder: Path) -> None:
     """Write each table as Parquet, replaced atomically."""
     for name, frame in frames.items():
-        partial = folder / f"{name}.partial"
-        frame.convert_dtypes().to_parquet(partial, index=False)
-        partial.replace(folder / name)
+        with files.replacing(folder / name) as file:
+            frame.convert_dtypes().to_parquet(file, index=False)
 
 
 def render(template: str, **context: object) -> str:

@@ -107,8 +107,7 @@ def new_scratch(out: Path) -> Path:
     """Return an empty scratch folder for a launch, with a folder `result` for its ranks' records and samples."""
     scratch = out / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
-    with files.raising_disk_full(scratch):
-        (scratch / "result").mkdir(parents=True)
+    files.own_folder(files.own_folder(out, SCRATCH), "result")
     return scratch
 
 
@@ -120,8 +119,7 @@ def collect_records(out: Path, environment_digest: str) -> Iterator[RunRecord]:
     for record in records.read(result):
         samples = result / "steps" / f"{record.run_id}.csv"
         if samples.exists():
-            (out / "steps").mkdir(exist_ok=True)
-            samples.replace(out / "steps" / samples.name)
+            samples.replace(files.own_folder(out, "steps") / samples.name)
         yield record.model_copy(update={"environment": environment_digest})
 
 
@@ -140,7 +138,7 @@ def save_log(out: Path, run_id: str) -> str:
     name, launcher = f"logs/{run_id}.log", out / SCRATCH / "log"
     if not launcher.exists():
         return ""
-    (out / "logs").mkdir(exist_ok=True)
+    files.own_folder(out, "logs")
     said = failures.logs(out / SCRATCH)
     files.write_whole(out / name, failures.join_logs(launcher.read_text(errors="replace"), said.items()))
     return name

@@ -71,3 +71,24 @@ def test_the_front_holds_exactly_who_nobody_beats(points: list[tuple[int, int]])
         return any(y != x and y[0] <= x[0] and y[1] <= x[1] for y in points)
 
     assert list(loss.pareto(np.array(points))) == [not beaten(x) for x in points]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n", b"step\n1\n", b"worker,step,loss,step_s\n0,zero,1,1\n", b"worker,step,loss,step_s\n0,0,1,-1\n",
+     b"worker,step,loss,step_s\n0,0,1", b"\xff\xfe", b"worker,step,loss,step_s\n0,0,1,inf\n",
+     b'step,loss,step_s\n"0,1,1\n'],
+)  # fmt: skip
+def test_a_bad_file_is_named_and_the_others_are_read(content: bytes, tmp_path: Path) -> None:
+    runs = records.frame(make_record(repeat=repeat) for repeat in range(3))
+    (tmp_path / "steps").mkdir()
+    good = "step_s,loss,step,worker\n0.5,3.0,0,0\n0.5,2.0,1,0\n"  # by name: the order of columns does not matter
+    for run_id in runs["run_id"]:
+        (tmp_path / "steps" / f"{run_id}.csv").write_text(good)
+    bad = runs["run_id"][1]
+    (tmp_path / "steps" / f"{bad}.csv").write_bytes(content)
+    problems: list[str] = []
+    found = loss.read(tmp_path, runs, problems)
+    assert set(found["run_id"]) == set(runs["run_id"]) - {bad}
+    assert found["elapsed_s"].tolist() == [0.5, 1.0] * 2
+    assert [f"steps/{bad}.csv" in problem for problem in problems] == [True]
