@@ -59,10 +59,10 @@ def overview(ok: pd.DataFrame, duels: pd.DataFrame, margin: float, narrow: bool 
     """
     setting = main_setting(ok, duels)
     rows, here = _only(ok, setting), _only(duels, setting) if len(duels) else duels
-    by_workers = len(here) > 0 and set(here["equal"]) == {"workers"}
+    by_workers = len(here) > 0 and only_workers_scale(here)
     view = _view(rows, by_workers, narrow)
-    if len(here) and not by_workers and not view.in_rows:
-        here = here[here["equal"] != "workers"]  # another x axis; the table has them
+    if len(here) and not view.in_rows:  # the table has the comparisons of another x axis
+        here = here[(here["equal"] == "workers") == by_workers]
     panels = 2 if len(here) else 1
     lines, columns = (panels, 1) if narrow else (1, panels)
     height = view.inside + FRAME + 0.35 * narrow
@@ -91,6 +91,13 @@ def _view(rows: pd.DataFrame, by_workers: bool, narrow: bool) -> View:
     else:
         inside = max(HEIGHT - FRAME, 0.3 + height_of_names(["ideal", *rows["curve"].unique()], letters))
     return View(x, size, in_rows, NARROW if narrow else WIDTH, inside, letters)
+
+
+def only_workers_scale(duels: pd.DataFrame) -> bool:
+    """Whether the comparisons at equal nodes are of one size or none, and those at equal workers are of more."""
+    sizes = duels.groupby("equal")["size"].nunique()
+    at_nodes = sizes.drop("workers", errors="ignore").max() if set(sizes.index) - {"workers"} else 0
+    return bool(sizes.get("workers", 0) > at_nodes and at_nodes < 2)
 
 
 def main_setting(ok: pd.DataFrame, duels: pd.DataFrame) -> dict[str, Any]:
