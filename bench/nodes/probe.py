@@ -1,7 +1,7 @@
 """A ring over bare TCP sockets: whether the emulated links reach their rate, independent of any library.
 
-It has the traffic of a ring-allreduce without its arithmetic: 2(N−1) rounds, in each of which every node sends a
-block to the next node, and may send another block only when it has received one.
+It has the traffic of a ring-allreduce without its arithmetic: in each round every node sends a block to the next node,
+and may send another block only when it has received one.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ PORT = 5077
 SEND_BYTES = 1 << 18  # at most, per system call
 PIECE_BYTES = 1 << 14
 TIMEOUT_S = 30.0
-MIN_DURATION_S = 0.15
+MIN_DURATION_S = 0.2  # a pause of 7 ms, seen in most exchanges of 2 nodes, is then within the tolerance
 # Bytes through each link in units of its token bucket: with fewer the initially full bucket would distort the time.
 MIN_BURSTS = 24
-WARMUP_SHARE = 1 / 3
 # Accepted distance of time / closed form from 1, and how often the probe is repeated: a pause of 10 ms is 5 % of one.
 # The probe tests the links only; disturbances during a run are the guard's to detect.
 TOLERANCE = 0.05
@@ -39,15 +38,17 @@ def ring_ratio(cluster: Cluster, rank: int) -> float:
     if size == 1:
         return 1.0
     goodput = min(map(cluster.goodput, cluster.nodes))
-    rounds = 2 * (size - 1)
-    block = int(max(MIN_DURATION_S * goodput, MIN_BURSTS * BURST_BYTES) / rounds / (1 - WARMUP_SHARE))
+    # Nodes do not begin at the same moment, and a delay goes round the ring: over as many rounds as there are nodes,
+    # all of them take equally long.
+    warmup_rounds = max(1, size // 2)
+    block = int(max(MIN_DURATION_S * goodput, MIN_BURSTS * BURST_BYTES) / size)
     own, successor = (cluster.address(cluster.nodes[index % size]) for index in (rank, rank + 1))
     with contextlib.closing(socket.create_server((own, PORT))) as server:
         server.settimeout(TIMEOUT_S)
         with contextlib.closing(_connect(successor)) as outgoing:
             incoming, _ = server.accept()
             with contextlib.closing(incoming):
-                seconds, nbytes = _exchange(outgoing, incoming, block, rounds)
+                seconds, nbytes = _exchange(outgoing, incoming, block, warmup_rounds, size)
     return seconds / (nbytes / goodput)
 
 
@@ -62,13 +63,16 @@ def _connect(address: str) -> socket.socket:
             time.sleep(0.01)
 
 
-def _exchange(outgoing: socket.socket, incoming: socket.socket, block: int, rounds: int) -> tuple[float, int]:
-    """Send and receive `rounds` blocks; return the seconds and the bytes received after the warm-up."""
+def _exchange(
+    outgoing: socket.socket, incoming: socket.socket, block: int, warmup_rounds: int, rounds: int
+) -> tuple[float, int]:
+    """Send and receive blocks; return the seconds and the bytes received in the rounds after the warm-up."""
     outgoing.setblocking(False)
     incoming.setblocking(False)
     data = memoryview(bytearray(SEND_BYTES))
     # The warm-up ends with a whole block: on uneven links each block arrives at once, then nothing until the next.
-    total, warm = block * rounds, block * round(rounds * WARMUP_SHARE)
+    warm = block * warmup_rounds
+    total = warm + block * rounds
     sent = received = 0
     began = ended = time.perf_counter()
     while sent < total or received < total:
