@@ -13,7 +13,7 @@ from torch import nn
 
 from bench.config import GATE_STEPS, RunConfig
 from bench.mpi import RankInfo
-from bench.rank.build import build
+from bench.rank.build import Built, build
 from bench.rank.data import Corpus
 from bench.rank.train import train
 from bench.rank.weights import ForwardWeights, Weights, snapshot
@@ -54,14 +54,15 @@ class Rehearsal:
 
     config: RunConfig
     workers: list[Watched]
+    built: Built | None = None  # freed with this: a library's own threads may still end while others train on
 
 
 def rehearse(config: RunConfig, rank_info: RankInfo, ranks: Group) -> list[Rehearsal]:
     """Train what the gate of a run compares. Collective."""
-    return [Rehearsal(each, _rehearse(each, rank_info, ranks)) for each in rehearsals(config)]
+    return [_rehearse(each, rank_info, ranks) for each in rehearsals(config)]
 
 
-def _rehearse(config: RunConfig, rank_info: RankInfo, ranks: Group) -> list[Watched]:
+def _rehearse(config: RunConfig, rank_info: RankInfo, ranks: Group) -> Rehearsal:
     built = build(config, rank_info, ranks)
     watched = None
     if built.corpus is None:
@@ -69,7 +70,7 @@ def _rehearse(config: RunConfig, rank_info: RankInfo, ranks: Group) -> list[Watc
         built.strategy.close()
     else:
         watched = watch(config, built.model, built.module, built.strategy, built.corpus, built.device)
-    return [each for each in ranks.gather(watched) if each is not None]
+    return Rehearsal(config, [each for each in ranks.gather(watched) if each is not None], built)
 
 
 def watch(
