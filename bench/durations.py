@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 from pydantic import Field, ValidationError
 
 from bench.config import BadInput, RunConfig, first_problem
@@ -172,5 +171,7 @@ def slowdown(config: RunConfig, worker: int, step: int) -> float:
     if config.compute_cv == 0:
         return 1 / config.speeds[worker]
     variance = math.log1p(config.compute_cv**2)
+    import numpy as np  # here: with its threads psring could not enter user namespaces (nodes/sandbox.py)
+
     normal = np.random.default_rng([config.seed, JITTER_STREAM, worker, step]).standard_normal()
     return math.exp(math.sqrt(variance) * float(normal) - variance / 2) / config.speeds[worker]

@@ -107,14 +107,22 @@ def running(mark: str, *words: str) -> list[psutil.Process]:
     return [p for p, found in commands.items() if found[1 : 1 + len(own)] == own or Path(found[0]).name in names]
 
 
+def threads_of(process: psutil.Process) -> int:
+    """Number of threads of a process, 0 if it has ended."""
+    try:
+        return process.num_threads()
+    except psutil.Error:
+        return 0
+
+
 def await_ranks(mark: str, command: str) -> None:
-    """Wait until three processes run the command, and 5 s more, in which the ranks join each other."""
+    """Wait until three ranks run the command and have joined each other: MPI and the heartbeat have started threads."""
     deadline = time.monotonic() + TIMEOUT_S
-    while len(running(mark, command)) < 3:
+    while sum(threads_of(process) > 3 for process in running(mark, command)) < 3:
         if time.monotonic() > deadline:
             raise TimeoutError("the ranks did not start")
         time.sleep(0.1)
-    time.sleep(5.0)
+    time.sleep(1.0)
 
 
 def in_a_sweep(victim: str) -> Callable[[str], str]:
