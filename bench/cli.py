@@ -65,7 +65,8 @@ def _print_once(error: BadInput) -> None:
         if isinstance(error, AgreedBadInput):
             return
         time.sleep(OTHER_RANKS_WAIT_S)
-    print(f"psring: {error}", file=sys.stderr, flush=True)
+    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(error))
+    print(f"psring: {line}", file=sys.stderr, flush=True)
     _explain_traceback()
 
 
@@ -80,7 +81,7 @@ def _rank() -> int:
 def _explain_traceback() -> None:
     """Say that horovodrun prints a traceback of its own after a rank that ends with a code other than 0."""
     if "HOROVOD_RANK" in os.environ:
-        print("psring: the traceback that follows is horovodrun's own", file=sys.stderr, flush=True)
+        print("(the traceback that follows is horovodrun's own)", file=sys.stderr, flush=True)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -103,6 +103,15 @@ def _umask() -> int:
     return mask
 
 
+def read_regular(path: Path) -> bytes:
+    """Return the content of a regular file; OSError for anything else, without waiting: a device never ends."""
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(number, "rb") as file:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        return file.read()
+
+
 def write_whole(path: Path, text: str) -> None:
     """Replace a file with a text in UTF-8, so that no reader sees half of it; what UTF-8 cannot hold is escaped."""
     with replacing(path) as file:

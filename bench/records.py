@@ -21,7 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 
 from bench import doubts
 from bench.config import MIN_CONVERGENCE, BadInput, RunConfig
-from bench.files import own_folder, raising_disk_full, write_whole
+from bench.files import own_folder, raising_disk_full, read_regular, write_whole
 from bench.ledger import Ledger
 from bench.summary import Summary
 from strategies.options import Unit
@@ -272,7 +272,7 @@ def read(folder: Path) -> list[RunRecord]:
     """
     path = folder / "runs.jsonl"
     try:
-        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+        lines = read_regular(path).removeprefix(codecs.BOM_UTF8).split(b"\n")
     except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f"{folder}: no runs.jsonl there; give the folder that `psring sweep --out` wrote") from None
     except OSError as error:

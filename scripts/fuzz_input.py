@@ -1,9 +1,10 @@
-"""Damage settings files and see that psring refuses each on one line, soon, without a traceback.
+"""Damage what psring reads and see that it refuses each on one line, soon, without a traceback.
 
-    scripts/fuzz_input.py [--count 200] [--first-seed 0]
+    scripts/fuzz_input.py [settings|folders] [--count 200] [--first-seed 0]
 
-Sweep files, tuned files, calibrations, host files and data files in turn (tests/support/mutate.py), one per seed.
-A seed that fails is printed; the same seed makes the same file again. tests/config/test_fuzz.py tries a few seeds.
+settings: sweep files, tuned files, calibrations, host files and data files in turn. folders: results folders, read by
+report, status, compare and sweep --dry-run in turn. One per seed (tests/support/mutate.py). A seed that fails is
+printed; the same seed makes the same again. tests/config/test_fuzz.py and tests/report/test_fuzz.py try a few seeds.
 """
 
 from __future__ import annotations
@@ -21,16 +22,18 @@ from tests.support import fuzz  # noqa: E402
 
 def main() -> int:
     """Return 1 if any file was answered wrongly."""
-    parser = argparse.ArgumentParser(description="damage settings files and see how psring answers")
+    parser = argparse.ArgumentParser(description="damage what psring reads and see how it answers")
+    parser.add_argument("what", nargs="?", choices=["settings", "folders"], default="settings")
     parser.add_argument("--count", type=int, default=200, help="number of files [200]")
     parser.add_argument("--first-seed", type=int, default=0)
     given = parser.parse_args()
     began, failures = time.monotonic(), 0
     with tempfile.TemporaryDirectory() as folder:
-        for seed, problem in fuzz.settings(Path(folder), range(given.first_seed, given.first_seed + given.count)):
+        tried = fuzz.folders if given.what == "folders" else fuzz.settings
+        for seed, problem in tried(Path(folder), range(given.first_seed, given.first_seed + given.count)):
             failures += 1
             print(f"seed {seed}: {problem}")
-    print(f"{given.count} settings files, {failures} answered wrongly, {time.monotonic() - began:.0f} s")
+    print(f"{given.count} {given.what}, {failures} answered wrongly, {time.monotonic() - began:.0f} s")
     return 1 if failures else 0
 
 

@@ -6,7 +6,9 @@ YAML take for another number or for a date is refused. The bounds keep a file of
 
 from __future__ import annotations
 
+import errno
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,8 @@ for _name in ("int", "float"):
 
 def read_yaml(path: Path) -> Any:
     """Return what a YAML file holds; BadInput names the file and the line. OSError if it cannot be read."""
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+        raise OSError(errno.EINVAL, "it is no regular file")
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:

@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import csv
 
+from bench.files import read_regular
 from bench.intervals import median_interval
 from bench.report.cells import WORK, is_kind, judged
 
@@ -59,7 +60,7 @@ def _samples(paths: Sequence[Path], problems: list[str]) -> Iterator[pd.DataFram
     by_header: defaultdict[bytes, dict[str, bytes]] = defaultdict(dict)
     for path in paths:
         try:
-            header, _, rows = path.read_bytes().partition(b"\n")
+            header, _, rows = read_regular(path).partition(b"\n")
         except OSError as error:
             problems.append(_left_out(path.stem, error.strerror or "it cannot be read"))
             continue

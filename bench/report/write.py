@@ -121,7 +121,7 @@ def inline_svg(text: str, prefix: str) -> str:
 
 def read_text(path: Path) -> str:
     """The text of a file; empty if there is none."""
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def read_environment(path: Path) -> list[tuple[str, str]]:

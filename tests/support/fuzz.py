@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import random
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -12,11 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+import yaml
+
+from bench import records
 from bench.cli import main
 from bench.config import BadInput
 from bench.hosts import read_hostfile
 from bench.tokens import check_bin
 from tests.support import mutate
+from tests.support.synthetic import make_record, make_steps
 
 DEADLINE_S = 10  # of CPU time, which other work on the machine does not use up
 MAKERS = {
@@ -34,6 +39,39 @@ def settings(folder: Path, seeds: range) -> Iterator[tuple[int, str]]:
         problem = _problem(_reading(file, kind))
         if problem:
             yield seed, f"{kind}: {problem}"
+
+
+def folders(folder: Path, seeds: range) -> Iterator[tuple[int, str]]:
+    """Try one damaged results folder per seed with a command that reads it; yield as `settings` does."""
+    good = folder / "good"
+    make_folder(good)
+    for seed in seeds:
+        damaged = folder / "damaged"
+        shutil.copytree(good, damaged)
+        mutate.results_folder(random.Random(seed), damaged)
+        command = ("report", "status", "compare", "sweep")[seed % 4]
+        words = {
+            "report": ["report", str(damaged)], "status": ["status", str(damaged)],
+            "compare": ["compare", str(good), str(damaged)],
+            "sweep": ["sweep", str(good / "sweep.yaml"), "--dry-run", "--out", str(damaged)],
+        }[command]  # fmt: skip
+        problem = _problem(partial(main, words), may_say=command == "compare")
+        shutil.rmtree(damaged)
+        if problem:
+            yield seed, f"{command}: {problem}"
+
+
+def make_folder(folder: Path) -> None:
+    """Write a results folder of 2 strategies x 3 launches with samples."""
+    (folder / "steps").mkdir(parents=True)
+    for strategy in ("ring_allreduce", "parameter_server"):
+        for repeat in range(3):
+            record = make_record(repeat=repeat, strategy=strategy, num_workers=2, tokens_per_s=1000.0 + repeat)
+            records.append(folder, record)
+            records.write_steps(folder, record.run_id, make_steps(record))
+    grid = [{"strategy": ["ring_allreduce", "parameter_server"], "num_workers": 2, "num_servers": 1}]
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({"grid": grid, "repeats": 3}), encoding="utf-8")
+    (folder / "environment.json").write_text('{"host": "here", "packages": {"torch": "2"}}', encoding="utf-8")
 
 
 def _reading(file: Path, kind: str) -> Callable[[], int]:
@@ -63,8 +101,8 @@ def _command(read: Callable[[], object]) -> int:
     return 0
 
 
-def _problem(act: Callable[[], int]) -> str | None:
-    """Run a command; return what it did wrong, None if nothing."""
+def _problem(act: Callable[[], int], may_say: bool = False) -> str | None:
+    """Run a command; return what it did wrong, None if nothing. `may_say`: it may end with 1, and say why."""
     out, err = io.StringIO(), io.StringIO()
     try:
         with _deadline(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -74,7 +112,7 @@ def _problem(act: Callable[[], int]) -> str | None:
     said = err.getvalue().splitlines()
     if code == 2 and len(said) == 1 and said[0].startswith("psring: ") and said[0].isprintable():
         return None
-    if code == 0 and not said:
+    if (code == 0 and not said) or (code in (0, 1) and may_say):
         return None
     return f"exit code {code}: {said[:3]}"
 

@@ -73,6 +73,24 @@ def data_file(draw: random.Random) -> bytes:
     return _damage_text(draw, draw.choice(kinds), draw.randrange(3))
 
 
+def results_folder(draw: random.Random, folder: Path) -> None:
+    """Damage one or two files of a results folder: their values, their bytes, or what they are."""
+    for path in draw.sample(sorted(path for path in folder.rglob("*") if path.is_file()), draw.choice((1, 1, 2))):
+        kind = draw.randrange(8)
+        if kind == 0:
+            path.unlink()
+            draw.choice((lambda: None, path.mkdir, lambda path=path: path.symlink_to("/dev/zero")))()
+        elif kind < 4 and path.suffix in (".jsonl", ".json"):
+            lines = path.read_text(encoding="utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+            at = draw.randrange(len(lines))
+            content = json.loads(lines[at])
+            _damage_value(draw, content)
+            lines[at] = json.dumps(content)
+            path.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogatepass"))
+        else:
+            path.write_bytes(_damage_text(draw, path.read_bytes(), draw.choice((1, 1, 3))))
+
+
 class _Dumper(yaml.SafeDumper):
     """Writes every value, also those that no YAML file should have, without aliases."""
 
