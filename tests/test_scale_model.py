@@ -105,7 +105,7 @@ def test_a_target_may_give_more_values() -> None:
         ("25gbit, a100 at 40% MFU, 8 nodes", "no model in"),
         ("gpt2, a100 at 40% MFU, 8 nodes", "no link in"),
         ("gpt2, 25gbit, a100 at 40% MFU", "no nodes in"),
-        ("gpt2, 0gbit, a100 at 40% MFU, 8 nodes", "not a rate above zero"),
+        ("gpt2, 0gbit, a100 at 40% MFU, 8 nodes", "not a rate from 1kbit"),
         ("gpt2, 25gbit, a100 at 140% MFU, 8 nodes", "device_mfu: input should be less than or equal to 1"),
         ("gpt2, 25gbit, a100 at 40% MFU, 1 node", "2 cores can emulate 2 to 16"),
         ("gpt2, 25gbit, a100 at 40% MFU, 64 nodes", "64 nodes; 2 cores can emulate 2 to 16"),
