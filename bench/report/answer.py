@@ -166,7 +166,7 @@ def fastest(ok: pd.DataFrame) -> str:
     row: Row = known.sort_values("speedup").to_dict("records")[-1]
     kind = catalogue.find(row["strategy"])
     name = capital(kind.phrase or kind.title)
-    against = "one process" if row["baseline"] == "local" else row["baseline"]
+    against = "one process" if row["baseline"] == catalogue.LOCAL.name else row["baseline"]
     speed = conclusions.times(row, "speedup")
     return f" {name} with {row['num_workers']} workers trains {speed} as fast as {against}."
 

@@ -14,6 +14,7 @@ from bench.report.bounds import COMPUTE, NETWORK, SERVER_LINK, Bounds, durations
 from bench.report.sentences import arm_name, capital, faster_by, listed, plural, sizes
 from bench.report.tables import BYTES, SECONDS, Row, interval, number, scaled
 from bench.report.verdicts import EQUIVALENT
+from strategies.catalogue import LOCAL
 
 FACTORS = 2.0 ** np.arange(0, 8.01, 0.05)  # of the links' rate, tried in both directions
 NO_LINK = {
@@ -124,7 +125,7 @@ def worth(duels: Sequence[Row], rows: Cells) -> str:
     gains = [rows[cell]["speedup"] for cell in known]
     each = [f"{name} {times(rows[cell], 'speedup')}" for cell, name in known.items()]
     base = str(rows[next(iter(known))]["baseline"])
-    text = f"Speed relative to {'one process' if base == 'local' else base}: {listed(each)}, at {at(duels)}."
+    text = f"Speed relative to {'one process' if base == LOCAL.name else base}: {listed(each)}, at {at(duels)}."
     target, seconds = to_loss(duels, rows)
     alone, others = seconds.get(ALONE, np.nan), [each for name, each in seconds.items() if name != ALONE]
     if others and pd.notna(alone):
@@ -147,7 +148,7 @@ def to_loss(duels: Sequence[Row], rows: Cells) -> tuple[float, dict[str, float]]
     seconds = {name: rows[cell]["time_to_loss_s"] for cell, name in arms(duels).items()}
     for row in rows.values():
         same = row["target_loss"] == target and all(row[field] == duels[0][field] for field in work)
-        if row["strategy"] == "local" and same:
+        if row["strategy"] == LOCAL.name and same:
             seconds = {ALONE: row["time_to_loss_s"], **seconds}
     return target, {name: float(each) for name, each in seconds.items() if pd.notna(each)}
 

@@ -154,7 +154,7 @@ def make_entry(config: RunConfig, knob: str, found: dict[int, Estimate], num_rou
         "environment": {"digest": environment.digest(current), **current},
         "config": {name: value for name, value in given.items() if name not in ("strategy", "tuned")},
         "rounds": num_rounds,
-        "step_s": {size: round(step.value, 6) for size, step in found.items()},
+        "step_s": {str(size): round(step.value, 6) for size, step in found.items()},
     }
 
 

@@ -125,7 +125,7 @@ def test_the_convergence_check_stops_a_run_that_does_not_learn() -> None:
 
 
 def learning(**knobs: Any) -> RunConfig:
-    fast = {"steps": 80, "batch_size": 8, "learning_rate": 3e-3, "chunk_bytes": 4096}
+    fast = {"steps": 80, "batch_size": 8, "learning_rate": 3e-3, "chunk_bytes": 2048}
     return served(num_workers=2, num_servers=1, data="stdlib", **fast, **knobs)
 
 

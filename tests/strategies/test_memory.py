@@ -33,7 +33,7 @@ def test_messages_of_a_rank_lie_apart_in_its_memory(world: dict[str, Any], knobs
     plan = Plan.of(nn.Linear(70, 101), roles, config)
     codec = make_codec(config)
     for rank in range(config.world_size):
-        comm: Any = VirtualComm([], rank, VirtualNode(range(0)))
+        comm: Any = VirtualComm([], rank, VirtualNode(range(0), config.world_size))
         buffers = MessageBuffers(comm, plan, config.model_copy(update={"shared_memory": False}))
         messages = []
         if rank in roles.workers:
