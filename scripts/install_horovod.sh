@@ -36,7 +36,9 @@ if ! ls "$cache"/horovod-*.whl >/dev/null 2>&1; then
   # The rpath finds an MPI that lives in the same .venv, wherever the next clone puts it.
   sed -i 's|^set(CMAKE_CXX_STANDARD 14)|set(CMAKE_CXX_STANDARD 20)\nset(CMAKE_BUILD_RPATH "$ORIGIN/../../../..")|' CMakeLists.txt
   sed -i 's|set(CMAKE_CXX_STANDARD 14)|set(CMAKE_CXX_STANDARD 20)|' horovod/torch/CMakeLists.txt
-  if [ "$cuda" != none ]; then
+  if [ "$cuda" = none ]; then  # else an nvcc on PATH is enough for it to want CUDA
+    sed -i 's|torch.version.cuda is not None|False|' cmake/Modules/FindPytorch.cmake
+  else
     command -v nvcc >/dev/null || die "nvcc is missing; install the CUDA toolkit $cuda to build Horovod for this GPU"
     export HOROVOD_GPU_OPERATIONS=NCCL
     HOROVOD_NCCL_HOME=${HOROVOD_NCCL_HOME:-$(python -c 'import nvidia.nccl, os; print(os.path.dirname(list(nvidia.nccl.__path__)[0] + "/"))')} ||
