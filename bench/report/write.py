@@ -79,7 +79,8 @@ def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MAR
 def unfinished(folder: Path) -> str:
     """Planned runs that are missing, why, and the command that runs them; blank if there are none."""
     text, name = remaining.of_folder(folder), folder.resolve().name
-    return text and f"{text} The command: `psring sweep {name}/sweep.yaml --out {name}`, on the same machine."
+    command = f"`psring sweep {name}/sweep.yaml --out {name}`"
+    return text and f"{text} The command, in the folder that holds {name} and on the same machine: {command}."
 
 
 def write_parquet(frames: dict[str, pd.DataFrame], folder: Path) -> None:

@@ -322,7 +322,7 @@ def test_the_report_says_how_many_planned_runs_are_missing_why_and_how_to_go_on(
         "7 of 9 planned runs are missing: 6 have not run (the budget of 4min ended before them) and 1 failed. The same "
         "command runs them in about "
     )
-    assert said.endswith("The command: `psring sweep study/sweep.yaml --out study`, on the same machine.")
+    assert said.endswith("on the same machine: `psring sweep study/sweep.yaml --out study`.")
     (folder / "sweep.yaml").write_text(yaml.safe_dump({**sweep, "defaults": {"steps": 4}}))
     assert write.unfinished(folder) == ""  # of another version
     (folder / "sweep.yaml").write_text("grid: [{strategy: none_such}]")
