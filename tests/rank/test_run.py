@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +16,15 @@ from bench.rank.build import Built
 from bench.records import PlannedRun
 
 KNOBS: dict[str, dict[str, Any]] = {"parameter_server": {"placement": "colocated"}}
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """What a run sets for its libraries does not stay."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.mark.parametrize("strategy", ["local", "ring_allreduce", "mpi_ring", "ddp", "parameter_server"])
