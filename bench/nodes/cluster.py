@@ -211,12 +211,13 @@ def describe() -> list[str]:
     for path in sorted(STATE.glob("*.json")):
         try:
             found = find(path.stem)
+            for node, rate in zip(found.nodes, found.rates, strict=True):
+                sent, received = counters(found, node)
+                lines.append(f"{found.name} {node} {rate / 1e6:g} mbit sent_bytes={sent} received_bytes={received}")
         except BadInput as error:
             lines.append(str(error))
-            continue
-        for node, rate in zip(found.nodes, found.rates, strict=True):
-            sent, received = counters(found, node)
-            lines.append(f"{found.name} {node} {rate / 1e6:g} mbit sent_bytes={sent} received_bytes={received}")
+        except (OSError, NetlinkError):
+            lines.append(f"{path.stem}: its nodes are gone or not complete; psring cluster down --name {path.stem}")
     return lines or ["no cluster is up"]
 
 

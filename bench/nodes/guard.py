@@ -87,7 +87,7 @@ class Monitor:
             goodput=self._cluster.goodput(self._cluster.nodes[self._ranks.rank]),
             probe_ratio_before=self._before,
             probe_ratio_after=probe.ratio,
-            napping=nap.is_loaded(os.environ),
+            napping=nap.is_loaded(),
         )
 
 

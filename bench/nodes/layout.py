@@ -94,9 +94,10 @@ def find(name: str) -> Cluster:
         return Cluster(**{**state, "rates": tuple(state["rates"])})
     except FileNotFoundError:
         raise BadInput(f"cluster: {name!r} is not up; psring cluster up --name {name}") from None
-    except TypeError:
+    except (TypeError, ValueError, KeyError):  # half written, or by another version
         raise BadInput(
-            f"cluster: {name!r} was brought up by another version of psring; psring cluster down --name {name}"
+            f"cluster: {name!r} was not brought up completely, or by another version of psring; "
+            f"psring cluster down --name {name}"
         ) from None
 
 
