@@ -7,6 +7,7 @@ Prints one line per fault, then what was left behind in total: processes, networ
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -102,9 +103,14 @@ def marked(mark: str) -> Iterator[psutil.Process]:
 
 def running(mark: str, *words: str) -> list[psutil.Process]:
     """Return the marked processes that run a program of this name, or this subcommand of psring."""
-    commands = {process: process.cmdline() for process in marked(mark)}
     own, names = [*PSRING[1:], *words], (words[0], OPEN_MPI_5.get(words[0]))
-    return [p for p, found in commands.items() if found[1 : 1 + len(own)] == own or Path(found[0]).name in names]
+    found = []
+    for process in marked(mark):
+        with contextlib.suppress(psutil.Error, IndexError):  # it has ended meanwhile
+            command = process.cmdline()
+            if command[1 : 1 + len(own)] == own or Path(command[0]).name in names:
+                found.append(process)
+    return found
 
 
 def threads_of(process: psutil.Process) -> int:
