@@ -13,6 +13,7 @@ from rich.console import Console
 
 from bench import durations, files, hosts, mpi, records, tokens
 from bench.config import BadInput, RunConfig
+from bench.inputs import BUILT_IN_DATA
 from bench.nodes import cluster, sandbox
 from bench.records import PlannedRun, RunRecord, Status
 from bench.sweep import adapt, ends, estimate, folder, launch, probe, remaining, template, work
@@ -30,7 +31,7 @@ LAUNCH_GRACE_S = 30.0
 def check_input(config: RunConfig) -> None:
     """Raise BadInput if a file that a run reads is missing or does not fit the run, or if its hosts do not exist."""
     hosts.check_hosts(config)
-    if config.compute == "real" and config.data not in ("stdlib", "synthetic"):
+    if config.compute == "real" and config.data not in BUILT_IN_DATA:
         tokens.check_bin(Path(config.data))
     if config.compute == "emulated":
         durations.durations(config)
