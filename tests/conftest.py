@@ -10,10 +10,9 @@ import torch
 from hypothesis import settings
 
 from bench.mpi import find_launcher
-from strategies.environment import mpi_environment
-from tests.support.processes import PSRING, REPOSITORY, Launched, run_command
+from tests.support.processes import AT_FIRST, PSRING, Launched, run_command
 
-os.environ.update(mpi_environment(os.environ), PYTHONPATH=str(REPOSITORY))
+os.environ.update(AT_FIRST)
 
 torch.set_num_threads(1)  # ranks that are threads of this process would each start a team of threads that spin
 

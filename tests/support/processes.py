@@ -12,10 +12,12 @@ import psutil
 from bench.processes import FORKED_PSRING
 from bench.processes import PSRING as EXECUTED
 from bench.sweep import template
+from strategies.environment import mpi_environment
 
 DEADLINE_S = 300
 REPOSITORY = Path(__file__).parents[2]
-AT_FIRST = {**os.environ, "PYTHONPATH": str(REPOSITORY)}  # no test's marker is in a template's environment
+# The environment before the first test: torch and Horovod set variables of their own in a process that uses them.
+AT_FIRST = {**os.environ, **mpi_environment(os.environ), "PYTHONPATH": str(REPOSITORY)}
 PSRING = FORKED_PSRING
 Launched = subprocess.CompletedProcess[str]
 
@@ -30,7 +32,7 @@ def run_command(argv: list[str], timeout_s: float = DEADLINE_S, **environ: str) 
 
 def make_environ(**own: str) -> dict[str, str]:
     """Return the environment of a command of a test; its ranks are forked from this session's template."""
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), **template.environment(AT_FIRST), **own}
+    return {**AT_FIRST, **template.environment(AT_FIRST), **own}
 
 
 def is_rank(process: psutil.Process) -> bool:
@@ -49,12 +51,7 @@ def environ_of(process: psutil.Process) -> set[str]:
 
 def no_rank_left(marker: str) -> bool:
     """Whether every process with this environment variable is gone, 5 s after its launcher at the latest."""
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        if not any(marker in environ_of(process) for process in psutil.process_iter()):
-            return True
-        time.sleep(0.1)
-    return False
+    return gone(marker, within_s=5)
 
 
 def alive(marker: str) -> list[psutil.Process]:
@@ -62,7 +59,15 @@ def alive(marker: str) -> list[psutil.Process]:
 
 
 def gone(marker: str, within_s: float = 10) -> bool:
+    """Whether no process with this environment variable is left at some time before the deadline.
+
+    Looked at twice: a process that is just executing a program has no environment to read.
+    """
     deadline = time.monotonic() + within_s
-    while alive(marker) and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        if not alive(marker):
+            time.sleep(0.05)
+            if not alive(marker):
+                return True
         time.sleep(0.05)
-    return not alive(marker)
+    return False

@@ -34,6 +34,9 @@ class Forked:
         argv = [*(prefix or []), *PSRING, *ENDLESS]
         self.client = psutil.Popen(argv, env=environ, stdout=subprocess.DEVNULL, **options)
         self.rank = self._find()
+        assert self.rank.pid != self.client.pid, "the command was executed"
+        while not forwards_signals(self.client):
+            time.sleep(0.01)
 
     def _find(self) -> psutil.Process:
         deadline = time.monotonic() + 60
@@ -52,6 +55,13 @@ class Forked:
         code = self.client.wait(30)
         assert gone(f"{self.marker}=1")
         return code
+
+
+def forwards_signals(client: psutil.Process) -> bool:
+    """Whether a client has set its signal handlers; a signal that comes earlier ends it."""
+    status = Path(f"/proc/{client.pid}/status").read_text().splitlines()
+    (caught,) = (int(line.split()[1], 16) for line in status if line.startswith("SigCgt"))
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
 @pytest.fixture
