@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NoReturn, get_args, get_origin
+from typing import Literal, NoReturn, TypeVar, get_args, get_origin
 
 from bench.config import GROUPS, BadInput, RunConfig, nearest
 from bench.config.network import DEFAULT_CONGESTION_CONTROL
-from bench.config.training import TOKEN_DTYPES
+from bench.config.training import MAX_SEED, TOKEN_DTYPES
 
 RUN_FLAGS = {name: "--" + name.replace("_", "-") for name in RunConfig.model_fields if name != "num_workers"}
 Add = Callable[[str, str], argparse.ArgumentParser]
@@ -55,6 +55,7 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
     _add_measuring(add)
     _add_reading(add)
     _add_preparing(add)
+    _add_edge(add)
     _add_cluster_actions(add("cluster", "nodes and shaped links inside this machine (network namespaces)"))
     ranks = commands.add_parser("ranks")  # internal: `psring sweep` starts it on every rank of a launch
     ranks.add_argument("plan", type=Path)
@@ -135,6 +136,40 @@ def _add_preparing(add: Add) -> None:
     scale.add_argument("--target", required=True, metavar="TEXT", help="gpt2, 25gbit, a100 at 40%% MFU, 8 nodes")
 
     add("doctor", "what this machine can run, what is missing, and the command that installs it")
+
+
+def _add_edge(add: Add) -> None:
+    """Add generate, which uses a trained model."""
+    generate = add("generate", "print text from a trained model")
+    generate.add_argument("file", type=Path, metavar="FILE", help="weights that psring run --save-parameters wrote")
+    generate.add_argument("--prompt", default="\n", metavar="TEXT", help="text to go on from [a line break]")
+    text = "tokens to print; a byte each by default [400]"
+    generate.add_argument("--max-tokens", type=_within(int, 0, 1e9), default=400, metavar="N", help=text)
+    text = "divides the logits before a token is drawn; 0: always the likeliest token [0.8]"
+    generate.add_argument("--temperature", type=_within(float, 0, 1e6), default=0.8, metavar="VALUE", help=text)
+    text = "draw among this many likeliest tokens [40]"
+    generate.add_argument("--top-k", type=_within(int, 1, 1e9), default=40, metavar="N", help=text)
+    generate.add_argument("--seed", type=_within(int, 0, MAX_SEED), default=0, metavar="N", help="of the draw [0]")
+    text = "heads of a model whose file does not say it"
+    generate.add_argument("--n-head", type=_within(int, 1, 1 << 10), metavar="N", help=text)
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _within(kind: type[Number], low: float, high: float) -> Callable[[str], Number]:
+    """Return a reader of a number from `low` to `high`."""
+
+    def read(text: str) -> Number:
+        try:
+            value = kind(text)
+            if low <= value <= high:
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__} from {low:g} to {high:g}")
+
+    return read
 
 
 def _add_knobs(command: argparse.ArgumentParser) -> None:

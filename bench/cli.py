@@ -327,6 +327,24 @@ def _compare(arguments: argparse.Namespace) -> int:
     return EXIT_FAILED if len(slower) else 0
 
 
+def _generate(arguments: argparse.Namespace) -> int:
+    _refuse_ranks("generate")
+    from bench.edge import generate
+    from bench.rank import saved
+
+    trained = saved.read(arguments.file, arguments.n_head)
+    prompt = generate.encode(arguments.prompt, trained.model.shape.vocab_size, trained.reads_bytes)
+    if not prompt:
+        raise BadInput("--prompt: is empty; give at least one token")
+    sampling = generate.Sampling(arguments.temperature, arguments.top_k, arguments.seed)
+    decode = generate.decoder(trained.reads_bytes)
+    print(arguments.prompt if trained.reads_bytes else arguments.prompt + " ", end="")
+    for token in generate.generate(trained.model, prompt, arguments.max_tokens, sampling):
+        print(decode(token), end="", flush=True)
+    print()
+    return 0
+
+
 def _data(arguments: argparse.Namespace) -> int:
     from bench.rank.data import prepare
 
@@ -378,6 +396,7 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
     "status": _status,
     "report": _report,
     "compare": _compare,
+    "generate": _generate,
     "data": _data,
     "calibrate": _calibrate,
     "scale-model": _scale_model,

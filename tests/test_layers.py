@@ -10,7 +10,8 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 # Top first. A layer imports from itself and from those below it.
 LAYERS = (
-    "bench.cli", "bench.report", "bench.predict", "bench.sweep", "bench.rank", "bench.nodes", "bench", "strategies",
+    "bench.cli", "bench.report", "bench.predict", "bench.sweep", "bench.edge", "bench.rank", "bench.nodes", "bench",
+    "strategies",
 )  # fmt: skip
 MODULES = {
     ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path

@@ -19,7 +19,7 @@ from bench.mpi import JOIN_S, RankInfo, tcp_settings
 from bench.nodes.cpu import CpuMonitor, CpuUse
 from bench.nodes.guard import Evidence, Monitor
 from bench.nodes.link import on_node
-from bench.rank import group, numbers, trace
+from bench.rank import group, numbers, saved, trace
 from bench.rank.asleep import EmulatedGPT
 from bench.rank.build import Built, build
 from bench.rank.clock import PhaseTimer
@@ -234,6 +234,6 @@ def write_folder(out: Path, result: Result) -> None:
 
 
 def save_parameters(path: Path, result: Result) -> None:
-    """Write the final weights as a plain state dict."""
-    with files.replacing(path) as file:
-        torch.save(result.weights, file)
+    """Write the final weights as a plain state dict, with what it takes to use them (rank/saved.py)."""
+    config = result.record.config
+    saved.write(path, result.weights, config.gpt, config.data)

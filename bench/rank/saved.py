@@ -1,0 +1,104 @@
+"""A file of trained weights: a plain state dict, as torch.save writes it, whose metadata say what it takes to use it.
+
+`state_dict()` of any module has `_metadata`, a dict per submodule; here the root's holds the model's shape and data.
+Whoever only wants the weights sees a dict of tensors.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from bench import files
+from bench.config import BadInput
+from bench.rank.model import GPT
+from bench.shape import PRESETS, GPTShape
+
+KEY = "psring"
+BYTES_VOCABULARY = 256  # tokens below it are bytes
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A trained GPT and the `data` that it was trained on (a knob of RunConfig; None if the file does not say)."""
+
+    model: GPT
+    data: str | None
+
+    @property
+    def reads_bytes(self) -> bool:
+        """Whether its tokens are bytes."""
+        return self.model.shape.vocab_size == BYTES_VOCABULARY
+
+
+def write(path: Path, weights: Mapping[str, Tensor], shape: GPTShape, data: str) -> None:
+    """Write weights by the names of GPT's parameters, with the shape of the model and the data it was trained on."""
+    state = OrderedDict(weights)
+    state._metadata = {"": {KEY: {"shape": shape.model_dump(), "data": data}}}  # type: ignore[attr-defined]
+    with files.replacing(path) as file:
+        torch.save(state, file)
+
+
+def read(path: Path, n_head: int | None = None) -> Saved:
+    """Return the GPT of a file that `write` wrote; BadInput if it holds anything else.
+
+    Weights do not show the number of heads: without metadata, `n_head` or the preset of the same dimensions gives it.
+    """
+    weights = _read_weights(path)
+    found = getattr(weights, "_metadata", {}).get("", {}).get(KEY, {})
+    shape = _shape_of(path, weights, found.get("shape"), n_head)
+    with torch.device("meta"):
+        model = GPT(shape)
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    given = {name: tuple(value.shape) for name, value in weights.items()}
+    for name in sorted(expected.keys() | given.keys()):
+        if given.get(name) != expected.get(name):
+            _refuse(path, f"{name} has the shape {given.get(name, 'of nothing')}, not {expected.get(name, 'any')}")
+        if not torch.isfinite(weights[name]).all():
+            _refuse(path, f"{name} is not finite: the training diverged; train with a lower --learning-rate")
+    model.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
+    return Saved(model.eval(), found.get("data"))
+
+
+def _read_weights(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise BadInput(f"{path}: there is no such file; psring run --save-parameters {path} trains one")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+        _refuse(path, "torch.load cannot read it")
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        _refuse(path, "it is no state dict")
+    return state
+
+
+def _shape_of(path: Path, weights: Mapping[str, Tensor], said: Any, n_head: int | None) -> GPTShape:
+    """Return the model's dimensions: those that the file says, else those of its weights."""
+    if said is not None:
+        try:
+            return GPTShape.model_validate(said)
+        except ValidationError:
+            _refuse(path, "its dimensions cannot be read")
+    embeddings = [weights[name].shape for name in ("wte.weight", "wpe.weight") if name in weights]
+    if len(embeddings) < 2 or any(len(shape) != 2 for shape in embeddings):
+        _refuse(path, "there is no wte.weight and wpe.weight of two dimensions")
+    (vocab_size, n_embd), (block_size, _) = embeddings
+    n_layer = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+    same = [s for s in PRESETS.values() if (s.n_layer, s.n_embd) == (n_layer, n_embd)]
+    heads = n_head or (same[0].n_head if same else None)
+    if not heads or n_embd % heads:
+        raise BadInput(f"{path}: weights do not show the number of heads; give --n-head, a divisor of n_embd: {n_embd}")
+    return GPTShape(n_layer=n_layer, n_head=heads, n_embd=n_embd, vocab_size=vocab_size, block_size=block_size)
+
+
+def _refuse(path: Path, why: str) -> NoReturn:
+    raise BadInput(f"{path}: is no GPT that psring trained: {why}; psring run --save-parameters FILE writes one")
