@@ -233,9 +233,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     from bench.sweep.folder import read_records, with_probes
     from bench.sweep.plan import describe_plan, plan
-    from bench.sweep.run import run_sweep
+    from bench.sweep.run import check_inputs, run_sweep
 
     if arguments.dry_run:
+        check_inputs(sweep, where)
         found = read_records(arguments.out) if arguments.out else []
         sweep = with_probes(sweep, arguments.out) if arguments.out else sweep
         print("\n".join(describe_plan(plan(sweep, where), found, sweep)))
@@ -253,11 +254,11 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 
 def _refuse_ranks(command: str) -> None:
-    """Raise BadInput, printed by one rank, if this process is one of several ranks of a launcher."""
+    """Raise BadInput, printed by one rank, if a launcher started this; srun also starts the shell of a job."""
     from bench.mpi import RankInfo
 
     found = RankInfo.detect(os.environ)
-    if found.world_size > 1 and found.launcher != "srun":
+    if found.launcher not in ("none", "srun"):
         raise AgreedBadInput(f"{command}: starts its ranks itself; run it once, without {found.launcher}")
 
 

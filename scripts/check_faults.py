@@ -1,4 +1,4 @@
-"""Provoke the faults of a sweep, resume it, and count lost, duplicated and different results and orphan processes.
+"""Provoke the faults of a sweep, resume it, and count what is lost, doubled, different, or left behind.
 
     python scripts/check_faults.py [CASE ...]          # default: all cases; about 10 minutes on 2 cores
 
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import psutil
 
-from bench import records
+from bench import private, records
 from bench.processes import PSRING
 
 MARKER = f"PSRING_FAULTS_{os.getpid()}"
@@ -240,7 +240,7 @@ def resume(case: Case) -> None:
 
 
 def check(name: str, work: Path) -> Counter[str]:
-    """Run one case; return the numbers of lost, duplicated, orphan and different results."""
+    """Run one case; return how much was lost, duplicated, different, and left behind by the resumed sweep."""
     fault, world = CASES[name]
     reference = {record.run_id: record for record in records.read(work / "reference")}
     case = Case(work, work / "reference", world)
@@ -260,6 +260,7 @@ def check(name: str, work: Path) -> Counter[str]:
         duplicated=sum(count - 1 for count in good.values()),
         orphans=orphans + left_behind(),
         different=len(differ) + len(final.keys() - reference.keys()),
+        folders=sum(map(private.remove_abandoned, (private.SHARED_MEMORY, Path(tempfile.gettempdir())))),
     )
     print(f"{name}: exit {code}, {len(kept)} of {len(reference)} kept: {said[:160]}", flush=True)
     print(f"  resumed to {len(final)} of {len(reference)}; {dict(found)}", flush=True)
@@ -302,7 +303,7 @@ def main() -> int:
         for name in names:
             total.update(check(name, work))
     print(f"results lost {total['lost']}, duplicated {total['duplicated']}, orphans {total['orphans']},", end=" ")
-    print(f"different {total['different']} in {len(names)} cases")
+    print(f"different {total['different']}, temporary folders {total['folders']} in {len(names)} cases")
     return int(any(total.values()))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from bench import devices, environment, failures, files, inputs, processes, records
+from bench import devices, environment, failures, files, inputs, private, processes, records
 from bench.config import BadInput, RunConfig
 from bench.mpi import JOIN_S, RankInfo, tcp_settings
 from bench.nodes.cpu import CpuMonitor, CpuUse
@@ -63,6 +63,8 @@ def run_all(
     if rank_info.launcher != "none":
         processes.die_with_parent()
     os.environ.update(mpi_environment(os.environ) | tcp_settings(planned[0].config))
+    if rank_info.starts_mpi:
+        os.environ.update(private.shared_memory_settings(os.environ))
     if keep_trace is not None:
         os.environ.update(planned[0].config.kind.timeline_environment)
     group.set_deadline(min(JOIN_S, planned[0].config.timeout_s))

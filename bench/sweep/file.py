@@ -94,7 +94,7 @@ class Sweep(Given):
         """Return what `runs` returns, with what the blocks say about each cell beside its knobs."""
         self._check_size(where)
         cells: dict[str, Cell] = {}
-        rules = [_Rule.make(values, f"{where}: exclude rule {n}") for n, values in enumerate(self.exclude, start=1)]
+        rules = [_Rule.make(values, number, where) for number, values in enumerate(self.exclude, start=1)]
         probed = work.by_probe(self.probed)
         for number, block in enumerate(self.grid, start=1):
             here = f"{where}: grid block {number}"
@@ -116,7 +116,9 @@ class Sweep(Given):
                 cells.setdefault(config.digest(), Cell(config, keys.stage, keys.measure_s))
         for rule in rules:
             if not rule.matched:
-                raise BadInput(f"{rule.where}: no cell of the grid has {rule.describe()}; correct it, or leave it out")
+                raise BadRule(
+                    rule.number, where, f"no cell of the grid has {rule.describe()}; correct it, or leave it out"
+                )
         if not cells:
             raise BadInput(f"{where}: exclude leaves no cell; remove a rule")
         return list(cells.values())
@@ -142,24 +144,35 @@ class Sweep(Given):
         return {**self.cluster.model_dump(exclude={"num_nodes"}), **values}
 
 
+class BadRule(BadInput):
+    """A rule of `exclude` that no cell can have."""
+
+    def __init__(self, number: int, where: str, problem: str) -> None:
+        super().__init__(f"{where}: exclude rule {number}: {problem}")
+        self.number = number
+
+
 @dataclass
 class _Rule:
     """One entry of `exclude`: the values that a cell must have, validated, and whether any cell had them."""
 
     values: dict[str, object]
-    where: str
+    number: int
     matched: bool = False
 
     @staticmethod
-    def make(given: Mapping[str, Any], where: str) -> _Rule:
-        """Validate a rule; BadInput for a key or a value that no cell can have."""
+    def make(given: Mapping[str, Any], number: int, where: str) -> _Rule:
+        """Validate a rule; BadRule for a key or a value that no cell can have."""
         for key, value in given.items():
             if isinstance(value, list):
-                raise BadInput(f"{where}: {shorten(key)}: a list; write one rule for each value")
+                raise BadRule(number, where, f"{shorten(key)}: a list; write one rule for each value")
         if not given:
-            raise BadInput(f"{where}: names no knob, and would exclude every cell; remove it")
-        found = read_knobs(given, where)
-        return _Rule({key: getattr(found, key) for key in given}, where)
+            raise BadRule(number, where, "names no knob, and would exclude every cell; remove it")
+        try:
+            found = read_knobs(given, f"exclude rule {number}")
+        except BadInput as error:
+            raise BadRule(number, where, str(error).partition(": ")[2]) from None
+        return _Rule({key: getattr(found, key) for key in given}, number)
 
     def describe(self) -> str:
         """The values of the rule."""
@@ -214,6 +227,19 @@ def _read_by(
         if name in block and name not in read_by_others:
             raise BadInput(f"{where}: {name}: {own.name} does not read it; leave it out")
     return {name: value for name, value in values.items() if name not in read_by_others}
+
+
+def read_recorded_sweep(path: Path) -> Sweep:
+    """Return the sweep of a results folder, without rules of `exclude` that no cell has: earlier versions took them."""
+    sweep = read_sweep(path)
+    while True:
+        try:
+            sweep.cells(str(path))
+        except BadRule as error:
+            others = [rule for number, rule in enumerate(sweep.exclude, start=1) if number != error.number]
+            sweep = sweep.model_copy(update={"exclude": others})
+        else:
+            return sweep
 
 
 def read_sweep(path: Path, given: Mapping[str, object] | None = None) -> Sweep:

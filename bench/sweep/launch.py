@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from bench import files, hosts
+from bench import files, hosts, private
 from bench.config import BadInput, RunConfig
 from bench.mpi import find_launcher, is_open_mpi, without_launcher
 from bench.nodes import nap
@@ -74,7 +74,10 @@ def environment(config: RunConfig, nodes: Cluster | None = None) -> dict[str, st
     """Return what a launcher and its ranks have in their environment; ranks on this machine find a template there."""
     own = {**without_launcher(os.environ), **mpi_environment(os.environ), "PYTHONUNBUFFERED": "1"}
     own |= nap.environment(own) if nodes else {}
-    return own | (template.environment(own) if _on_this_machine(config, nodes) else {})
+    if not _on_this_machine(config, nodes):
+        return own
+    own["TMPDIR"] = str(private.temporary_folder())  # a launcher that is killed leaves its files where they are removed
+    return own | template.environment(own)
 
 
 def _on_this_machine(config: RunConfig, nodes: Cluster | None) -> bool:

@@ -10,22 +10,32 @@ from bench.config import BadInput
 from bench.records import PlannedRun, RunRecord
 from bench.sweep import estimate, folder, work
 from bench.sweep.estimate import RunTimes, format_duration
-from bench.sweep.file import Sweep, read_sweep
+from bench.sweep.file import Sweep, read_recorded_sweep
 from bench.sweep.plan import missing, plan
 
 
 def of_folder(out: Path) -> str:
     """Return `describe` for a results folder; blank if all has run, or if the folder does not say what was planned."""
     try:
-        sweep = read_sweep(out / "sweep.yaml")
-        launches = plan(sweep, "sweep.yaml")
+        sweep, launches = planned(out)
     except BadInput:
         return ""
     found = folder.read_records(out)
-    if not {run.run_id for planned in launches for run in planned} & {run_id_now(record) for record in found}:
-        return ""  # the runs are of a version whose knobs had other defaults
+    if not are_of_plan(found, launches):
+        return ""
     interrupted = (out / folder.SCRATCH).exists()
     return " ".join(describe(launches, found, sweep, interrupted=interrupted))
+
+
+def planned(out: Path) -> tuple[Sweep, list[list[PlannedRun]]]:
+    """Return the sweep of a results folder and its launches; BadInput if its sweep.yaml cannot be planned."""
+    sweep = read_recorded_sweep(out / "sweep.yaml")
+    return sweep, plan(sweep, str(out / "sweep.yaml"))
+
+
+def are_of_plan(found: Sequence[RunRecord], launches: Sequence[list[PlannedRun]]) -> bool:
+    """Whether any of these runs is one of a plan: not if the knobs of an earlier version had other defaults."""
+    return bool({run.run_id for launch in launches for run in launch} & {run_id_now(record) for record in found})
 
 
 def run_id_now(record: RunRecord) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import durations, files, hosts, mpi, records, tokens
+from bench import durations, files, hosts, mpi, private, records, tokens
 from bench.config import BadInput, RunConfig
 from bench.inputs import BUILT_IN_DATA
 from bench.nodes import cluster, sandbox
@@ -37,6 +37,14 @@ def check_input(config: RunConfig) -> None:
         durations.durations(config)
 
 
+def check_inputs(sweep: Sweep, where: str) -> list[RunConfig]:
+    """Return the cells of a sweep; BadInput if a file or a host that one of them needs is missing or does not fit."""
+    cells = sweep.runs(where)
+    for cell in cells:
+        check_input(cell)
+    return cells
+
+
 def run_sweep(
     sweep: Sweep, where: str, out: Path, console: Console, launch_ranks: Launch | None = None
 ) -> list[RunRecord]:
@@ -51,9 +59,7 @@ def run_sweep(
     launches = plan(sweep, where)
     for name in {run.config.launcher for planned in launches for run in planned if run.config.world_size > 1}:
         mpi.find_launcher(name)
-    cells = sweep.runs(where)
-    for cell in cells:
-        check_input(cell)
+    cells = check_inputs(sweep, where)
     no_nodes = _enter_sandbox(launches)
     with folder.locked(out, sweep, cells) as environment_digest:
         journal = Journal(out, console)
@@ -65,6 +71,7 @@ def run_sweep(
             for line in template.errors():
                 journal.print(line)
             journal.close()
+            private.remove_abandoned(private.SHARED_MEMORY)  # of ranks that were killed
     return journal.done
 
 

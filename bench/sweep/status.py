@@ -12,21 +12,32 @@ from pydantic import ValidationError
 
 from bench.config import BadInput
 from bench.records import PlannedRun, RunningNow, RunRecord
-from bench.sweep import estimate, folder, journal, work
+from bench.sweep import estimate, folder, journal, remaining, work
 from bench.sweep.estimate import RunTimes
-from bench.sweep.file import read_sweep
-from bench.sweep.plan import missing, plan
+from bench.sweep.plan import missing
 
 
 def describe(out: Path) -> list[str]:
     """Return lines with the running run, runs done and missing, time left, throughput per cell, and failures."""
-    file = out / "sweep.yaml"
-    if not (out / "environment.json").exists() or not file.exists():
+    if not (out / "environment.json").exists() or not (out / "sweep.yaml").exists():
         raise BadInput(f"{out}: no sweep.yaml there; give the folder that `psring sweep --out` wrote")
-    sweep = read_sweep(file)
-    launches = plan(sweep, str(file))
     found = folder.read_records(out)
-    left = missing(launches, found)
+    try:
+        lines = _progress(out, found)
+    except BadInput as error:
+        if not found:
+            raise
+        lines = [f"{len(found)} records; how many runs are missing is not known: {error}"]
+    return [*lines, *journal.describe_step_share(found), *_rates(found), *_failures(found)]
+
+
+def _progress(out: Path, found: list[RunRecord]) -> list[str]:
+    """Return the lines about the plan; BadInput if sweep.yaml cannot be planned."""
+    sweep, launches = remaining.planned(out)
+    if found and not remaining.are_of_plan(found, launches):
+        return [f"{len(found)} records of another version of psring; it says how many runs are missing"]
+    here = [record.model_copy(update={"run_id": remaining.run_id_now(record)}) for record in found]
+    left = missing(launches, here)
     planned = sum(map(len, launches))
     lines = [_running(out, [run for launch in launches for run in launch])]
     lines += [f"{planned - sum(map(len, left))} of {planned} runs done, {sum(map(len, left))} missing"]
@@ -36,7 +47,7 @@ def describe(out: Path) -> list[str]:
         ]
     if left:
         lines += [f"remaining: {estimate.cost(left, RunTimes(found, work.by_probe(sweep.probed))).describe()}"]
-    return [*lines, *journal.describe_step_share(found), *_rates(found), *_failures(found)]
+    return lines
 
 
 def _running(out: Path, planned: Iterable[PlannedRun]) -> str:

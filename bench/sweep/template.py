@@ -21,12 +21,11 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from bench import fork_client
+from bench import fork_client, private
 from bench.fork_client import FOLDER
 from bench.processes import PSRING, terminate_with_parent
 from bench.sweep import forked
@@ -65,16 +64,14 @@ def errors() -> list[str]:
 
 @cache
 def _folder() -> Path:
-    """Return this process's private folder of sockets and logs, which is removed when the process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="psring-template-"))
-    owner = os.getpid()
+    """Return this process's private folder of sockets and logs; templates end with the process."""
+    folder, owner = private.temporary_folder(), os.getpid()
 
     def end() -> None:
         if os.getpid() == owner:
             for process in _templates.values():
                 process.kill()
                 process.wait(END_S)
-            shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(end)
     return folder

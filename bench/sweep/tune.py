@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +48,46 @@ def tune(config: RunConfig, rank_info: RankInfo, out: Path, console: Console) ->
     if rank_info.rank == 0:
         files.check_writable(out)
         known = read_tuned(str(out)) if out.exists() else {}
-    labels: set[str] = set()
-    samples = measure(candidates, round_on_ranks(rank_info, labels) if launched else round_with_launches(labels))
+        environment.collect()  # now: a run sets its libraries' variables
+    notes = Notes()
+    samples = measure(candidates, round_on_ranks(rank_info, notes) if launched else round_with_launches(notes))
     if rank_info.rank == 0:
         found = intervals(knob, candidates, samples)
         entry = make_entry(config, knob, found, max(map(len, samples)))
         files.write_whole(out, yaml.safe_dump({**known, config.strategy: entry}, sort_keys=False))
         show(config, knob, found, console)
         text = f"{out}: --tuned {out} sets {knob}: {fastest(found)} for {config.strategy}"
-        console.print(text, markup=False, soft_wrap=True)
-        for label in sorted(labels & NOT_A_NETWORK):
-            text = f"{label}: {LABELS[label]}; tune on the network that will train"
-            console.print(text, markup=False, soft_wrap=True)
+        left_out = [getattr(candidate, knob) for candidate in candidates if getattr(candidate, knob) not in found]
+        for line in (text, *notes.describe(left_out)):
+            console.print(line, markup=False, soft_wrap=True)
+
+
+@dataclass
+class Notes:
+    """What runs say beside their times: their labels, how many ran, and the reasons of those that were invalid."""
+
+    labels: set[str] = field(default_factory=set)
+    runs: int = 0
+    invalid: list[str] = field(default_factory=list)
+
+    def add(self, record: RunRecord) -> None:
+        """Add what a run says."""
+        self.labels.update(record.labels)
+        self.runs += 1
+        if record.status == "invalid":
+            self.invalid.append(record.reason)
+
+    def describe(self, left_out: Sequence[int]) -> list[str]:
+        """Return the lines that the user must know; `left_out` are the sizes without a valid run."""
+        lines = [
+            f"{label}: {LABELS[label]}; tune on the network that will train"
+            for label in sorted(self.labels & NOT_A_NETWORK)
+        ]
+        if self.invalid:
+            reason, _ = Counter(self.invalid).most_common(1)[0]
+            sizes = f"; no run of size {', '.join(map(str, left_out))} was valid" if left_out else ""
+            lines.append(f"{len(self.invalid)} of {self.runs} runs do not count{sizes}: {reason}")
+        return lines
 
 
 def make_candidates(config: RunConfig) -> tuple[str, list[RunConfig]]:
@@ -100,8 +130,8 @@ def intervals(knob: str, candidates: Sequence[RunConfig], samples: Sequence[Sequ
     return found
 
 
-def round_on_ranks(rank_info: RankInfo, labels: set[str]) -> Round:
-    """Return a round on the ranks that a launcher has started, all in the same processes; adds its runs' labels."""
+def round_on_ranks(rank_info: RankInfo, notes: Notes) -> Round:
+    """Return a round on the ranks that a launcher has started, all in the same processes; adds to the notes."""
     from bench.rank import group
     from bench.rank.run import Result, run_all
 
@@ -111,7 +141,7 @@ def round_on_ranks(rank_info: RankInfo, labels: set[str]) -> Round:
         planned = [PlannedRun(config=config, repeat=number) for config in configs]
 
         def keep(result: Result) -> None:
-            labels.update(result.record.labels)
+            notes.add(result.record)
             found.append(step_s_of(result.record))
 
         run_all(planned, rank_info, keep)
@@ -122,15 +152,16 @@ def round_on_ranks(rank_info: RankInfo, labels: set[str]) -> Round:
     return run
 
 
-def round_with_launches(labels: set[str]) -> Round:
-    """Return a round whose ranks are started for it, as `psring sweep` starts them; adds its runs' labels."""
+def round_with_launches(notes: Notes) -> Round:
+    """Return a round whose ranks are started for it, as `psring sweep` starts them; adds to the notes."""
 
     def run(configs: Sequence[RunConfig], number: int) -> tuple[list[float | None], float]:
         began = time.monotonic()
         sweep = Sweep.model_validate({"grid": [config.model_dump(exclude_defaults=True) for config in configs]})
         with tempfile.TemporaryDirectory() as folder:
             done = run_sweep(sweep, "tune", Path(folder) / f"round-{number}", Console(quiet=True))
-        labels.update(label for record in done for label in record.labels)
+        for record in done:
+            notes.add(record)
         found = {record.config: step_s_of(record) for record in done}
         return [found[config] for config in configs], time.monotonic() - began
 

@@ -154,3 +154,19 @@ def test_tune_under_mpirun_and_run_with_what_it_found(
     ended = mpirun(1, "tune", "--strategy", "ring_allreduce", "--out", tuned)
     assert ended.returncode == 2
     assert "once per process" in ended.stderr
+
+
+def test_runs_that_do_not_count_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A size whose runs were all rejected is not dropped in silence."""
+    config = config_of("mpi_ring", num_workers=2, model="gpt-mini")
+    smallest = tune.make_candidates(config)[1][0].segment_bytes
+
+    def run(sweep: Sweep, *_: object) -> list[RunRecord]:
+        records = [make_record(**config.model_dump(exclude_defaults=True)) for config in sweep.runs("")]
+        rejected = {"status": "invalid", "rejected": True, "reason": "other processes took 40 %"}
+        return [r.model_copy(update=rejected) if r.config.segment_bytes == smallest else r for r in records]
+
+    monkeypatch.setattr(tune, "run_sweep", run)
+    printed = io.StringIO()
+    tune.tune(config, RankInfo.detect({}), tmp_path / "tuned.yaml", Console(file=printed, width=200))
+    assert f"no run of size {smallest} was valid: other processes took 40 %" in printed.getvalue()
