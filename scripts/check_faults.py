@@ -34,8 +34,8 @@ DEADLINE_S = 240
 FREE_BYTES = 60_000
 CLOCK = Path(__file__).with_name("clock_set_back.c")
 SWEEP = """\
-defaults: {{model: gpt-nano, block_size: 16, steps: 30, warmup_steps: 2, eval_batches: 0, timeout_s: 30, max_foreign_cpu_share: 1,
-           hostfile: {hosts}}}
+defaults: {{model: gpt-nano, block_size: 16, steps: 30, warmup_steps: 2, eval_batches: 0, timeout_s: 30,
+           max_foreign_cpu_share: 1, hostfile: {hosts}}}
 grid:
   - {{strategy: parameter_server, num_servers: 1, num_workers: [1, 2], batch_size: [1, 2, 4]}}
   - {{strategy: [ddp, independent, ring_allreduce], num_workers: [2, 3], batch_size: [1, 2, 4]}}
