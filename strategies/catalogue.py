@@ -49,6 +49,9 @@ class Entry:
     message_knob: str = ""  # the size of its messages, if they are sent by MPI point to point
     process_knobs: tuple[str, ...] = ()  # that its library reads once in a process
     closed_form: ClosedForm | None = None  # none: nothing is predicted
+    # How gradients become messages: "none"; one allreduce per "segments" (equal ranges, several in flight), "fusion"
+    # (all gradients that are ready) or "buckets" (whole tensors up to a size); "push_pull"; empty: not predicted
+    exchange: str = ""
     # "counted": as messages moved; "inferred": a number of elements times a formula, because its library hides messages
     bytes_counted_by: str = "counted"
     unsupported: Mapping[tuple[str, str], str] = field(default_factory=dict)  # (knob, value): why not
@@ -81,6 +84,7 @@ LOCAL = Entry(
     single_process=True,
     exact=True,
     closed_form=closed_forms.nothing,
+    exchange="none",
 )
 INDEPENDENT = Entry(
     name="independent",
@@ -90,6 +94,7 @@ INDEPENDENT = Entry(
     family=NONE,
     colour="#8c8c8c",
     closed_form=closed_forms.nothing,
+    exchange="none",
 )
 PARAMETER_SERVER = Entry(
     name="parameter_server",
@@ -103,6 +108,7 @@ PARAMETER_SERVER = Entry(
     sizes=(16 << 10, 60_000, 256 << 10, 1 << 20, 4 << 20),
     message_knob="chunk_bytes",
     closed_form=closed_forms.push_pull,
+    exchange="push_pull",
 )
 RING_ALLREDUCE = Entry(
     name="ring_allreduce",
@@ -126,6 +132,7 @@ RING_ALLREDUCE = Entry(
     group_path="strategies.ring_allreduce:HorovodGroup",
     # Horovod then records on demand; its writer thread busy-waits on rank 0 from the start.
     timeline_environment={"HOROVOD_TIMELINE": "DYNAMIC"},
+    exchange="fusion",
 )
 MPI_RING = Entry(
     name="mpi_ring",
@@ -141,6 +148,7 @@ MPI_RING = Entry(
     sizes=(16 << 10, 64 << 10, 256 << 10, 1 << 20),
     message_knob="segment_bytes",
     closed_form=closed_forms.own_ring,
+    exchange="segments",
 )
 DDP = Entry(
     name="ddp",
@@ -155,6 +163,7 @@ DDP = Entry(
     sizes=(1 << 20, 5 << 20, 25 << 20),
     closed_form=closed_forms.ddp_ring,
     bytes_counted_by="inferred",
+    exchange="buckets",
 )
 CATALOGUE: dict[str, Entry] = {
     entry.name: entry for entry in (LOCAL, INDEPENDENT, PARAMETER_SERVER, RING_ALLREDUCE, MPI_RING, DDP)

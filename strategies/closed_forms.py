@@ -86,27 +86,24 @@ def _ring_tolerance(options: Options, job: Job) -> float:
 
 
 def push_pull(options: Options, job: Job) -> Prediction:
-    """Add up, pair by pair, what each rank pushes to and pulls from each server; its own shard does not travel."""
+    """Add up what each rank pushes to and pulls from servers, its own share left out, and what it serves to others."""
     shares = server_shares(options, job.num_workers)
     payload, stripes = payload_bytes(options, job.num_parameters), _count_stripes(options, job, max(shares.values()))
-    moved = [Volume() for _ in range(job.num_workers + options.num_servers)]
+    norm, first = options.needs_norm, min(shares)
 
-    def send(source: int, target: int, nbytes: float, messages: float) -> None:
-        if source != target:
-            moved[source].add(nbytes, 0, messages, 0)
-            moved[target].add(0, nbytes, 0, messages)
+    def of_rank(rank: int) -> Volume:
+        trains, own, serves = rank < job.num_workers, shares.get(rank, 0.0), rank in shares
+        pairs = trains * (len(shares) - serves) + serves * (job.num_workers - trains)
+        moved = (trains * (1 - own) + (job.num_workers - trains) * own) * payload
+        # Every other server sends its share of the norm to the first, which sends the sum to all ranks.
+        sends = norm * (job.num_workers + options.num_servers - 1 if rank == first else serves)
+        receives = norm * (len(shares) - 1 if rank == first else 1)
+        messages = pairs * stripes
+        return Volume(
+            moved + sends * NORM_BYTES, moved + receives * NORM_BYTES, messages + sends, messages + receives
+        )  # fmt: skip
 
-    for server, share in shares.items():
-        for worker in range(job.num_workers):
-            send(worker, server, share * payload, stripes)
-            send(server, worker, share * payload, stripes)
-    if options.needs_norm:  # every other server sends its share to the first, which sends the sum to all ranks
-        first = min(shares)
-        for server in shares:
-            send(server, first, NORM_BYTES, 1)
-        for rank in range(len(moved)):
-            send(first, rank, NORM_BYTES, 1)
-    per_step = [volume / options.sync_every for volume in moved]
+    per_step = [of_rank(rank) / options.sync_every for rank in range(job.num_workers + options.num_servers)]
     of_worker = mean_volume(per_step[: job.num_workers])
     assert of_worker is not None
     return Prediction(of_worker, mean_volume(per_step[job.num_workers :]), _push_pull_tolerance(options, job, shares))

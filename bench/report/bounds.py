@@ -23,10 +23,9 @@ import pandas as pd
 
 from bench import ledger
 from bench.config import BadInput, RunConfig
-from bench.durations import Durations, by_flops, durations
+from bench.durations import Durations, by_flops, durations, layer_parameters
 from bench.links import parse_links
 from bench.nodes.layout import PAYLOAD_SHARE
-from bench.shape import GPTShape
 from strategies.volume import Volume
 
 COLUMNS = ("compute_s", "worker_link_s", "server_link_s", "min_step_s")
@@ -156,14 +155,3 @@ def _in_one_step(config: RunConfig, found: Durations, link_s: float, slowest: fl
     shares = np.array(list(accumulate(sizes.values()))) / sum(sizes.values())
     ends = ready - needed + shares * link_s
     return float(ends.max()) + (0.0 if config.kind.has_servers else found.optimizer_s)
-
-
-def layer_parameters(shape: GPTShape) -> dict[str, int]:
-    """Parameters of every layer, in the order of forward and with the names of `durations`."""
-    d = shape.n_embd
-    block = {
-        "ln_1": 2 * d, "attention.qkv": 3 * d * (d + 1), "attention.proj": d * (d + 1), "ln_2": 2 * d,
-        "fc": 4 * d * (d + 1), "proj": d * (4 * d + 1),
-    }  # fmt: skip
-    blocks = {f"blocks.{i}.{name}": size for i in range(shape.n_layer) for name, size in block.items()}
-    return {"wte": shape.vocab_size * d, "wpe": shape.block_size * d, **blocks, "ln_f": 2 * d}

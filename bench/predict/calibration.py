@@ -1,0 +1,108 @@
+"""What a class of hosts and links costs: the numbers that a prediction is made from, beside the cell's own knobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from bench.config import BadInput
+from bench.files import write_whole
+from bench.links import parse_rate
+from bench.nodes.layout import PAYLOAD_SHARE
+from strategies.options import Given
+
+Cost = Annotated[float, Field(ge=0)]
+Interval = tuple[float, float]
+
+
+class ClusterCalibration(Given):
+    """Costs of hosts and links, with the symbols of docs/cost-models.md. Seconds and bytes."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    link: str | None = None
+    """Nominal rate of the link it was measured on (25gbit); none: emulated nodes, each cell names its own."""
+    bytes_per_s: Annotated[float, Field(gt=0)] | None = None
+    """B: goodput of that link in each direction; none: payload_share of the nominal rate."""
+    payload_share: Annotated[float, Field(gt=0, le=1)] = PAYLOAD_SHARE
+    """Goodput over nominal rate, for links that were not measured."""
+    local_bytes_per_s: Annotated[float, Field(gt=0)] | None = None
+    """Goodput between two ranks of one node; none: 1 / copy_s_per_byte."""
+    latency_s: Cost = 50e-6
+    """Alpha: one message from rank to rank, without its bytes."""
+    message_cpu_s: Cost = 10e-6
+    """o: CPU time of a rank per message that it sends or receives."""
+    add_s_per_byte: Cost = 0.2e-9
+    """Gamma: adding one received byte to a sum."""
+    copy_s_per_byte: Cost = 0.1e-9
+    """Kappa: copying one byte from or into a message."""
+    burst_bytes: Cost = 0.0
+    """Bytes that a link passes at once after a pause (the token bucket of emulated links)."""
+    duplex_factor: Annotated[float, Field(ge=1, le=2)] = 1.0
+    """Phi: how much longer two opposite transfers take at once than one; 1 full duplex, 2 half."""
+    shard_imbalance: Annotated[float, Field(ge=1)] | None = None
+    """Lambda: the most that a server holds over its share; none: from the shapes of the tensors."""
+    cycle_s: Cost = 0.0
+    """Tau: what a fused allreduce waits for before it begins, beyond the cell's cycle_time_s."""
+    step_overhead_s: Cost = 0.0
+    """Part of every step that is neither the layers' nor communication (Python, the loop)."""
+    forward_s: dict[str, Cost] | None = None
+    """t_f by layer of one step of a worker of speed 1; none: from the cell (emulated compute) or flops_per_s."""
+    backward_s: dict[str, Cost] | None = None
+    """b_l by layer, likewise."""
+    flops_per_s: Annotated[float, Field(gt=0)] | None = None
+    """Rate of forward and backward, for models that were not measured."""
+    optimizer_s_per_parameter: Cost | None = None
+    """An update of one parameter; none: from the cell (emulated compute), or as fast as memory is copied."""
+    compute_cv: Cost | None = None
+    """Coefficient of variation of a worker's step; none: the cell's."""
+    speed_factors: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    """Speed of each worker; none: the cell's. Workers beyond the last one have the last one's."""
+    cores: Annotated[int, Field(ge=1)] | None = None
+    """Cores that all ranks share (emulated nodes); none: every rank has its own."""
+    intervals: dict[str, Interval] = Field(default_factory=dict)
+    """90 % interval of each number that was fitted or measured."""
+    measured_nodes: tuple[int, int] | None = None
+    """Fewest and most nodes of the runs that it was fitted from."""
+    source: str = "defaults, not measured"
+    """Where the numbers come from."""
+
+    def goodput(self, link: str | None) -> float:
+        """Return bytes per second of a link, given by its nominal rate; None: the link that was measured.
+
+        BadInput if neither is known.
+        """
+        if link is not None and link != self.link:
+            return parse_rate(link) / 8 * self.payload_share
+        if self.bytes_per_s is not None:
+            return self.bytes_per_s
+        if self.link is None:
+            raise BadInput("link: no rate is known; give --link (25gbit), or a calibration that measured it")
+        return parse_rate(self.link) / 8 * self.payload_share
+
+    def crowding(self, ranks: int) -> float:
+        """Return how much longer a rank's CPU work takes because all ranks share the machine's cores."""
+        return max(1.0, ranks / self.cores) if self.cores else 1.0
+
+    @property
+    def node_bytes_per_s(self) -> float:
+        """Goodput between ranks of one node."""
+        return self.local_bytes_per_s or 1 / max(self.copy_s_per_byte, 1e-12)
+
+    def write(self, path: Path) -> None:
+        """Write the file that `--calibration` reads."""
+        write_whole(path, self.model_dump_json(indent=2, exclude_none=True) + "\n")
+
+    @staticmethod
+    def read(path: Path) -> ClusterCalibration:
+        """Read such a file; BadInput if it is none."""
+        try:
+            return ClusterCalibration.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"--calibration: {path} cannot be read ({error}); make it with psring calibrate") from None
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(map(str, problem["loc"]))
+            raise BadInput(f"--calibration: {path}: {place}: {problem['msg']}; make it anew") from None

@@ -1,0 +1,263 @@
+"""Steps that push gradients to servers and pull weights: pieces of the gradient through queues of links and processors.
+
+A push occupies the worker's link upwards and the server's downwards, a reply the other two; servers on workers' ranks
+use the workers' links for both, so that each carries 2(n-1)/n·M like a ring. A piece of m bytes occupies the busiest
+server's link for lambda·W·m/(S·B). Each queue is served in the order of arrival; a reply begins when its server has
+summed and updated the piece, or, if the norm of the whole gradient is needed, all pieces. Together: T >= max(M/B,
+lambda·W·M/(S·B)) plus the pipeline's fill, twice that in half duplex.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.links import parse_links
+from bench.predict.allreduce import pieces, slowest_link
+from bench.predict.calibration import ClusterCalibration
+from bench.predict.cell import Cell, place_tensors, tensors
+from bench.predict.compute import Compute
+from strategies.closed_forms import server_shares
+from strategies.options import NUMBER_FORMATS
+
+MAX_PIECES = 128  # more hardly change the result
+UP, DOWN, WORKER_CPU, LOCAL, SERVER_UP, SERVER_DOWN, SERVER_CPU = range(7)
+Demand = list[tuple[int, float]]  # (resource, seconds)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one piece demands: its push, serving it, and its reply."""
+
+    ready_s: float
+    push: Demand
+    serve: Demand
+    reply: Demand
+    begin: float  # which part of the flat gradient it is, elements
+    end: float
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Who serves: the share of the payload on each worker's rank and on the busiest server of its own."""
+
+    num_workers: int  # that push to them
+    num_servers: int
+    on_worker: float
+    own: float
+
+    @staticmethod
+    def of(cell: Cell, calibration: ClusterCalibration) -> Servers:
+        """Return the cell's, with lambda times the mean share on the busiest dedicated server."""
+        n = cell.senders
+        shares = server_shares(cell.config, n)
+        imbalance = calibration.shard_imbalance or 1.0
+        return Servers(n, len(shares), shares.get(0, 0.0), min(1.0, shares.get(n, 0.0) * imbalance))
+
+
+def server_link(cell: Cell, calibration: ClusterCalibration) -> float:
+    """Return bytes per second of the slowest dedicated server's link."""
+    link, servers = cell.config.link, cell.config.num_servers
+    if link is None or "=" not in link:
+        return calibration.goodput(link)
+    return min(parse_links(link, cell.num_nodes, servers)[-servers:]) / 8 * calibration.payload_share
+
+
+def works(cell: Cell, calibration: ClusterCalibration, compute: Compute, at_once: int) -> list[Work]:
+    """Return the pieces in the order of backward. `at_once`: workers whose pushes of one a server takes together."""
+    if getattr(cell.config, "sharding", "ranges") == "tensors":
+        return _whole_tensors(cell, calibration, compute, at_once)
+    servers, config = Servers.of(cell, calibration), cell.config
+    largest = max(servers.on_worker, servers.own)
+    in_chunk = config.chunk_bytes / NUMBER_FORMATS[config.wire_dtype].nbytes
+    stripes = max(1, math.ceil(config.gpt.num_parameters * largest / in_chunk))
+    number = min(stripes, MAX_PIECES)
+    ready, sizes = pieces(cell, compute, number)
+    demands = _demands(cell, calibration, compute, servers, sizes[0], stripes / number, at_once)
+    elements = config.gpt.num_parameters / number
+    return [Work(at, *demands, i * elements, (i + 1) * elements) for i, at in enumerate(ready)]
+
+
+def _whole_tensors(cell: Cell, calibration: ClusterCalibration, compute: Compute, at_once: int) -> list[Work]:
+    """Return one piece per chunk of a tensor, each on the one server that holds the tensor.
+
+    Servers on workers' ranks are treated as the busiest of them: its rank's link carries what it serves.
+    """
+    config = cell.config
+    of = tensors(config.gpt)
+    shares = server_shares(config, cell.senders)
+    server_of = place_tensors(tuple(tensor.size for tensor in of), len(shares))
+    layers = list(dict.fromkeys(tensor.layer for tensor in reversed(of)))
+    ready = dict(zip(layers, compute.ready.tolist(), strict=True))
+    piece = max(config.chunk_bytes / NUMBER_FORMATS[config.wire_dtype].nbytes, config.gpt.num_parameters / MAX_PIECES)
+    held = np.bincount(server_of, [tensor.size for tensor in of], len(shares))
+    busiest, found, begin = int(held.argmax()), list[Work](), 0.0
+    for tensor, server in zip(of, server_of, strict=True):
+        number = max(1, math.ceil(tensor.size / piece))
+        elements = tensor.size / number
+        one = Servers(cell.senders, 1, 0.0, 1.0)
+        messages = max(1.0, elements * NUMBER_FORMATS[config.wire_dtype].nbytes / config.chunk_bytes)
+        push, serve, reply = _demands(
+            cell, calibration, compute, one, elements * cell.bytes_per_number, messages, at_once
+        )  # fmt: skip
+        if config.placement == "colocated":
+            push, serve, reply = (_on_workers(demand, server == busiest) for demand in (push, serve, reply))
+        else:
+            push, serve, reply = (_on_server(demand, server) for demand in (push, serve, reply))
+        for _ in range(number):
+            found.append(Work(ready[tensor.layer], push, serve, reply, begin, begin + elements))
+            begin += elements
+    return found
+
+
+def _is_link(resource: int) -> bool:
+    return resource in (UP, DOWN) or (resource >= SERVER_UP and (resource - SERVER_UP) % 3 < 2)
+
+
+def _on_server(demand: Demand, server: int) -> Demand:
+    """Move a demand on the server's resources to those of the server with this number."""
+    return [(resource + 3 * server if resource >= SERVER_UP else resource, seconds) for resource, seconds in demand]
+
+
+def _on_workers(demand: Demand, busiest: bool) -> Demand:
+    """Move a demand on the server's resources to the rank that it shares, if that is the busiest rank; else drop it."""
+    shared = {SERVER_UP: UP, SERVER_DOWN: DOWN, SERVER_CPU: WORKER_CPU}
+    return [
+        (shared.get(resource, resource), seconds) for resource, seconds in demand if resource < SERVER_UP or busiest
+    ]
+
+
+def _demands(
+    cell: Cell, calibration: ClusterCalibration, compute: Compute, servers: Servers, nbytes: float, stripes: float,
+    at_once: int,
+) -> tuple[Demand, Demand, Demand]:  # fmt: skip
+    """Return what the push, the service and the reply of a piece demand, `stripes` messages to each server."""
+    config, n, x, y = cell.config, at_once, servers.on_worker, servers.own
+    payload = config.wire_bytes
+    worker_s, server_s = (nbytes / rate for rate in _rates(cell, calibration, servers))
+    crowd = calibration.crowding(servers.num_workers + config.num_servers)
+    per_message = stripes * calibration.message_cpu_s * crowd
+    copying, adding = calibration.copy_s_per_byte * nbytes * crowd, calibration.add_s_per_byte * nbytes * crowd
+    local_s = _local_s(cell, calibration, nbytes)
+    others = servers.num_servers - bool(x)
+    on_rank = x * (n - 1) if n > 1 else 0.0  # of the payload, from other workers to the server on a worker's rank
+    update_s = 0.0 if config.server_role == "sum" or config.sync_every > 1 else compute.optimizer_s * nbytes / payload
+    out, back = (1 - x) * worker_s, on_rank * worker_s
+    own = n * y * server_s
+    push = [
+        (UP, out), (DOWN, back), (SERVER_DOWN, own),
+        (WORKER_CPU, others * per_message + copying + (n - 1) * bool(x) * per_message),
+    ]  # fmt: skip
+    reply = [(DOWN, out), (UP, back), (SERVER_UP, own), (WORKER_CPU, others * per_message)]
+    serve = [
+        (WORKER_CPU, bool(x) * (n * x * adding + x * update_s + (n - 1) * per_message)),
+        (SERVER_CPU, bool(y) * (n * y * adding + y * update_s + 2 * n * per_message)),
+    ]
+    push, reply = (_half_duplex(demand, calibration.duplex_factor - 1) for demand in (push, reply))
+    push.append((LOCAL, local_s))
+    reply.append((LOCAL, local_s))
+    return _without_zeros(push), _without_zeros(serve), _without_zeros(reply)
+
+
+def _without_zeros(demand: Demand) -> Demand:
+    return [(resource, seconds) for resource, seconds in demand if seconds > 0]
+
+
+def _half_duplex(demand: Demand, coupling: float) -> Demand:
+    """Let each direction of a link spend `coupling` of its time on the other direction's bytes."""
+    if coupling <= 0:
+        return demand
+    other = {UP: DOWN, DOWN: UP, SERVER_UP: SERVER_DOWN, SERVER_DOWN: SERVER_UP}
+    found = dict(demand)
+    links = sorted({*found, *(other.get(resource, resource) for resource in found)})
+    return [
+        (resource, found.get(resource, 0.0) + coupling * found.get(other.get(resource, -1), 0.0)) for resource in links
+    ]
+
+
+def _rates(cell: Cell, calibration: ClusterCalibration, servers: Servers) -> tuple[float, float]:
+    """Return bytes per second of a worker's and of a server's link, the worker's within its window."""
+    worker = slowest_link(cell, calibration) if servers.num_workers + cell.config.num_servers > 1 else math.inf
+    if not cell.two_level:
+        worker /= cell.ranks_per_node
+    server = server_link(cell, calibration) if cell.config.num_servers else worker
+    window = cell.config.window_bytes
+    if window is not None and math.isfinite(worker):
+        round_trip = 2 * calibration.latency_s + min(window, cell.config.chunk_bytes) / worker
+        worker = min(worker, window / round_trip)
+    return worker, server
+
+
+def _local_s(cell: Cell, calibration: ClusterCalibration, nbytes: float) -> float:
+    """Return what the workers of one node take to add up a piece, or to hand its weights around."""
+    g = cell.ranks_per_node if cell.two_level else 1
+    return (g - 1) / g * nbytes / calibration.node_bytes_per_s
+
+
+def exchange(works: list[Work], latency_s: float, norm: bool, burst_s: float = 0.0) -> list[float]:
+    """Return when the reply to each piece is at the worker, after backward began; `burst_s` as of a Link."""
+    free: dict[int, float] = {}
+    replies: deque[tuple[float, int]] = deque()
+    arrivals, i = [0.0] * len(works), 0
+
+    def run(demand: Demand, at: float) -> float:
+        end = at
+        for resource, seconds in demand:
+            credit_s = burst_s if _is_link(resource) else 0.0
+            free[resource] = max(at - credit_s, free.get(resource, 0.0)) + seconds
+            end = max(end, free[resource])
+        return end
+
+    held: list[int] = []
+    last = 0.0
+    while i < len(works) or replies:
+        if i < len(works) and (not replies or works[i].ready_s <= replies[0][0]):
+            served = run(works[i].serve, run(works[i].push, works[i].ready_s) + latency_s)
+            last = max(last, served)
+            if norm:
+                held.append(i)
+            else:
+                replies.append((served, i))
+            i += 1
+            if norm and i == len(works):
+                replies.extend((last + 2 * latency_s, j) for j in held)
+        else:
+            at, j = replies.popleft()
+            arrivals[j] = run(works[j].reply, at) + latency_s
+    return arrivals
+
+
+def in_order_of_priority(works: list[Work]) -> list[Work]:
+    """Return the pieces as a worker sends them if those that the next forward reads first overtake others."""
+    waiting, sent, now, i = list[int](), list[Work](), 0.0, 0
+    while len(sent) < len(works):
+        while i < len(works) and (works[i].ready_s <= now or not waiting):
+            now = max(now, works[i].ready_s)
+            waiting.append(i)
+            i += 1
+        chosen = works[waiting.pop()]  # the latest layers of backward are the first of forward
+        now += max((seconds for _, seconds in chosen.push), default=0.0)
+        sent.append(Work(max(chosen.ready_s, sent[-1].ready_s if sent else 0.0), *_rest(chosen)))
+    return sent
+
+
+def _rest(work: Work) -> tuple[Demand, Demand, Demand, float, float]:
+    return work.push, work.serve, work.reply, work.begin, work.end
+
+
+def needed_by_layer(cell: Cell, works: list[Work], arrivals: list[float]) -> np.ndarray:
+    """Return when each layer's new weights are there, in the order of forward."""
+    sizes: dict[str, int] = {}
+    for tensor in tensors(cell.config.gpt):
+        sizes[tensor.layer] = sizes.get(tensor.layer, 0) + tensor.size
+    ends = np.cumsum(list(sizes.values()))
+    begins = ends - np.array(list(sizes.values()))
+    order = np.argsort([work.begin for work in works])
+    at = np.array(arrivals)[order]
+    starts = np.array([works[i].begin for i in order])
+    first = np.searchsorted(starts, begins + 0.5, side="right") - 1
+    last = np.searchsorted(starts, ends - 0.5, side="right") - 1
+    return np.array([at[a : b + 1].max() for a, b in zip(first, last, strict=True)])[::-1]
