@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -98,9 +99,15 @@ def _attempt(what: str, argv: list[str] | Callable[[], list[str]], fix: str) -> 
         return Finding(what, False, str(error), fix)
     except (OSError, subprocess.TimeoutExpired) as error:
         return Finding(what, False, str(error), fix)
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
     works = result.returncode == 0
-    return Finding(what, works, result.stdout.strip() or "works" if works else (lines or ["no output"])[-1], fix)
+    return Finding(what, works, result.stdout.strip() or "works" if works else _reason(result.stderr), fix)
+
+
+def _reason(stderr: str) -> str:
+    """Return the last line that names an error, the last line of text where none does: mpirun writes a notice below."""
+    lines = [line.strip() for line in stderr.splitlines() if any(character.isalnum() for character in line)]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (errors or lines or ["no output"])[-1]
 
 
 def _mpirun(program: str) -> list[str]:

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from strategies.allreduce import message_sizes
 from strategies.base import Observed, WorkerOptimizer, torch_dtype
 from strategies.group import Group
+from strategies.nccl import require_own_gpu
 from strategies.options import Options
 
 
@@ -39,6 +40,7 @@ class DDP(WorkerOptimizer):
         """Start the process group, wrap the model (which broadcasts rank 0's weights). Collective."""
         super().prepare(model, optimizer)
         device = next(model.parameters()).device
+        require_own_gpu(self.group, device)
         backend = "nccl" if device.type == "cuda" else "gloo"
         # TORCH_DISTRIBUTED_DEBUG=DETAIL checks every collective, and torch 2.13 crashes under it with a TCPStore.
         set_debug_level(DebugLevel.OFF)

@@ -15,6 +15,7 @@ from strategies.allreduce import message_sizes
 from strategies.base import WorkerOptimizer, torch_dtype
 from strategies.gradients import mark_stepped
 from strategies.group import Group
+from strategies.nccl import require_own_gpu
 from strategies.options import Options
 from strategies.timeline import KeepsTimeline, Span, spans
 
@@ -74,6 +75,9 @@ class RingAllreduce(WorkerOptimizer, KeepsTimeline):
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Broadcast rank 0's weights, wrap the optimizer, identify the allreduce. Collective."""
         super().prepare(model, optimizer)
+        device = next(model.parameters()).device
+        if hvd.nccl_built():
+            require_own_gpu(self.group, device)
         hvd.broadcast_parameters(model.state_dict(), root_rank=0)
         self._given_optimizer = optimizer
         self._optimizer = hvd.DistributedOptimizer(
@@ -85,7 +89,6 @@ class RingAllreduce(WorkerOptimizer, KeepsTimeline):
             gradient_predivide_factor=self.group.size if self._sums_scaled_fp16 else 1.0,
         )
         self._watch_gradients(model)
-        device = next(model.parameters()).device
 
         def allreduce(vector: Tensor) -> Tensor:
             reduced: Tensor = hvd.allreduce(vector.to(device), op=hvd.Sum, name="identify")

@@ -66,10 +66,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
 
 def load(path: Path, worker: int) -> dict[str, torch.Tensor]:
     weights: dict[str, torch.Tensor] = torch.load(f"{path}.{worker}")
-    return weights
+    return {name.removeprefix("module."): value for name, value in weights.items()}  # DDP's wrapper adds it
 
 
-@pytest.mark.parametrize(("strategy", "ranks"), [("parameter_server", 3), ("ring_allreduce", 2)])
+@pytest.mark.parametrize(("strategy", "ranks"), [("parameter_server", 3), ("ring_allreduce", 2), ("mpi_ring", 2), ("ddp", 2)])
 def test_the_example_ends_with_one_processs_weights(
     strategy: str, ranks: int, alone: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
