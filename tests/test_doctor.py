@@ -6,6 +6,7 @@ import pytest
 
 from bench.doctor import _reason
 
+ERROR = "ModuleNotFoundError: No module named 'horovod'"
 NOTICE = "-----\nprterun detected that one or more processes exited with non-zero status\n\n  Exit code: 1\n-----\n"
 
 
@@ -14,7 +15,7 @@ NOTICE = "-----\nprterun detected that one or more processes exited with non-zer
     [
         ("", "no output"),
         ("----\n", "no output"),
-        ("Traceback:\nModuleNotFoundError: No module named 'horovod'\n" + NOTICE, "ModuleNotFoundError: No module named 'horovod'"),
+        (f"Traceback:\n{ERROR}\n{NOTICE}", ERROR),
         (NOTICE, "Exit code: 1"),
     ],
 )  # fmt: skip

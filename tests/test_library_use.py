@@ -69,7 +69,9 @@ def load(path: Path, worker: int) -> dict[str, torch.Tensor]:
     return {name.removeprefix("module."): value for name, value in weights.items()}  # DDP's wrapper adds it
 
 
-@pytest.mark.parametrize(("strategy", "ranks"), [("parameter_server", 3), ("ring_allreduce", 2), ("mpi_ring", 2), ("ddp", 2)])
+@pytest.mark.parametrize(
+    ("strategy", "ranks"), [("parameter_server", 3), ("ring_allreduce", 2), ("mpi_ring", 2), ("ddp", 2)]
+)
 def test_the_example_ends_with_one_processs_weights(
     strategy: str, ranks: int, alone: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:

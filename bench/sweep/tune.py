@@ -1,4 +1,4 @@
-"""Find the fastest message size on this network: every size is measured in rounds, the fastest is written to a file."""
+"""Find the best message size on this network: every size is measured in rounds, the chosen one is written to a file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Round = Callable[[Sequence[RunConfig], int], tuple[list[float | None], float]]
 
 
 def tune(config: RunConfig, rank_info: RankInfo, out: Path, console: Console) -> None:
-    """Measure every size for about BUDGET_S, print them, add the fastest to the file `out`. Collective.
+    """Measure every size for about BUDGET_S, print them, add the chosen one to the file `out`. Collective.
 
     Without a launcher, each round starts its own ranks. BadInput if there is nothing to tune.
     """
@@ -56,7 +56,8 @@ def tune(config: RunConfig, rank_info: RankInfo, out: Path, console: Console) ->
         entry = make_entry(config, knob, found, max(map(len, samples)))
         files.write_whole(out, yaml.safe_dump({**known, config.strategy: entry}, sort_keys=False))
         show(config, knob, found, console)
-        text = f"{out}: --tuned {out} sets {knob}: {fastest(found)} for {config.strategy}"
+        remark = "" if choose(knob, found) == fastest(found) else ", the default: no size is faster beyond the noise"
+        text = f"{out}: --tuned {out} sets {knob}: {choose(knob, found)} for {config.strategy}{remark}"
         left_out = [getattr(candidate, knob) for candidate in candidates if getattr(candidate, knob) not in found]
         for line in (text, *notes.describe(left_out)):
             console.print(line, markup=False, soft_wrap=True)
@@ -176,17 +177,24 @@ def step_s_of(record: RunRecord) -> float | None:
 
 
 def make_entry(config: RunConfig, knob: str, found: dict[int, Estimate], num_rounds: int) -> dict[str, Any]:
-    """Return a strategy's entry of the file: the fastest size, and where and how it was measured."""
+    """Return a strategy's entry of the file: the chosen size, and where and how it was measured."""
     current = environment.collect()
     given = config.model_dump(mode="json", exclude_defaults=True)
     return {
-        "knobs": {knob: fastest(found)},
+        "knobs": {knob: choose(knob, found)},
         "tuned_at": records.now(),
         "environment": {"digest": environment.digest(current), **current},
         "config": {name: value for name, value in given.items() if name not in ("strategy", "tuned")},
         "rounds": num_rounds,
         "step_s": {str(size): round(step.value, 6) for size, step in found.items()},
     }
+
+
+def choose(knob: str, found: dict[int, Estimate]) -> int:
+    """Return the fastest size if its interval lies below that of the default size, else the default."""
+    default = RunConfig.model_fields[knob].default
+    best = fastest(found)
+    return best if default not in found or found[best].high < found[default].low else default
 
 
 def fastest(found: dict[int, Estimate]) -> int:

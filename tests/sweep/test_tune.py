@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console
@@ -68,7 +69,23 @@ def test_every_round_has_every_size_and_ends_within_the_budget(round_s: float) -
     assert len(began) == 1 or len(began) * round_s <= tune.BUDGET_S
 
 
-def test_the_entry_has_the_fastest_size_and_its_origin() -> None:
+DEFAULT = RunConfig.model_fields["bucket_bytes"].default
+
+
+@pytest.mark.parametrize(
+    ("found", "chosen"),
+    [
+        ({1024: Estimate(2.0, 1.0, 3.0), 2048: Estimate(1.0, 0.9, 1.1)}, 2048),  # the default has no ok run
+        ({DEFAULT: Estimate(2.0, 1.8, 2.2), 2048: Estimate(1.0, 0.9, 1.1)}, 2048),
+        ({DEFAULT: Estimate(2.0, 1.8, 2.2), 2048: Estimate(1.9, 1.5, 2.0)}, DEFAULT),  # within the noise
+        ({DEFAULT: Estimate(2.0, np.nan, np.nan), 2048: Estimate(1.0, np.nan, np.nan)}, DEFAULT),  # one round
+    ],
+)
+def test_a_size_other_than_the_default_is_chosen_only_beyond_the_noise(found: dict[int, Estimate], chosen: int) -> None:
+    assert tune.choose("bucket_bytes", found) == chosen
+
+
+def test_the_entry_has_the_chosen_size_and_its_origin() -> None:
     found = {1024: Estimate(2.0, 1.0, 3.0), 2048: Estimate(1.0, 0.9, 1.1)}
     entry = tune.make_entry(config_of("ddp", num_workers=3), "bucket_bytes", found, 5)
     assert entry["knobs"] == {"bucket_bytes": 2048}

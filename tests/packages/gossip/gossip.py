@@ -19,8 +19,7 @@ class Gossip(WorkerOptimizer):
     @staticmethod
     def closed_form(options, job):
         """Each worker sends all its weights to two neighbours, in fp32."""
-        messages = 2 if job.num_workers > 1 else 0
-        nbytes = messages * 4 * job.num_parameters
+        messages, nbytes = (2, 8 * job.num_parameters) if job.num_workers > 1 else (0, 0)
         return Prediction(Volume(nbytes, nbytes, messages, messages))
 
     def synchronize(self):
