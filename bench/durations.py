@@ -122,17 +122,6 @@ def _flops(shape: GPTShape, attention_in: str, factor: int) -> dict[str, float]:
     return {name: float(factor * size) for name, size in sizes.items()}
 
 
-def layer_parameters(shape: GPTShape) -> dict[str, int]:
-    """Parameters of every layer, in the order of forward and with the names of `forward_flops`."""
-    d = shape.n_embd
-    block = {
-        "ln_1": 2 * d, "attention.qkv": 3 * d * (d + 1), "attention.proj": d * (d + 1), "ln_2": 2 * d,
-        "fc": 4 * d * (d + 1), "proj": d * (4 * d + 1),
-    }  # fmt: skip
-    blocks = {f"blocks.{i}.{name}": size for i in range(shape.n_layer) for name, size in block.items()}
-    return {"wte": shape.vocab_size * d, "wpe": shape.block_size * d, **blocks, "ln_f": 2 * d}
-
-
 def _of_device(config: RunConfig) -> Durations:
     """Return FLOPs over the achieved rate (peak × MFU); the optimizer is bound by memory bandwidth."""
     assert config.device_model is not None

@@ -142,7 +142,7 @@ def predict(config: RunConfig) -> Prediction:
     form = config.kind.closed_form
     if form is None:
         return Prediction(Volume.unknown())
-    return form(config, Job(config.num_workers, config.gpt.num_parameters, 4 + 12 * config.gpt.n_layer))
+    return form(config, Job(config.num_workers, config.gpt.tensors))
 
 
 def make_ledger(

@@ -24,6 +24,22 @@ class GPTShape(BaseModel):
         return self.vocab_size * d + self.block_size * d + self.n_layer * block + 2 * d
 
     @property
+    def layer_tensors(self) -> dict[str, tuple[int, ...]]:
+        """Elements of each tensor by layer (weight, then bias), in the order of definition, which is forward's."""
+        d = self.n_embd
+        block = {
+            "ln_1": (d, d), "attention.qkv": (3 * d * d, 3 * d), "attention.proj": (d * d, d), "ln_2": (d, d),
+            "fc": (4 * d * d, 4 * d), "proj": (4 * d * d, d),
+        }  # fmt: skip
+        blocks = {f"blocks.{i}.{name}": sizes for i in range(self.n_layer) for name, sizes in block.items()}
+        return {"wte": (self.vocab_size * d,), "wpe": (self.block_size * d,), **blocks, "ln_f": (d, d)}
+
+    @property
+    def tensors(self) -> tuple[int, ...]:
+        """Elements of each trainable tensor, in the order of definition."""
+        return tuple(size for sizes in self.layer_tensors.values() for size in sizes)
+
+    @property
     def flops_per_token(self) -> int:
         """Training FLOPs per token, 6N + 12·L·H·Q·T: PaLM (arXiv:2204.02311), appendix B.
 

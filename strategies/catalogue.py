@@ -23,9 +23,9 @@ ENTRY_POINTS = "psring.strategies"
 NONE, RING, PARAMETER_SERVER_FAMILY, OTHER = "none", "ring", "parameter server", "other"
 SPARE_COLOURS = ("#882255", "#117733", "#332288", "#999933", "#aa4499")
 SERVER_KNOBS = (
-    "num_servers", "placement", "consistency", "staleness", "server_role", "sync_every", "outer_learning_rate",
-    "outer_momentum", "wire_dtype", "compression", "topk_ratio", "chunk_bytes", "schedule", "window_bytes",
-    "shared_memory", "poll_s",
+    "num_servers", "placement", "sharding", "consistency", "staleness", "server_role", "sync_every",
+    "outer_learning_rate", "outer_momentum", "wire_dtype", "compression", "topk_ratio", "chunk_bytes", "schedule",
+    "window_bytes", "shared_memory", "poll_s",
 )  # fmt: skip
 
 

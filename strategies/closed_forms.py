@@ -9,11 +9,11 @@ twice (Patarasuk and Yuan, 2009). Nothing is padded: blocks of one bucket differ
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from strategies.options import NUMBER_FORMATS, NUMBERS_PER_SCALE, Options
+from strategies.sharding import place_tensors, server_parts
 from strategies.volume import Volume, mean_volume
 
 NORM_BYTES = 8  # one float64: the global gradient norm, or a server's share of its square
@@ -24,20 +24,31 @@ class Job:
     """What a closed form depends on beside the knobs."""
 
     num_workers: int
-    num_parameters: int
-    num_tensors: int
+    tensors: tuple[int, ...]  # elements of each trained tensor, in the order of definition
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all tensors."""
+        return sum(self.tensors)
+
+    @property
+    def num_tensors(self) -> int:
+        """Number of tensors."""
+        return len(self.tensors)
 
 
 @dataclass(frozen=True)
 class Prediction:
     """Volume of the mean worker and the mean dedicated server in one step.
 
-    `tolerance_bytes`: how far a correct count may be off, because messages are cut between elements.
+    `tolerance_bytes`: how far a correct count may be off, because messages are cut between elements. `per_rank`: each
+    rank's own volume, where ranks of one role differ or may.
     """
 
     worker: Volume
     server: Volume | None = None
     tolerance_bytes: float = 0.0
+    per_rank: tuple[Volume, ...] = ()
 
 
 ClosedForm = Callable[[Options, Job], Prediction]
@@ -86,57 +97,77 @@ def _ring_tolerance(options: Options, job: Job) -> float:
 
 
 def push_pull(options: Options, job: Job) -> Prediction:
-    """Add up what each rank pushes to and pulls from servers, its own share left out, and what it serves to others."""
-    shares = server_shares(options, job.num_workers)
-    payload, stripes = payload_bytes(options, job.num_parameters), _count_stripes(options, job, max(shares.values()))
-    norm, first = options.needs_norm, min(shares)
-
-    def of_rank(rank: int) -> Volume:
-        trains, own, serves = rank < job.num_workers, shares.get(rank, 0.0), rank in shares
-        pairs = trains * (len(shares) - serves) + serves * (job.num_workers - trains)
-        moved = (trains * (1 - own) + (job.num_workers - trains) * own) * payload
-        # Every other server sends its share of the norm to the first, which sends the sum to all ranks.
-        sends = norm * (job.num_workers + options.num_servers - 1 if rank == first else serves)
-        receives = norm * (len(shares) - 1 if rank == first else 1)
-        messages = pairs * stripes
-        return Volume(
-            moved + sends * NORM_BYTES, moved + receives * NORM_BYTES, messages + sends, messages + receives
-        )  # fmt: skip
-
-    per_step = [of_rank(rank) / options.sync_every for rank in range(job.num_workers + options.num_servers)]
+    """Add up what each rank pushes to and pulls from the servers; its own shard does not travel."""
+    held = shards(options, job)
+    payload, num_messages = payload_bytes(options, job.num_parameters), sum(shard.messages for shard in held.values())
+    moved = []
+    for rank in range(job.num_workers + options.num_servers):
+        trains, shard = int(rank < job.num_workers), held.get(rank, Shard(0.0, 0))
+        others = job.num_workers - trains  # workers whose pushes travel to this rank
+        nbytes = payload * (trains * (1 - shard.share) + others * shard.share)
+        messages = trains * (num_messages - shard.messages) + others * shard.messages
+        moved.append(Volume(nbytes, nbytes, messages, messages))
+    if options.needs_norm:  # every other server sends its share to the first, which sends the sum to all ranks
+        first = min(held)
+        for rank, volume in enumerate(moved):
+            if rank != first:
+                serves = int(rank in held)
+                volume.add(serves * NORM_BYTES, NORM_BYTES, serves, 1)
+                moved[first].add(NORM_BYTES, serves * NORM_BYTES, 1, serves)
+    per_step = [volume / options.sync_every for volume in moved]
     of_worker = mean_volume(per_step[: job.num_workers])
     assert of_worker is not None
-    return Prediction(of_worker, mean_volume(per_step[job.num_workers :]), _push_pull_tolerance(options, job, shares))
+    of_server = mean_volume(per_step[job.num_workers :])
+    return Prediction(of_worker, of_server, _push_pull_tolerance(options, job, held), tuple(per_step))
 
 
-def _push_pull_tolerance(options: Options, job: Job, shares: dict[int, float]) -> float:
+def _push_pull_tolerance(options: Options, job: Job, held: Mapping[int, Shard]) -> float:
     """Return how far counts may be off.
 
     Compressed: every message ends with less than one whole scale and byte, or one number and its index. Unequal
-    servers: a stripe is cut between elements, for each server within one of its share.
+    ranges: a stripe is cut between elements, for each server within one of its share.
     """
-    itemsize, stripes = NUMBER_FORMATS[options.wire_dtype].nbytes, _count_stripes(options, job, max(shares.values()))
+    itemsize, most = NUMBER_FORMATS[options.wire_dtype].nbytes, max(shard.messages for shard in held.values())
     if options.compression != "none":
-        return (len(shares) + job.num_workers) * stripes * (4 + itemsize)
-    return 2 * job.num_workers * stripes * itemsize if options.placement == "mixed" else 0
+        return (len(held) + job.num_workers) * most * (4 + itemsize)
+    cut = options.placement == "mixed" and options.sharding == "ranges"
+    return 2 * job.num_workers * most * itemsize if cut else 0
 
 
-def server_shares(options: Options, num_workers: int) -> dict[int, float]:
-    """Return what part of the parameters each serving rank holds.
+@dataclass(frozen=True)
+class Shard:
+    """What one rank serves: its part of all parameters, and the messages in which a worker pushes or pulls it."""
 
-    Mixed, n workers and k servers of their own: a worker's rank (n-k)/D, a server's 2(n-1)/D, where D = n^2+kn-2k
-    (Jiang et al., OSDI 2020).
-    """
-    n, k = num_workers, options.num_servers
-    if options.placement == "colocated":
-        return dict.fromkeys(range(n), 1 / n)
-    if options.placement == "dedicated" or k == n:
-        return dict.fromkeys(range(n, n + k), 1 / k)
-    d = n * n + k * n - 2 * k
-    return {rank: ((n - k) if rank < n else 2 * (n - 1)) / d for rank in range(n + k)}
+    share: float
+    messages: int
 
 
-def _count_stripes(options: Options, job: Job, largest_share: float) -> int:
-    """Return the messages between a worker and each server: the largest server's chunks are at most chunk_bytes."""
+def shards(options: Options, job: Job) -> dict[int, Shard]:
+    """Return what each serving rank holds; messages are at most chunk_bytes and, of whole tensors, of one tensor."""
     most = max(1, options.chunk_bytes // NUMBER_FORMATS[options.wire_dtype].nbytes)
-    return math.ceil(round(job.num_parameters * largest_share / most, 9))
+    if options.sharding == "tensors":
+        return {
+            rank: Shard(sum(sizes) / job.num_parameters, sum(-(-size // most) for size in sizes))
+            for rank, sizes in tensors_of_servers(options, job).items()
+        }
+    parts = server_parts(options.placement, job.num_workers, options.num_servers)
+    total = sum(parts.values())
+    stripes = -(-job.num_parameters * max(parts.values()) // (most * total))  # of one message per server
+    return {rank: Shard(part / total, stripes) for rank, part in parts.items()}
+
+
+def rank_of_tensors(options: Options, job: Job) -> list[int]:
+    """Return the rank that serves each whole tensor, in the order of definition."""
+    parts = server_parts(options.placement, job.num_workers, options.num_servers)
+    ranks = list(parts)
+    return [ranks[server] for server in place_tensors(job.tensors, list(parts.values()))]
+
+
+def tensors_of_servers(options: Options, job: Job) -> dict[int, list[int]]:
+    """Return the sizes of the whole tensors that each serving rank holds, elements."""
+    held: dict[int, list[int]] = {
+        rank: [] for rank in server_parts(options.placement, job.num_workers, options.num_servers)
+    }
+    for size, rank in zip(job.tensors, rank_of_tensors(options, job), strict=True):
+        held[rank].append(size)
+    return held

@@ -80,6 +80,10 @@ class TopologyOptions(Knobs):
     placement: Literal["dedicated", "colocated", "mixed"] = "dedicated"
     """Where parameters are served; dedicated: on num_servers ranks of their own; colocated: on every worker's rank,
     an equal shard each; mixed: on both, split so that all links carry the same bytes."""
+    sharding: Literal["ranges", "tensors"] = "ranges"
+    """What a server holds; ranges: the same share of every part of the model; tensors: whole tensors, the largest
+    placed first, each on the server with the least, as TensorFlow and MXNet do: the largest tensor (a GPT's token
+    embedding) may then overload a server."""
     consistency: Literal["bsp", "asp", "ssp"] = "bsp"
     """Which workers wait; bsp: an update holds every worker's gradient of the same step; asp: each gradient is an
     update of its own, scaled by 1/num_workers, and no worker waits; ssp: as asp, within a bound (staleness)."""

@@ -27,6 +27,7 @@ CHECKS = (topology.check, wire.check, training.check, model.check, network.check
 # Knobs that only say which runs are accepted: the same cell, whatever their values.
 NOT_MEASURED = {"allow_nonfinite_loss", "max_foreign_cpu_share", "timeout_s"}
 IN_OLD_NAMES = {"timeout_s": 600.0}  # so that cells keep the names that committed folders have for them
+ADDED_LATER = {"slowdown", "sharding"}  # the same, where these have their default
 # In the order of the help text.
 GROUPS: dict[str, tuple[type[Knobs], ...]] = {
     "topology": (Workers, TopologyOptions),
@@ -110,8 +111,8 @@ class RunConfig(AllKnobs):
 
     def digest(self) -> str:
         """Return twelve hexadecimal digits that identify what this config measures."""
-        later = {"slowdown"} if self.slowdown == 1 else set[str]()  # so that cells keep their names, too
-        values = {**self.model_dump(mode="json", exclude=NOT_MEASURED | later), **IN_OLD_NAMES}
+        left_out = NOT_MEASURED | (ADDED_LATER - set(self.given(ADDED_LATER)))
+        values = {**self.model_dump(mode="json", exclude=left_out), **IN_OLD_NAMES}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     def unsupported(self) -> str | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, field_validator
 
 from strategies import catalogue
+from strategies.closed_forms import Job, tensors_of_servers
 from strategies.options import MAX_RANKS, Knobs, Unit
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def default_num_servers(values: Mapping[str, object]) -> int:
 def check(config: RunConfig) -> Iterator[str]:
     """Yield errors in the numbers of workers and servers, and in the consistency model."""
     yield from _servers(config)
+    yield from _sharding(config)
     yield from _consistency(config)
     if config.kind.single_process and config.num_workers != 1:
         yield f"num_workers: {config.strategy} is one worker; for several use {catalogue.INDEPENDENT.name}"
@@ -68,6 +70,21 @@ def _servers(config: RunConfig) -> Iterator[str]:
         yield (
             f"num_servers: mixed has a use for at most as many servers as workers ({workers}), not {servers}; "
             "use placement: dedicated"
+        )
+
+
+def _sharding(config: RunConfig) -> Iterator[str]:
+    if config.sharding != "tensors":
+        return
+    if not config.kind.has_servers:
+        yield f"sharding: {config.strategy} has no servers that hold tensors; leave sharding out"
+        return
+    held = tensors_of_servers(config, Job(config.num_workers, config.gpt.tensors))
+    without = sum(not tensors for tensors in held.values())
+    if without:
+        yield (
+            f"sharding: {len(config.gpt.tensors)} whole tensors leave {without} of {len(held)} servers without any; "
+            "use ranges, or fewer servers"
         )
 
 

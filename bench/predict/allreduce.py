@@ -91,7 +91,7 @@ def _volume(cell: Cell) -> tuple[float, float, float]:
         return levels + more, levels + 2 * more, levels + more
     assert config.kind.closed_form is not None  # step_time refuses strategies without one
     payload = config.wire_bytes
-    copies = (config.kind.closed_form(config, Job(n, config.gpt.num_parameters, 1)).worker.bytes_sent or 0) / payload
+    copies = (config.kind.closed_form(config, Job(n, config.gpt.tensors)).worker.bytes_sent or 0) / payload
     if cell.algorithm == "rabenseifner":
         p, more = 2**levels, not power_of_two  # else half a copy is exchanged before, and a whole one sent on after
         return 2 * (p - 1) / p + more * 1.5, 2 * levels + 2 * more, (p - 1) / p + more * 0.5

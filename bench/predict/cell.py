@@ -7,7 +7,6 @@ from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
 
 from bench.config import RunConfig
-from bench.durations import layer_parameters
 from bench.shape import GPTShape
 
 Algorithm = Literal["ring", "rabenseifner", "recursive_doubling"]
@@ -53,18 +52,5 @@ class Cell:
 @lru_cache
 def tensors(shape: GPTShape) -> tuple[Tensor, ...]:
     """Return the tensors in the order in which backward finishes their gradients."""
-    found = []
-    for layer, size in reversed(layer_parameters(shape).items()):
-        name = layer.rpartition(".")[2]
-        bias = {"qkv": 3, "fc": 4, "proj": 1, "ln_1": 1, "ln_2": 1, "ln_f": 1}.get(name, 0) * shape.n_embd
-        found += [Tensor(layer, bias)] * bool(bias) + [Tensor(layer, size - bias)]
-    return tuple(found)
-
-
-def place_tensors(sizes: tuple[int, ...], num_servers: int) -> list[int]:
-    """Return each tensor's server: largest first, onto the server that holds least (as TensorFlow and MXNet did)."""
-    held, server_of = [0] * num_servers, [0] * len(sizes)
-    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        server = min(range(num_servers), key=held.__getitem__)
-        server_of[index], held[server] = server, held[server] + sizes[index]
-    return server_of
+    found = [(layer, size) for layer, sizes in shape.layer_tensors.items() for size in sizes]
+    return tuple(Tensor(layer, size) for layer, size in reversed(found))

@@ -18,10 +18,10 @@ import numpy as np
 from bench.links import parse_links
 from bench.predict.allreduce import pieces, slowest_link
 from bench.predict.calibration import ClusterCalibration
-from bench.predict.cell import Cell, place_tensors, tensors
+from bench.predict.cell import Cell, tensors
 from bench.predict.compute import Compute
-from strategies.closed_forms import server_shares
 from strategies.options import NUMBER_FORMATS
+from strategies.sharding import place_tensors, server_parts
 
 MAX_PIECES = 128  # more hardly change the result
 UP, DOWN, WORKER_CPU, LOCAL, SERVER_UP, SERVER_DOWN, SERVER_CPU = range(7)
@@ -53,7 +53,8 @@ class Servers:
     def of(cell: Cell, calibration: ClusterCalibration) -> Servers:
         """Return the cell's, with lambda times the mean share on the busiest dedicated server."""
         n = cell.senders
-        shares = server_shares(cell.config, n)
+        parts = server_parts(cell.config.placement, n, cell.config.num_servers)
+        shares = {rank: part / sum(parts.values()) for rank, part in parts.items()}
         imbalance = calibration.shard_imbalance or 1.0
         return Servers(n, len(shares), shares.get(0, 0.0), min(1.0, shares.get(n, 0.0) * imbalance))
 
@@ -68,7 +69,7 @@ def server_link(cell: Cell, calibration: ClusterCalibration) -> float:
 
 def works(cell: Cell, calibration: ClusterCalibration, compute: Compute, at_once: int) -> list[Work]:
     """Return the pieces in the order of backward. `at_once`: workers whose pushes of one a server takes together."""
-    if getattr(cell.config, "sharding", "ranges") == "tensors":
+    if cell.config.sharding == "tensors":
         return _whole_tensors(cell, calibration, compute, at_once)
     servers, config = Servers.of(cell, calibration), cell.config
     largest = max(servers.on_worker, servers.own)
@@ -88,14 +89,15 @@ def _whole_tensors(cell: Cell, calibration: ClusterCalibration, compute: Compute
     """
     config = cell.config
     of = tensors(config.gpt)
-    shares = server_shares(config, cell.senders)
-    server_of = place_tensors(tuple(tensor.size for tensor in of), len(shares))
+    parts = server_parts(config.placement, cell.senders, config.num_servers)
+    server_of = place_tensors([tensor.size for tensor in of], list(parts.values()))
+    ranks = [list(parts)[server] for server in server_of]
     layers = list(dict.fromkeys(tensor.layer for tensor in reversed(of)))
     ready = dict(zip(layers, compute.ready.tolist(), strict=True))
     piece = max(config.chunk_bytes / NUMBER_FORMATS[config.wire_dtype].nbytes, config.gpt.num_parameters / MAX_PIECES)
-    held = np.bincount(server_of, [tensor.size for tensor in of], len(shares))
-    busiest, found, begin = int(held.argmax()), list[Work](), 0.0
-    for tensor, server in zip(of, server_of, strict=True):
+    held = np.bincount(ranks, [tensor.size for tensor in of], cell.senders + config.num_servers)
+    busiest, found, begin = int(held[: cell.senders].argmax()), list[Work](), 0.0
+    for tensor, rank in zip(of, ranks, strict=True):
         number = max(1, math.ceil(tensor.size / piece))
         elements = tensor.size / number
         one = Servers(cell.senders, 1, 0.0, 1.0)
@@ -103,10 +105,10 @@ def _whole_tensors(cell: Cell, calibration: ClusterCalibration, compute: Compute
         push, serve, reply = _demands(
             cell, calibration, compute, one, elements * cell.bytes_per_number, messages, at_once
         )  # fmt: skip
-        if config.placement == "colocated":
-            push, serve, reply = (_on_workers(demand, server == busiest) for demand in (push, serve, reply))
+        if rank < cell.senders:
+            push, serve, reply = (_on_workers(demand, rank == busiest) for demand in (push, serve, reply))
         else:
-            push, serve, reply = (_on_server(demand, server) for demand in (push, serve, reply))
+            push, serve, reply = (_on_server(demand, rank - cell.senders) for demand in (push, serve, reply))
         for _ in range(number):
             found.append(Work(ready[tensor.layer], push, serve, reply, begin, begin + elements))
             begin += elements

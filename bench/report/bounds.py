@@ -15,19 +15,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from bench import ledger
 from bench.config import BadInput, RunConfig
-from bench.durations import Durations, by_flops, durations, layer_parameters
+from bench.durations import Durations, by_flops, durations
 from bench.links import parse_links
 from bench.nodes.layout import PAYLOAD_SHARE
+from strategies.closed_forms import Job, rank_of_tensors
 from strategies.volume import Volume
 
+Numbers = npt.NDArray[np.float64]
 COLUMNS = ("compute_s", "worker_link_s", "server_link_s", "min_step_s")
 COMPUTE, NETWORK, SERVER_LINK, UNKNOWN = "compute", "network", "server link", ""
 
@@ -115,24 +117,26 @@ def durations_of(config: RunConfig, row: Mapping[Any, Any]) -> Durations:
 def limits(config: RunConfig, found: Durations, link_factor: float = 1.0) -> Limits:
     """Return the limits of a config whose layers take these durations."""
     slowest = 1 / min(config.speeds)
-    predicted = ledger.predict(config)
-    worker_s, server_s = _link_s(config, predicted.worker, predicted.server, link_factor)
+    link_s = _link_s(config, link_factor)
+    servers = link_s[config.num_workers :]
     compute_s = found.compute_s * slowest
     if not config.kind.has_servers:
         compute_s += found.optimizer_s
-    link_s = max(worker_s, float(np.nan_to_num(server_s)))
-    in_step = _in_one_step(config, found, link_s, slowest) if link_s else 0.0
-    return Limits(compute_s, worker_s, server_s, max(compute_s, link_s, in_step))
+    in_step = _in_one_step(config, found, link_s, slowest) if link_s.any() else 0.0
+    worker_s, server_s = float(link_s[: config.num_workers].max()), float(servers.max()) if len(servers) else np.nan
+    return Limits(compute_s, worker_s, server_s, max(compute_s, float(link_s.max()), in_step))
 
 
-def _link_s(config: RunConfig, worker: Volume, server: Volume | None, link_factor: float) -> tuple[float, float]:
-    """Return the seconds that the slowest worker's and the slowest server's link carry data in one step."""
+def _link_s(config: RunConfig, link_factor: float) -> Numbers:
+    """Return the seconds that each rank's link carries data in one step, in its busier direction."""
     if config.link is None:
-        return 0.0, np.nan
-    rates = parse_links(config.link, config.world_size, config.num_servers)
-    goodputs = [link_factor * rate / 8 * PAYLOAD_SHARE for rate in rates]
-    worker_s = _bytes(worker) / min(goodputs[: config.num_workers])
-    return worker_s, _bytes(server) / min(goodputs[config.num_workers :]) if server else np.nan
+        return np.zeros(config.world_size)
+    predicted = ledger.predict(config)
+    mean = [predicted.worker] * config.num_workers
+    mean += [predicted.server] * config.num_servers if predicted.server else []
+    moved = np.array([_bytes(volume) for volume in predicted.per_rank or mean])
+    rates = np.array(parse_links(config.link, config.world_size, config.num_servers))
+    return np.asarray(moved / (link_factor * rates / 8 * PAYLOAD_SHARE))
 
 
 def _bytes(volume: Volume) -> float:
@@ -140,18 +144,38 @@ def _bytes(volume: Volume) -> float:
     return max(volume.bytes_sent or 0.0, volume.bytes_received or 0.0)
 
 
-def _in_one_step(config: RunConfig, found: Durations, link_s: float, slowest: float) -> float:
+def _in_one_step(config: RunConfig, found: Durations, link_s: Numbers, slowest: float) -> float:
     """Return the bound of a synchronous step, in which gradients wait for backward and forward for the answer.
 
     0 where a step does not wait for its own exchange: asp, ssp and steps between two exchanges.
     """
     if config.consistency != "bsp" or config.sync_every > 1:
         return 0.0
-    sizes = layer_parameters(config.gpt)
-    forward = np.array([found.forward_s[layer] for layer in sizes]) * slowest
-    backward = np.array([found.backward_s[layer] for layer in sizes]) * slowest
+    layers = list(config.gpt.layer_tensors)
+    forward = np.array([found.forward_s[layer] for layer in layers]) * slowest
+    backward = np.array([found.backward_s[layer] for layer in layers]) * slowest
     ready = forward.sum() + backward[::-1].cumsum()[::-1]
     needed = forward.cumsum() - forward if config.kind.has_servers else np.zeros(len(forward))
-    shares = np.array(list(accumulate(sizes.values()))) / sum(sizes.values())
-    ends = ready - needed + shares * link_s
-    return float(ends.max()) + (0.0 if config.kind.has_servers else found.optimizer_s)
+    ends = max(float((ready - needed + shares * busy_s).max()) for busy_s, shares in _busiest(config, link_s))
+    return ends + (0.0 if config.kind.has_servers else found.optimizer_s)
+
+
+def _busiest(config: RunConfig, link_s: Numbers) -> Iterator[tuple[float, Numbers]]:
+    """Yield the seconds that a link is busy, and the share of these that layers up to k take, for each that may bound.
+
+    Where every link carries every layer alike, that is the busiest one; else each link has its own shares.
+    """
+    if config.sharding == "ranges":
+        sizes = [sum(tensors) for tensors in config.gpt.layer_tensors.values()]
+        yield float(link_s.max()), np.array(sizes).cumsum() / sum(sizes)
+        return
+    job = Job(config.num_workers, config.gpt.tensors)
+    rank_of = rank_of_tensors(config, job)
+    layer_of = [number for number, tensors in enumerate(config.gpt.layer_tensors.values()) for _ in tensors]
+    for rank, busy_s in enumerate(link_s):
+        trains = rank < config.num_workers
+        moved = np.zeros(len(config.gpt.layer_tensors))
+        for layer, size, server in zip(layer_of, job.tensors, rank_of, strict=True):
+            moved[layer] += size * (config.num_workers - trains if server == rank else trains)
+        if moved.any():
+            yield float(busy_s), moved.cumsum() / moved.sum()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,8 +13,9 @@ from mpi4py import MPI
 from torch import nn
 
 from strategies.base import UnusableOptions, torch_dtype
-from strategies.buffers import FlatLayout, balanced_ranges
+from strategies.buffers import FlatLayout, Range, balanced_ranges, chunk_ranges
 from strategies.options import Options
+from strategies.sharding import place_tensors, server_parts
 
 # Chunk i is pushed with tag 2i+3 and pulled with tag 2i+4, in a communicator of its own.
 CLOSE_TAG = 0
@@ -31,24 +33,14 @@ class Roles:
 
     @staticmethod
     def make(placement: str, size: int, num_servers: int) -> Roles:
-        """Place the servers: on the last `num_servers` ranks, on every rank, or on both (mixed).
-
-        Mixed is the split that loads all links alike (Jiang et al., "A Unified Architecture for Accelerating
-        Distributed DNN Training", OSDI 2020): of n workers and k other servers, a worker's rank holds n-k
-        parts, another server 2(n-1).
-        """
-        workers = size - num_servers
-        if placement == "colocated":
-            return Roles(tuple(range(size)), tuple(range(size)), (1,) * size)
-        if not 0 < num_servers < size:
+        """Place the servers: on the last `num_servers` ranks, on every rank, or on both (mixed)."""
+        if placement != "colocated" and not 0 < num_servers < size:
             raise ValueError(
                 f"{num_servers} servers of {size} ranks leave no worker or no server; start more with mpirun -n"
             )
-        dedicated = tuple(range(workers, size))
-        if placement == "dedicated" or num_servers >= workers:
-            return Roles(tuple(range(workers)), dedicated, (1,) * num_servers)
-        shares = (workers - num_servers,) * workers + (2 * (workers - 1),) * num_servers
-        return Roles(tuple(range(workers)), tuple(range(size)), shares)
+        workers = size if placement == "colocated" else size - num_servers
+        parts = server_parts(placement, workers, num_servers)
+        return Roles(tuple(range(workers)), tuple(parts), tuple(parts.values()))
 
 
 @dataclass(frozen=True)
@@ -56,7 +48,7 @@ class Chunk:
     """The elements [begin, end) of the flat vector that one message carries; `server` is an index into the servers."""
 
     index: int
-    stripe: int
+    stripe: int  # its place among its server's chunks
     server: int
     begin: int
     end: int
@@ -79,11 +71,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Plan:
-    """The flat layout cut into stripes, and each stripe into one chunk per server.
-
-    Stripes, so that all servers work at every moment of a backward pass; ranges of elements, not sets of
-    tensors, so that a GPT's embedding does not outweigh the rest.
-    """
+    """The flat layout cut into chunks, each held by one server."""
 
     layout: FlatLayout
     roles: Roles
@@ -92,22 +80,29 @@ class Plan:
     @staticmethod
     def of(model: nn.Module, roles: Roles, options: Options) -> Plan:
         """Return the plan, which depends on shapes and options alone: every rank computes the same."""
-        return Plan.make(FlatLayout.of(model), roles, options.chunk_bytes, torch_dtype(options.wire_dtype))
+        layout, dtype = FlatLayout.of(model), torch_dtype(options.wire_dtype)
+        return Plan.make(layout, roles, options.chunk_bytes, dtype, options.sharding)
 
     @staticmethod
-    def make(layout: FlatLayout, roles: Roles, chunk_bytes: int, wire_dtype: torch.dtype) -> Plan:
-        """Cut into the fewest equal stripes none of whose chunks exceeds `chunk_bytes`."""
-        most, total = max(1, chunk_bytes // wire_dtype.itemsize), sum(roles.shares)
-        num_stripes = -(-layout.num_elements * max(roles.shares) // (most * total))
-        ends = np.cumsum(roles.shares)
+    def make(
+        layout: FlatLayout, roles: Roles, chunk_bytes: int, wire_dtype: torch.dtype, sharding: str = "ranges"
+    ) -> Plan:
+        """Cut into the fewest chunks of at most `chunk_bytes`; UnusableOptions if a server would hold none."""
+        most = max(1, chunk_bytes // wire_dtype.itemsize)
+        cut = _cut_ranges if sharding == "ranges" else _cut_tensors
         chunks: list[Chunk] = []
-        for stripe, (begin, end) in enumerate(balanced_ranges(0, layout.num_elements, num_stripes)):
-            cuts = [begin, *(begin + (end - begin) * int(part) // total for part in ends)]
-            for server in range(len(roles.servers)):
-                chunks.append(Chunk(len(chunks), stripe, server, cuts[server], cuts[server + 1]))
+        num_held = [0] * len(roles.servers)
+        for server, (begin, end) in cut(layout, roles, most):
+            chunks.append(Chunk(len(chunks), num_held[server], server, begin, end))
+            num_held[server] += 1
         if chunks[-1].pull_tag > (MPI.COMM_WORLD.Get_attr(MPI.TAG_UB) or 32767):
             raise UnusableOptions(
                 f"chunk_bytes: {chunk_bytes} makes {len(chunks)} chunks, more than MPI has tags; raise it"
+            )
+        if not all(num_held):
+            raise UnusableOptions(
+                f"sharding: {len(layout.parameters)} whole tensors leave {num_held.count(0)} of {len(num_held)} "
+                "servers without any; use ranges, or fewer servers"
             )
         return Plan(layout, roles, tuple(chunks))
 
@@ -123,6 +118,26 @@ class Plan:
             held[chunk.server] += chunk.size
         shares = np.array(self.roles.shares)
         return float((held / (self.layout.num_elements * shares / shares.sum())).max())
+
+
+def _cut_ranges(layout: FlatLayout, roles: Roles, most: int) -> Iterator[tuple[int, Range]]:
+    """Yield (server, elements): equal stripes, and each stripe cut into one chunk per server.
+
+    All servers then work at every moment of a backward pass, and a GPT's embedding does not outweigh the rest.
+    """
+    total, ends = sum(roles.shares), np.cumsum(roles.shares)
+    num_stripes = -(-layout.num_elements * max(roles.shares) // (most * total))
+    for begin, end in balanced_ranges(0, layout.num_elements, num_stripes):
+        cuts = [begin, *(begin + (end - begin) * int(part) // total for part in ends)]
+        yield from enumerate(itertools.pairwise(cuts))
+
+
+def _cut_tensors(layout: FlatLayout, roles: Roles, most: int) -> Iterator[tuple[int, Range]]:
+    """Yield (server, elements): each tensor on one server, cut into chunks of its own."""
+    sizes = [parameter.numel() for parameter in layout.parameters]
+    for server, span in zip(place_tensors(sizes, roles.shares), layout.ranges(), strict=True):
+        for elements in chunk_ranges(*span, most):
+            yield server, elements
 
 
 Buffer = np.ndarray

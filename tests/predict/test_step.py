@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from bench import ledger
 from bench.config import BadInput, RunConfig, make_config
 from bench.predict import Breakdown, Cell, ClusterCalibration, step_time
-from bench.predict.cell import place_tensors, tensors
 from bench.predict.compute import expected_maximum
 
 FREE: dict[str, Any] = {
@@ -138,12 +137,15 @@ def test_other_allreduces_send_what_their_closed_forms_say() -> None:
 
 
 def test_whole_tensors_make_the_server_of_the_largest_the_bottleneck() -> None:
-    sizes = tuple(tensor.size for tensor in tensors(config(model="gpt2").gpt))
-    held = [0] * 4
-    for size, server in zip(sizes, place_tensors(sizes, 4), strict=True):
-        held[server] += size
-    assert sum(sizes) == config(model="gpt2").gpt.num_parameters
-    assert max(held) == 50257 * 768  # the token embedding has a server of its own
+    def served(sharding: str, **knobs: Any) -> Breakdown:
+        return step(strategy="parameter_server", num_servers=4, vocab_size=16_384, sharding=sharding, **knobs)
+
+    one = config(vocab_size=16_384).gpt
+    hot_s = 4 * max(one.tensors) / one.num_parameters * payload_s(config(vocab_size=16_384))
+    assert served("tensors").server_link_s == pytest.approx(hot_s)
+    assert served("tensors").step_s > served("ranges").step_s + hot_s / 2
+    mixed = served("tensors", placement="mixed", num_workers=8)
+    assert mixed.server_link_s == pytest.approx(2 * hot_s)  # one of the servers has it, for 8 workers
 
 
 def test_a_step_waits_for_the_slowest_worker() -> None:

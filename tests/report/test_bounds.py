@@ -33,7 +33,7 @@ def limits(link_factor: float = 1.0, **config: Any) -> bounds.Limits:
 
 def simulated(config: RunConfig, link_s: float) -> float:
     """Send each layer's gradient after its backward, one after the other; the step ends with the last."""
-    sizes = bounds.layer_parameters(config.gpt)
+    sizes = {layer: sum(tensors) for layer, tensors in config.gpt.layer_tensors.items()}
     times = by_flops(config.gpt, 0.1, 0.2, 0.0)
     now, link_free = sum(times.forward_s.values()), 0.0
     for layer in reversed(sizes):
@@ -44,9 +44,8 @@ def simulated(config: RunConfig, link_s: float) -> float:
 
 @pytest.mark.parametrize("shape", PRESETS.values(), ids=str)
 def test_layers_hold_all_parameters_in_the_order_of_forward(shape: Any) -> None:
-    sizes = bounds.layer_parameters(shape)
-    assert sum(sizes.values()) == shape.num_parameters
-    assert list(sizes) == list(by_flops(shape, 1.0, 1.0, 0.0).forward_s)
+    assert sum(shape.tensors) == shape.num_parameters
+    assert list(shape.layer_tensors) == list(by_flops(shape, 1.0, 1.0, 0.0).forward_s)
 
 
 @given(st.floats(0.01, 100), st.integers(2, 16), st.sampled_from(["ring_allreduce", "mpi_ring", "ddp"]))
@@ -78,6 +77,17 @@ def test_one_servers_link_carries_every_workers_payload(workers: int, servers: i
     assert found.server_link_s == pytest.approx(workers / servers * payload / BYTES_PER_S)
     assert found.worker_link_s == pytest.approx(payload / BYTES_PER_S)
     assert found.bounded_by == by
+
+
+def test_a_hot_tensor_is_ready_last_and_needed_first_so_that_it_crosses_its_servers_link_alone() -> None:
+    served: dict[str, Any] = {"strategy": "parameter_server", "num_workers": 4, "num_servers": 4, "vocab_size": 16_384}
+    hot_s = 4 * 4 * 16_384 * 128 / BYTES_PER_S  # workers, bytes per number, rows, columns
+    whole, ranges = (limits(**served, sharding=sharding) for sharding in ("tensors", "ranges"))
+    assert whole.server_link_s == pytest.approx(hot_s)  # the other servers share what is left
+    assert whole.min_step_s == pytest.approx(0.3 + hot_s)
+    assert 0.3 + hot_s / 4 < ranges.min_step_s < whole.min_step_s / 2
+    alone = served | {"num_servers": 1}
+    assert vars(limits(**alone, sharding="tensors")) == pytest.approx(vars(limits(**alone, sharding="ranges")))
 
 
 def test_without_computing_the_link_alone_counts_and_a_servers_link_may_be_its_own() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from torch import nn
 
 from bench.rank.model import GPT
 from bench.shape import PRESETS
+from strategies.base import UnusableOptions
 from strategies.buffers import FlatLayout, Readiness, as_bytes, balanced_ranges, pieces
 from strategies.parameter_server.plan import Plan, Roles
 
@@ -49,6 +51,37 @@ def test_a_plan_covers_every_element_once_and_balances_the_servers(
     assert 0 < min(c.size for c in plan.chunks) <= max(c.size for c in plan.chunks) <= chunk_bytes / 4 + 1
     assert 1 <= plan.imbalance <= 1.01
     assert [c.index for c in plan.chunks] == list(range(len(plan.chunks)))
+
+
+@given(
+    st.sampled_from(["dedicated", "colocated", "mixed"]),
+    st.integers(2, 12),
+    st.integers(1, 6),
+    st.integers(1024, 1 << 20),
+)
+def test_whole_tensors_lie_on_one_server_each_and_the_largest_decides(
+    placement: str, num_workers: int, num_servers: int, chunk_bytes: int
+) -> None:
+    layout = FlatLayout.of(meta_gpt())
+    roles = Roles.make(placement, num_workers + num_servers, 0 if placement == "colocated" else num_servers)
+    plan = Plan.make(layout, roles, chunk_bytes, torch.float32, "tensors")
+    begins, ends = [c.begin for c in plan.chunks], [c.end for c in plan.chunks]
+    assert begins == [0, *ends[:-1]]
+    assert ends[-1] == layout.num_elements
+    assert max(c.size for c in plan.chunks) <= chunk_bytes / 4
+    for begin, end in layout.ranges():
+        assert len({c.server for c in plan.chunks if begin <= c.begin < end}) == 1
+        assert all(begin <= c.begin < c.end <= end for c in plan.chunks if begin <= c.begin < end)
+    for server in range(len(roles.servers)):
+        assert [c.stripe for c in plan.of_server(server)] == list(range(len(plan.of_server(server))))
+    largest = max(end - begin for begin, end in layout.ranges()) / layout.num_elements
+    assert plan.imbalance >= max(1, largest * sum(roles.shares) / max(roles.shares)) - 1e-9
+
+
+def test_more_servers_than_tensors_are_refused() -> None:
+    layout, roles = FlatLayout.of(nn.Linear(3, 3)), Roles.make("colocated", 3, 0)
+    with pytest.raises(UnusableOptions, match="2 whole tensors leave 1 of 3 servers"):
+        Plan.make(layout, roles, 1024, torch.float32, "tensors")
 
 
 @given(st.integers(0, 100_000), st.integers(0, 100_000))

@@ -29,6 +29,8 @@ KNOBS: dict[str, dict[str, object]] = {
     "ssp of no staleness": {"consistency": "ssp"},
     "sum": {"server_role": "sum", "optimizer": "sgd", "clip_norm": 0.3, "gradient_accumulation": 2},
     "sum, fp16": {"server_role": "sum", "precision": "fp16", "wire_dtype": "fp16"},
+    "whole tensors, clipping": {"sharding": "tensors", "clip_norm": 0.3, "window_bytes": 3000, "schedule": "priority"},
+    "whole tensors, bf16": {"sharding": "tensors", "wire_dtype": "bf16", "optimizer": "sgd", "window_bytes": None},
 }
 
 
@@ -66,6 +68,18 @@ def assert_trains_the_reference_model_and_counts_every_byte(config: RunConfig, l
     found = predict(config)
     predicted = list(vars(found.worker).values())
     assert counted_per_step(config, strategies) == pytest.approx(predicted, rel=1e-12, abs=found.tolerance_bytes)
+
+
+@pytest.mark.parametrize("world", ["3+2", "5 colocated", "3+1 mixed"])
+@pytest.mark.parametrize(
+    "knobs",
+    [{"consistency": "asp"}, {"consistency": "ssp", "staleness": 2}, {"compression": "int8"}, {"sync_every": 2}],
+    ids=str,
+)
+def test_whole_tensors_are_counted_where_weights_are_not_promised(world: str, knobs: dict[str, object]) -> None:
+    config = served(**WORLDS[world], **knobs, sharding="tensors")
+    counted, found = counted_per_step(config, run_world(config)), predict(config)
+    assert counted == pytest.approx(list(vars(found.worker).values()), rel=1e-12, abs=found.tolerance_bytes)
 
 
 @pytest.mark.parametrize("placement", [{"num_servers": 2}, {"placement": "colocated"}], ids=str)
