@@ -20,7 +20,7 @@ from strategies import closed_forms
 from strategies.closed_forms import ClosedForm
 
 ENTRY_POINTS = "psring.strategies"
-NONE, RING, PARAMETER_SERVER_FAMILY, OTHER = "none", "ring", "parameter server", "other"
+NONE, RING, PARAMETER_SERVER_FAMILY, SHARDED, OTHER = "none", "ring", "parameter server", "sharded", "other"
 SPARE_COLOURS = ("#882255", "#117733", "#332288", "#999933", "#aa4499")
 SERVER_KNOBS = (
     "num_servers", "placement", "sharding", "consistency", "staleness", "server_role", "sync_every",
@@ -43,6 +43,8 @@ class Entry:
     launchers: tuple[str, ...] = ("mpirun", "srun")
     single_process: bool = False  # runs on one rank only
     exact: bool = False  # promises the model that one process would train; every worker then holds it
+    # Each weight is updated on one rank, unless server_role is sum, and forward waits for those of each layer.
+    streams_weights: bool = False
     knobs: tuple[str, ...] = ()  # of topology and wire that it reads
     tunes: str = ""  # the knob that its speed depends on most
     sizes: tuple[int, ...] = ()  # that `psring tune` tries for it beside the default, bytes
@@ -103,6 +105,7 @@ PARAMETER_SERVER = Entry(
     family=PARAMETER_SERVER_FAMILY,
     colour="#d55e00",
     exact=True,
+    streams_weights=True,
     knobs=SERVER_KNOBS,
     tunes="chunk_bytes",
     sizes=(16 << 10, 60_000, 256 << 10, 1 << 20, 4 << 20),
@@ -165,8 +168,24 @@ DDP = Entry(
     bytes_counted_by="inferred",
     exchange="buckets",
 )
+ZERO = Entry(
+    name="zero",
+    path="strategies.zero:Zero",
+    title="mpi4py ZeRO",
+    phrase="ZeRO on mpi4py",
+    summary="a sharded optimizer on mpi4py: the ring's reduce-scatter, the update of the own shard, its all-gather",
+    family=SHARDED,
+    colour="#cc79a7",
+    exact=True,
+    streams_weights=True,
+    knobs=("wire_dtype", "segment_bytes"),
+    tunes="segment_bytes",
+    sizes=(16 << 10, 64 << 10, 256 << 10, 1 << 20),
+    message_knob="segment_bytes",
+    closed_form=closed_forms.zero_ring,
+)
 CATALOGUE: dict[str, Entry] = {
-    entry.name: entry for entry in (LOCAL, INDEPENDENT, PARAMETER_SERVER, RING_ALLREDUCE, MPI_RING, DDP)
+    entry.name: entry for entry in (LOCAL, INDEPENDENT, PARAMETER_SERVER, RING_ALLREDUCE, MPI_RING, DDP, ZERO)
 }
 
 

@@ -5,6 +5,7 @@ Push and pull: a worker sends M and receives M, a dedicated server receives and 
 worker's rank, each rank sends and receives 2(W−1)/W·M; workers that exchange every H-th step move 1/H of it per step.
 Ring: the mean rank sends and receives exactly 2(N−1)/N·M, because in 2(N−1) hops every block leaves every rank but one
 twice (Patarasuk and Yuan, 2009). Nothing is padded: blocks of one bucket differ by an element.
+Sharded optimizer (zero): the same, N−1 hops with gradients and N−1 with weights.
 """
 
 from __future__ import annotations
@@ -72,6 +73,18 @@ def own_ring(options: Options, job: Job) -> Prediction:
     itemsize = NUMBER_FORMATS[options.wire_dtype].nbytes
     bucket = job.num_workers * max(1, options.segment_bytes // itemsize) * itemsize
     return Prediction(_ring(options, job, bucket))
+
+
+def zero_ring(options: Options, job: Job) -> Prediction:
+    """Return the volume of that ring, whose second half carries weights; exact.
+
+    Where updates need the norm of the whole gradient, each rank also sends its share of the square to all others.
+    """
+    volume = own_ring(options, job).worker
+    if options.needs_norm:
+        others = job.num_workers - 1
+        volume.add(others * NORM_BYTES, others * NORM_BYTES, others, others)
+    return Prediction(volume)
 
 
 def horovod_ring(options: Options, job: Job) -> Prediction:

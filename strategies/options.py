@@ -154,7 +154,7 @@ class WireOptions(Knobs):
     """How long after the last message a waiting rank of the parameter server polls before it sleeps, seconds; 0: it
     sleeps at once, which suits ranks that share cores."""
     segment_bytes: int = Field(64 << 10, ge=64, le=MAX_MESSAGE_BYTES)
-    """Largest message of mpi_ring, bytes; a bucket has one such message per worker."""
+    """Largest message of mpi_ring and zero, bytes; a bucket has one such message per worker."""
     fusion_threshold_bytes: int = Field(128 << 20, ge=0, le=MAX_BUFFER_BYTES)
     """Horovod's fusion buffer (HOROVOD_FUSION_THRESHOLD), bytes."""
     cycle_time_s: float = Field(0.001, gt=0, le=60)

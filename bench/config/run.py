@@ -109,6 +109,11 @@ class RunConfig(AllKnobs):
         """Whether the run promises that all workers have the same weights after the last step."""
         return self.kind.exact and self.synchronous
 
+    @property
+    def streams_weights(self) -> bool:
+        """Whether new weights travel, in the wire dtype, from the rank that updated each."""
+        return self.kind.streams_weights and self.server_role == "update"
+
     def digest(self) -> str:
         """Return twelve hexadecimal digits that identify what this config measures."""
         left_out = NOT_MEASURED | (ADDED_LATER - set(self.given(ADDED_LATER)))

@@ -92,8 +92,9 @@ def build_training(
     times = durations(config)
     emulated = None if strategy.is_server else EmulatedGPT(config, times, strategy.worker, strategy)
     model: nn.Module = emulated or build_model(config, device)
-    # Where servers update in every step, workers never do; a server on a worker's rank runs the worker's optimizer.
-    on_servers = config.kind.has_servers and config.server_role == "update" and config.sync_every == 1
-    schedule = emulated.schedule if emulated and not on_servers else ServerUpdates()
+    # Where each weight is updated on one rank in every step, that is done beside the passes: on servers or on another
+    # thread of the worker's rank.
+    beside = config.streams_weights and config.sync_every == 1
+    schedule = emulated.schedule if emulated and not beside else ServerUpdates()
     seconds_per_number = times.optimizer_s / config.gpt.num_parameters
     return model, EmulatedOptimizer(model.parameters(), seconds_per_number, schedule)

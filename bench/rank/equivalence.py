@@ -92,8 +92,7 @@ class Reference:
         own = build_model(config, torch.device("cpu"))
         self._names = [name for name, _ in own.named_parameters()]
         self._optimizer = BoundedOptimizer(config, own)
-        returned = config.kind.has_servers and config.server_role == "update"
-        self._returned_in = config.wire_dtype if returned and config.wire_dtype != "fp32" else None
+        self._returned_in = config.wire_dtype if config.streams_weights and config.wire_dtype != "fp32" else None
 
     @torch.no_grad()
     def distance(self, weights: Weights, when: str) -> Verdict:
@@ -101,7 +100,7 @@ class Reference:
         worst = Verdict(0.0)
         for name, own, error in zip(self._names, self._optimizer.parameters, self._optimizer.errors, strict=True):
             bound = error
-            if self._returned_in:  # servers round the weights once more as they return them
+            if self._returned_in:  # who updates weights rounds them once more to send them
                 unit = UNIT_ROUNDOFF[self._returned_in]
                 bound = error + unit * (own.abs() + error) + half_smallest(self._returned_in)
             difference = (weights[name] - own).abs()

@@ -2,7 +2,7 @@
 
 A step computes for `compute_s`. Every byte of a layer's gradient crosses the busiest link after that layer's backward,
 and what comes back crosses it before the next step's forward needs it: all of it before forward begins (allreduce), or
-before that layer's forward (synchronous parameter servers). With layers in the order of forward, gradient k ready
+before that layer's forward (synchronous parameter servers, zero). With layers in the order of forward, gradient k ready
 at r_k, weights needed at f_k, and c_k the share of the payload in layers up to k, a step takes at least
 
     max(compute_s, r_k − f_k + c_k · link_s) for every k,
@@ -120,7 +120,7 @@ def limits(config: RunConfig, found: Durations, link_factor: float = 1.0) -> Lim
     link_s = _link_s(config, link_factor)
     servers = link_s[config.num_workers :]
     compute_s = found.compute_s * slowest
-    if not config.kind.has_servers:
+    if not config.kind.streams_weights:
         compute_s += found.optimizer_s
     in_step = _in_one_step(config, found, link_s, slowest) if link_s.any() else 0.0
     worker_s, server_s = float(link_s[: config.num_workers].max()), float(servers.max()) if len(servers) else np.nan
@@ -155,9 +155,9 @@ def _in_one_step(config: RunConfig, found: Durations, link_s: Numbers, slowest: 
     forward = np.array([found.forward_s[layer] for layer in layers]) * slowest
     backward = np.array([found.backward_s[layer] for layer in layers]) * slowest
     ready = forward.sum() + backward[::-1].cumsum()[::-1]
-    needed = forward.cumsum() - forward if config.kind.has_servers else np.zeros(len(forward))
+    needed = forward.cumsum() - forward if config.kind.streams_weights else np.zeros(len(forward))
     ends = max(float((ready - needed + shares * busy_s).max()) for busy_s, shares in _busiest(config, link_s))
-    return ends + (0.0 if config.kind.has_servers else found.optimizer_s)
+    return ends + (0.0 if config.kind.streams_weights else found.optimizer_s)
 
 
 def _busiest(config: RunConfig, link_s: Numbers) -> Iterator[tuple[float, Numbers]]:

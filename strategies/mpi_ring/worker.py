@@ -7,14 +7,13 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-from mpi4py import MPI
 from torch import Tensor, nn
 
 from strategies.base import WorkerOptimizer, torch_dtype
-from strategies.buffers import FlatLayout, Readiness, as_bytes, pieces
+from strategies.buffers import FlatLayout, Readiness
 from strategies.gradients import on_gradient
 from strategies.group import Group
-from strategies.mpi_ring.ring import Ring
+from strategies.mpi_ring.ring import Ring, broadcast_weights
 from strategies.options import Options
 from strategies.volume import Volume
 
@@ -35,7 +34,7 @@ class MPIRing(WorkerOptimizer):
         """Receive rank 0's weights, identify the allreduce, install hooks. Collective."""
         super().prepare(model, optimizer)
         self._layout = FlatLayout.of(model)
-        self._receive_weights(model)
+        broadcast_weights(self._comm, model.parameters())
         wire_dtype = torch_dtype(self.options.wire_dtype)
         self._ring = self._make_ring(self._layout.num_elements, wire_dtype, self.counters)
         # In fp32, because a 16-bit wire rounds at other places than the sums that it is compared with.
@@ -49,14 +48,6 @@ class MPIRing(WorkerOptimizer):
             self._hooks.append(on_gradient(parameter, partial(self._gradient_ready, index)))
         self._watch_gradients(model)
         return model
-
-    def _receive_weights(self, model: nn.Module) -> None:
-        for parameter in model.parameters():
-            weights = parameter.detach().cpu().reshape(-1)
-            for piece in pieces(as_bytes(weights)):
-                self._comm.Bcast([piece, MPI.BYTE])
-            with torch.no_grad():
-                parameter.copy_(weights.view(parameter.shape))
 
     def _make_ring(self, num_elements: int, dtype: torch.dtype, counters: Volume) -> Ring:
         pinned = self._layout.parameters[0].is_cuda

@@ -9,22 +9,23 @@ from strategies.buffers import FlatLayout
 from strategies.group import Group
 from strategies.options import Options
 from strategies.parameter_server.settings import GroupSettings
-from strategies.parameter_server.update import refusal
+from strategies.parameter_server.update import RUN_ON_WORKERS, refusal
 
 
 def agree(
-    group: Group, layout: FlatLayout, model: nn.Module, optimizer: torch.optim.Optimizer, options: Options
-) -> GroupSettings | None:
+    group: Group, layout: FlatLayout, model: nn.Module, optimizer: torch.optim.Optimizer, options: Options,
+    strategy: str = "parameter_server", holders: str = "servers", fix: str = RUN_ON_WORKERS,
+) -> GroupSettings | None:  # fmt: skip
     """Check that every rank has worker 0's parameters and optimizer; give it worker 0's untrained tensors. Collective.
 
     Return the optimizer's settings with worker 0's numbers, None if servers do not run it. ValueError if ranks differ
-    or servers cannot run the optimizer. A model on the meta device takes no tensors.
+    or `holders` cannot run the optimizer, which `fix` mends. A model on the meta device takes no tensors.
     """
     settings = None
     if options.server_role == "update" and options.sync_every == 1:
-        reason = refusal(optimizer)
+        reason = refusal(optimizer, holders, fix)
         if reason:
-            raise ValueError(f"parameter_server: {reason}")
+            raise ValueError(f"{strategy}: {reason}")
         settings = GroupSettings(optimizer)
     shapes = [tuple(parameter.shape) for parameter in layout.parameters]
     described = type(optimizer).__name__, [len(group["params"]) for group in optimizer.param_groups], shapes
@@ -33,8 +34,8 @@ def agree(
     theirs, given, numbers = group.broadcast((described, on_cpu, settings.vector if settings else None))
     if theirs != described:
         raise ValueError(
-            f"parameter_server: rank {group.rank} has an optimizer or trained parameters other than rank 0's; "
-            f"every rank, servers too, must build the same: {described[:2]} and {theirs[:2]}"
+            f"{strategy}: rank {group.rank} has an optimizer or trained parameters other than rank 0's; "
+            f"every rank must build the same: {described[:2]} and {theirs[:2]}"
         )
     for name, tensor in tensors.items():
         if not tensor.is_meta:

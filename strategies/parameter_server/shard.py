@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +12,7 @@ from strategies.buffers import FlatLayout, as_bytes
 from strategies.options import Options
 from strategies.parameter_server.memory import Messages
 from strategies.parameter_server.plan import Chunk
-from strategies.parameter_server.update import Settings, Update, update_maker
+from strategies.parameter_server.update import Settings, Update, updates_maker
 from strategies.parameter_server.wire import make_wire
 
 
@@ -54,25 +52,12 @@ class Shard:
     def _make_updates(
         self, optimizer: torch.optim.Optimizer, layout: FlatLayout, chunks: Sequence[Chunk]
     ) -> list[dict[int, Update]]:
-        """Return the updates of each chunk by param group; parameters in none are not updated.
-
-        Neighbours in one group are one piece, whatever their tensors: every element is updated alike.
-        """
-        makers = [update_maker(optimizer, settings) for settings in optimizer.param_groups]
-        group_of = {p: number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
-        updates: list[dict[int, Update]] = []
-        for chunk, weights, gradient in zip(chunks, self._weights_of, self._gradient_of, strict=True):
-            pieces: dict[int, list[slice]] = defaultdict(list)
-            inside = layout.overlapping(chunk.begin, chunk.end)
-            for number, alike in itertools.groupby(inside, lambda piece: group_of.get(layout.parameters[piece[0]], -1)):
-                ranges = [elements for _, elements in alike]
-                pieces[number].append(slice(ranges[0][0] - chunk.begin, ranges[-1][1] - chunk.begin))
-            pieces.pop(-1, None)
-            updates.append({
-                number: makers[number]([weights[span] for span in spans], [gradient[span] for span in spans])
-                for number, spans in pieces.items()
-            })  # fmt: skip
-        return updates
+        """Return the updates of each chunk by param group."""
+        make = updates_maker(optimizer, layout)
+        return [
+            make((chunk.begin, chunk.end), weights, gradient)
+            for chunk, weights, gradient in zip(chunks, self._weights_of, self._gradient_of, strict=True)
+        ]
 
     def change_settings(self, settings: Sequence[Settings]) -> None:
         """Update with other settings of the param groups from now on."""

@@ -7,6 +7,8 @@ An optimizer's `step` looks up state, groups tensors and serves hooks, which tak
 from __future__ import annotations
 
 import inspect
+import itertools
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -14,9 +16,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from strategies.buffers import FlatLayout, Range
+
 Settings = Mapping[str, Any]  # a param group, with or without its "params"
 # How a step is implemented, not what it computes; these are the worker's choice for its own device.
 IMPLEMENTATION = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
+RUN_ON_WORKERS = 'set server_role="sum", so that every worker runs it'
 
 
 class Update(Protocol):
@@ -124,6 +129,32 @@ def update_maker(
     return partial(kind, settings) if kind else partial(OptimizerUpdate, optimizer, settings)
 
 
+def updates_maker(
+    optimizer: torch.optim.Optimizer, layout: FlatLayout
+) -> Callable[[Range, Tensor, Tensor], dict[int, Update]]:
+    """Return what makes the updates, by param group, of a range of the flat vector, given its weights and gradient.
+
+    Parameters in no group are not updated. Neighbours in one group are one piece, whatever their tensors: every element
+    is updated alike.
+    """
+    makers = [update_maker(optimizer, settings) for settings in optimizer.param_groups]
+    group_of = {p: number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
+
+    def make(span: Range, weights: Tensor, gradient: Tensor) -> dict[int, Update]:
+        pieces: dict[int, list[slice]] = defaultdict(list)
+        inside = layout.overlapping(*span)
+        for number, alike in itertools.groupby(inside, lambda piece: group_of.get(layout.parameters[piece[0]], -1)):
+            ranges = [elements for _, elements in alike]
+            pieces[number].append(slice(ranges[0][0] - span[0], ranges[-1][1] - span[0]))
+        pieces.pop(-1, None)
+        return {
+            number: makers[number]([weights[part] for part in parts], [gradient[part] for part in parts])
+            for number, parts in pieces.items()
+        }
+
+    return make
+
+
 def fused_class(optimizer: torch.optim.Optimizer, settings: Settings) -> type[FusedSGD] | type[FusedAdam] | None:
     """Return the class whose fused kernel updates as this optimizer does; None if there is none, or torch lacks it.
 
@@ -144,16 +175,15 @@ def fused_class(optimizer: torch.optim.Optimizer, settings: Settings) -> type[Fu
     return fused
 
 
-def refusal(optimizer: torch.optim.Optimizer) -> str | None:
-    """Return why servers cannot run this optimizer, or None if they can.
+def refusal(optimizer: torch.optim.Optimizer, holders: str = "servers", fix: str = RUN_ON_WORKERS) -> str | None:
+    """Return why those who hold the weights cannot run this optimizer, and what to do; None if they can.
 
-    A server holds ranges of the flat vector, so that every element must be updated alike whatever its tensor. Two
+    They hold ranges of the flat vector, so that every element must be updated alike whatever its tensor. Two
     steps on a matrix and on its two halves as vectors show whether that holds.
     """
     name = type(optimizer).__name__
-    fix = 'set server_role="sum", so that every worker runs it'
     if any(float(state.get("step", 1)) for state in optimizer.state.values()):
-        return f"{name} already holds state, which servers do not take over: {fix}, or make a new optimizer"
+        return f"{name} already holds state, which {holders} do not take over: {fix}, or make a new optimizer"
     settings = dict(optimizer.param_groups[0])
     if "lr" in settings:
         settings["lr"] = 0.1  # a warm-up may start at 0, where no weight changes
@@ -172,9 +202,9 @@ def refusal(optimizer: torch.optim.Optimizer) -> str | None:
             whole(None)
             split(None)
     except Exception as error:
-        return f"servers cannot run {name} on ranges of the parameters ({type(error).__name__}: {error}): {fix}"
+        return f"{holders} cannot run {name} on ranges of the parameters ({type(error).__name__}: {error}): {fix}"
     if not torch.allclose(torch.cat(pieces), weights.flatten(), rtol=1e-3, atol=1e-5):
-        return f"{name} does not update every element alike, and a server holds parts of tensors: {fix}"
+        return f"{name} does not update every element alike, and {holders} hold parts of tensors: {fix}"
     return None
 
 

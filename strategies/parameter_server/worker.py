@@ -19,6 +19,7 @@ from strategies.base import Observed, Strategy
 from strategies.buffers import as_bytes
 from strategies.gradients import apply_mean_gradient, mark_stepped, on_gradient
 from strategies.group import Group
+from strategies.newest import NewestWeights
 from strategies.options import Options
 from strategies.parameter_server.agreement import agree
 from strategies.parameter_server.memory import MessageBuffers, NodeMemory
@@ -147,25 +148,12 @@ class ParameterServerWorker(Strategy, KeepsTimeline):
                 parameter.copy_(view)
 
     def _install_hooks(self, model: nn.Module) -> None:
-        index_of = {parameter: index for index, parameter in enumerate(self._parameters)}
         self._hooks += [
-            on_gradient(parameter, partial(self._gradient_ready, index)) for parameter, index in index_of.items()
+            on_gradient(parameter, partial(self._gradient_ready, index))
+            for index, parameter in enumerate(self._parameters)
         ]
-        for module in model.modules():
-            read = [index_of[p] for p in module.parameters(recurse=False) if p in index_of]
-            if read:
-                self._hooks.append(module.register_forward_pre_hook(partial(self._before_forward, read)))
-            self._hooks.append(module.register_state_dict_pre_hook(lambda *_: self.settle()))  # type: ignore[no-untyped-call]
+        self._newest = NewestWeights(model, self._parameters, self._before_forward)
         self._requires_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
-        self._model, named = model, model.named_parameters
-
-        def newest(
-            prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
-        ) -> Iterator[tuple[str, nn.Parameter]]:
-            self.settle()
-            return named(prefix, recurse, remove_duplicate)
-
-        model.named_parameters = newest  # type: ignore[method-assign]
 
     @contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
@@ -230,7 +218,7 @@ class ParameterServerWorker(Strategy, KeepsTimeline):
             mark_stepped(self._optimizer)
         self.wait_in_forward_s = 0.0
 
-    def _before_forward(self, indices: Sequence[int], *_: object) -> None:
+    def _before_forward(self, indices: Sequence[int]) -> None:
         for index in indices:
             self._take(index)
 
@@ -254,7 +242,7 @@ class ParameterServerWorker(Strategy, KeepsTimeline):
         self._thread.join()
         self._pulled.keep_weights()
         super().close()
-        del self._model.named_parameters
+        self._newest.remove()
         wait_all(self._sending_settings)
         if self._server:
             self._server.free()

@@ -20,6 +20,7 @@ FAMILIES: dict[str, dict[str, object]] = {
     "server": {"strategy": "parameter_server", "num_servers": 1, "chunk_bytes": 1024},
     "ring": {"strategy": "mpi_ring", "segment_bytes": 512},
     "library": {"strategy": "ddp"},
+    "sharded": {"strategy": "zero", "segment_bytes": 512},
 }
 OPTIMIZERS: dict[str, dict[str, object]] = {
     "adamw": {"optimizer": "adamw"},
@@ -107,6 +108,8 @@ def losing_last(lost: int) -> Plant:
         server = getattr(strategy, "_server", None)
         if server:
             server._shard.step = first_calls(server._shard.step, updates * len(server._shard._gradient_of))
+        elif strategy.options.strategy == "zero":
+            strategy._update = first_calls(strategy._update, updates * len(strategy._blocks))
         elif strategy.options.strategy != "parameter_server":
             strategy._apply = first_calls(strategy._apply, updates)
 
@@ -150,7 +153,7 @@ def test_every_bug_is_caught_on_a_wire_of_16_bits(family: str, wire_dtype: str) 
     assert [name for name, bug in BUGS.items() if gate(config, bug).passed] == []
 
 
-@pytest.mark.parametrize("family", ["ring", "library"])
+@pytest.mark.parametrize("family", ["ring", "library", "sharded"])
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize(
     "knobs",

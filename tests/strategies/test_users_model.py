@@ -1,4 +1,4 @@
-"""A user's own model, optimizer and scheduler on a parameter server train as they do without one."""
+"""A user's own model, optimizer and scheduler train on a parameter server, and with ZeRO, as they do without."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from mpi4py import MPI
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
+from strategies.base import Strategy
 from strategies.group import SingleGroup
 from strategies.options import Options
 from strategies.parameter_server.plan import Roles
 from strategies.parameter_server.worker import ParameterServerWorker
+from strategies.zero import Zero
 
 STEPS = 6
 Make = Callable[[Any], torch.optim.Optimizer]
@@ -72,11 +74,19 @@ def strategy() -> ParameterServerWorker:
     return ParameterServerWorker(SingleGroup(), options, MPI.COMM_SELF.Dup(), Roles.make("colocated", 1, 0))
 
 
+@pytest.fixture
+def zero() -> Zero:
+    """One rank of ZeRO."""
+    return Zero(SingleGroup(), Options(segment_bytes=256))
+
+
+@pytest.mark.parametrize("kind", ["strategy", "zero"])
 @pytest.mark.parametrize("schedule", SCHEDULERS.values(), ids=SCHEDULERS)
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_every_state_dict_is_the_one_of_a_plain_loop(
-    make: Make, schedule: Callable[[Any], Any], strategy: ParameterServerWorker
+    make: Make, schedule: Callable[[Any], Any], kind: str, request: pytest.FixtureRequest
 ) -> None:
+    strategy: Strategy = request.getfixturevalue(kind)
     (model, optimizer), expected = build(make), plain(make, schedule)
     trained = strategy.prepare(model, optimizer)
     scheduler = schedule(optimizer)
@@ -135,3 +145,8 @@ def test_what_servers_cannot_follow_is_refused_by_name(strategy: ParameterServer
 def test_an_optimizer_that_servers_cannot_run_is_refused_at_once(strategy: ParameterServerWorker) -> None:
     with pytest.raises(ValueError, match=r'Adafactor .* server_role="sum"'):
         strategy.prepare(*build(lambda p: torch.optim.Adafactor(p)))
+
+
+def test_zero_refuses_an_optimizer_that_is_not_elementwise(zero: Zero) -> None:
+    with pytest.raises(ValueError, match=r"zero: Adafactor .* use another strategy"):
+        zero.prepare(*build(lambda p: torch.optim.Adafactor(p)))

@@ -22,6 +22,7 @@ from strategies.parameter_server.local_steps import LocalStepsWorker
 from strategies.parameter_server.memory import NodeMemory
 from strategies.parameter_server.plan import Roles
 from strategies.parameter_server.worker import ParameterServerWorker
+from strategies.zero import Zero
 from tests.support.worlds import corpus
 
 DEADLINE_S = 60.0
@@ -156,7 +157,7 @@ def make_ranks(config: RunConfig, comms: list[MPI.Intracomm], lonely: int) -> li
     node = VirtualNode(range(lonely, config.world_size), config.world_size)
     ranks = [VirtualComm(comms, rank, node) for rank in range(config.world_size)]
     if config.strategy != "parameter_server":
-        make_one: Any = MPIRing if config.strategy == "mpi_ring" else SharedSum
+        make_one: Any = {"mpi_ring": MPIRing, "zero": Zero}.get(config.strategy, SharedSum)
         return [make_one(VirtualGroup(comm), config) for comm in ranks]
     roles = Roles.make(config.placement, config.world_size, config.num_servers)
     worker = ParameterServerWorker if config.sync_every == 1 else LocalStepsWorker

@@ -34,6 +34,7 @@ PRIORITY = {"schedule": "priority", "window_bytes": 100_000}
 RING = {"strategy": "ring_allreduce"}
 MPI_RING = {"strategy": "mpi_ring"}
 DDP = {"strategy": "ddp"}
+ZERO = {"strategy": "zero"}
 ACCUMULATE_AND_CLIP = {"gradient_accumulation": 2, "clip_norm": 0.3}
 HOT = {"sharding": "tensors", "vocab_size": 4096}
 HOT_SHARE = 4096 * 48 / 283_056  # of the token embedding in gpt-nano with that vocabulary and 32 positions
@@ -64,6 +65,9 @@ CELLS: list[dict[str, Any]] = [
     {"num_workers": 5, **MPI_RING, **SGD},
     {"num_workers": 2, **DDP, **SGD, "precision": "bf16"},
     {"num_workers": 3, **DDP, **ACCUMULATE_AND_CLIP, "wire_dtype": "bf16"},
+    {"num_workers": 2, **ZERO, **SGD, **ACCUMULATE_AND_CLIP},
+    {"num_workers": 3, **ZERO, "wire_dtype": "bf16"},
+    {"num_workers": 4, **ZERO, **SGD, "segment_bytes": 2000},
 ]
 SLEEPING: list[dict[str, Any]] = [
     {"num_workers": 2, "num_servers": 1, **SERVED, **ASLEEP},
@@ -172,9 +176,9 @@ def test_every_topology_trains_the_reference_model_and_counts_every_byte(
     else:
         assert record.ledger.wire_counted_by is None
         assert "shared memory" in (record.ledger.wire_remark or "")
-    if record.config.strategy != "parameter_server":
+    if record.config.kind.family in ("ring", "library allreduce"):
         assert record.summary.allreduce_algorithm == ("ring" if record.config.world_size > 2 else "any")
-    if record.config.strategy in ("parameter_server", "mpi_ring"):
+    if record.config.strategy in ("parameter_server", "mpi_ring", "zero"):
         assert record.summary.duplex_factor is not None
         assert record.summary.duplex_factor > 0
 
