@@ -41,6 +41,10 @@ def _main(argv: Sequence[str] | None) -> int:
         _check_current_directory()
         arguments = parse(sys.argv[1:] if argv is None else list(argv))
         return ACTIONS[arguments.command](arguments)
+    except SystemExit as end:  # of --help and --version
+        if end.code:
+            raise
+        return 0
     except BadInput as error:
         _print_once(error)
         return EXIT_BAD_INPUT

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -207,7 +208,8 @@ def find(name: str) -> Entry:
     if name in CATALOGUE:
         return CATALOGUE[name]
     try:
-        found: object = load(name)
+        # A results folder may name anything; importing some modules of the standard library starts programs.
+        found: object = None if name.partition(".")[0].partition(":")[0] in sys.stdlib_module_names else load(name)
     except Exception:  # its module may do anything; a record must stay readable without it
         found = None
     given: dict[str, Any] = {f.name: getattr(found, f.name) for f in fields(Entry) if hasattr(found, f.name)}

@@ -58,6 +58,8 @@ def changed(line: dict[str, Any], **values: Any) -> str:
         (lambda line: '{"repeat": ' + "9" * 5000 + "}", "not a run record"),
         (lambda line: "\udcff", "not a run record"),
         (lambda line: "null", "not a run record"),
+        (lambda line: changed(line, config=[1]), "not a run record"),
+        (lambda line: changed(line, config="x"), "not a run record"),
     ],
 )
 def test_a_record_that_cannot_be_true_is_refused_with_its_line(

@@ -47,7 +47,9 @@ class AllKnobs(Measuring, Network, Emulation, Compute, Optimizer, Data, Model, O
 
     @model_validator(mode="before")
     @classmethod
-    def _default_servers(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _default_servers(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values  # refused by pydantic
         return {"num_servers": topology.default_num_servers(values), **values}
 
 

@@ -84,7 +84,8 @@ def check_inputs(out: Path, cells: Iterable[RunConfig]) -> dict[str, str]:
 
     BadInput if one of them has changed since.
     """
-    known, now = known_environment(out).get("inputs", {}), inputs.identify(cells)
+    read, now = known_environment(out).get("inputs"), inputs.identify(cells)
+    known = read if isinstance(read, dict) else {}
     inputs.check_same(known, now, out)
     return {**known, **now}
 

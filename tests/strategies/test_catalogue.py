@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,9 @@ def test_a_knob_is_dropped_for_strategies_that_do_not_read_it_beside_one_that_do
 def test_a_knob_that_no_strategy_of_the_block_reads_is_refused(strategy: object) -> None:
     with pytest.raises(BadInput, match="grid block 1: num_servers: ring_allreduce does not read it"):
         cells({"strategy": strategy, "num_servers": 1})
+
+
+def test_a_folder_that_names_a_module_of_python_itself_does_not_import_it() -> None:
+    sys.modules.pop("this", None)
+    assert catalogue.find("this:Zen").title == "Zen"
+    assert "this" not in sys.modules
