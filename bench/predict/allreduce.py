@@ -90,8 +90,8 @@ def _volume(cell: Cell) -> tuple[float, float, float]:
         more = not power_of_two  # ranks beyond the power of two send theirs to a partner first, and get the sum last
         return levels + more, levels + 2 * more, levels + more
     assert config.kind.closed_form is not None  # step_time refuses strategies without one
-    payload = config.wire_bytes
-    copies = (config.kind.closed_form(config, Job(n, config.gpt.tensors)).worker.bytes_sent or 0) / payload
+    payload = cell.payload
+    copies = (config.kind.closed_form(config, Job(n, cell.shape.tensors)).worker.bytes_sent or 0) / payload
     if cell.algorithm == "rabenseifner":
         p, more = 2**levels, not power_of_two  # else half a copy is exchanged before, and a whole one sent on after
         return 2 * (p - 1) / p + more * 1.5, 2 * levels + 2 * more, (p - 1) / p + more * 0.5
@@ -132,11 +132,11 @@ def _gradients(cell: Cell, compute: Compute) -> list[Bucket]:
     """Return every tensor in the order of backward."""
     names = list(reversed(_layer_names(cell)))
     ready = dict(zip(names, compute.ready[::-1].tolist(), strict=True))
-    return [(ready[tensor.layer], tensor.size * cell.bytes_per_number) for tensor in tensors(cell.config.gpt)]
+    return [(ready[tensor.layer], tensor.size * cell.bytes_per_number) for tensor in tensors(cell.shape)]
 
 
 def _layer_names(cell: Cell) -> list[str]:
-    return list(dict.fromkeys(tensor.layer for tensor in reversed(tensors(cell.config.gpt))))
+    return list(dict.fromkeys(tensor.layer for tensor in reversed(tensors(cell.shape))))
 
 
 def _fused(gradients: list[Bucket], of_one: Cost, link: Link, threshold: float, tau: float) -> float:
@@ -166,7 +166,7 @@ def _buckets(gradients: list[Bucket], limit: float) -> Iterator[Bucket]:
 def _segments(cell: Cell, compute: Compute) -> list[Bucket]:
     """Return mpi_ring's buckets: equal ranges of the flat gradient, one message of segment_bytes per rank."""
     size = cell.config.segment_bytes * cell.senders
-    number = max(1, math.ceil(cell.config.wire_bytes / size))
+    number = max(1, math.ceil(cell.payload / size))
     return list(zip(*pieces(cell, compute, number), strict=True))
 
 

@@ -43,10 +43,20 @@ class Cell:
         """Ranks that exchange messages between nodes: one per node if its workers add up first."""
         return self.num_worker_nodes if self.two_level else self.config.num_workers
 
-    @property
+    @cached_property
+    def shape(self) -> GPTShape:
+        """The model's dimensions."""
+        return self.config.gpt
+
+    @cached_property
+    def payload(self) -> int:
+        """M: bytes of one copy of all gradients on the wire."""
+        return self.config.wire_bytes
+
+    @cached_property
     def bytes_per_number(self) -> float:
         """Bytes on the wire per parameter, compression included."""
-        return self.config.wire_bytes / self.config.gpt.num_parameters
+        return self.payload / self.shape.num_parameters
 
 
 @lru_cache

@@ -74,11 +74,11 @@ def works(cell: Cell, calibration: ClusterCalibration, compute: Compute, at_once
     servers, config = Servers.of(cell, calibration), cell.config
     largest = max(servers.on_worker, servers.own)
     in_chunk = config.chunk_bytes / NUMBER_FORMATS[config.wire_dtype].nbytes
-    stripes = max(1, math.ceil(config.gpt.num_parameters * largest / in_chunk))
+    stripes = max(1, math.ceil(cell.shape.num_parameters * largest / in_chunk))
     number = min(stripes, MAX_PIECES)
     ready, sizes = pieces(cell, compute, number)
     demands = _demands(cell, calibration, compute, servers, sizes[0], stripes / number, at_once)
-    elements = config.gpt.num_parameters / number
+    elements = cell.shape.num_parameters / number
     return [Work(at, *demands, i * elements, (i + 1) * elements) for i, at in enumerate(ready)]
 
 
@@ -88,13 +88,13 @@ def _whole_tensors(cell: Cell, calibration: ClusterCalibration, compute: Compute
     Servers on workers' ranks are treated as the busiest of them: its rank's link carries what it serves.
     """
     config = cell.config
-    of = tensors(config.gpt)
+    of = tensors(cell.shape)
     parts = server_parts(config.placement, cell.senders, config.num_servers)
     server_of = place_tensors([tensor.size for tensor in of], list(parts.values()))
     ranks = [list(parts)[server] for server in server_of]
     layers = list(dict.fromkeys(tensor.layer for tensor in reversed(of)))
     ready = dict(zip(layers, compute.ready.tolist(), strict=True))
-    piece = max(config.chunk_bytes / NUMBER_FORMATS[config.wire_dtype].nbytes, config.gpt.num_parameters / MAX_PIECES)
+    piece = max(config.chunk_bytes / NUMBER_FORMATS[config.wire_dtype].nbytes, cell.shape.num_parameters / MAX_PIECES)
     held = np.bincount(ranks, [tensor.size for tensor in of], cell.senders + config.num_servers)
     busiest, found, begin = int(held[: cell.senders].argmax()), list[Work](), 0.0
     for tensor, rank in zip(of, ranks, strict=True):
@@ -138,7 +138,7 @@ def _demands(
 ) -> tuple[Demand, Demand, Demand]:  # fmt: skip
     """Return what the push, the service and the reply of a piece demand, `stripes` messages to each server."""
     config, n, x, y = cell.config, at_once, servers.on_worker, servers.own
-    payload = config.wire_bytes
+    payload = cell.payload
     worker_s, server_s = (nbytes / rate for rate in _rates(cell, calibration, servers))
     crowd = calibration.crowding(servers.num_workers + config.num_servers)
     per_message = stripes * calibration.message_cpu_s * crowd
@@ -253,7 +253,7 @@ def _rest(work: Work) -> tuple[Demand, Demand, Demand, float, float]:
 def needed_by_layer(cell: Cell, works: list[Work], arrivals: list[float]) -> np.ndarray:
     """Return when each layer's new weights are there, in the order of forward."""
     sizes: dict[str, int] = {}
-    for tensor in tensors(cell.config.gpt):
+    for tensor in tensors(cell.shape):
         sizes[tensor.layer] = sizes.get(tensor.layer, 0) + tensor.size
     ends = np.cumsum(list(sizes.values()))
     begins = ends - np.array(list(sizes.values()))

@@ -77,7 +77,7 @@ def _alone(cell: Cell, calibration: ClusterCalibration, own: Compute) -> Breakdo
 
 def _reduced(cell: Cell, calibration: ClusterCalibration, own: Compute) -> Breakdown:
     """An allreduce of every gradient, then an update on every worker."""
-    payload, of_one = cell.config.wire_bytes, allreduce.cost(cell, calibration)
+    payload, of_one = cell.payload, allreduce.cost(cell, calibration)
     compute_s = own.forward_backward_s + own.optimizer_s + own.overhead_s
     end = allreduce.last_end(cell, calibration, own)
     exposed = max(0.0, end - float(own.backward.sum()) / own.passes)
