@@ -97,7 +97,7 @@ def _add_measuring(add: Add) -> None:
 
 
 def _add_reading(add: Add) -> None:
-    """Add status, report and compare, which read results."""
+    """Add status, report, explain and compare, which read results."""
     status = add("status", "progress of a sweep, from its results folder; also while it runs")
     status.add_argument("folder", type=Path, metavar="DIR")
 
@@ -108,6 +108,10 @@ def _add_reading(add: Add) -> None:
     margin = "speeds that differ by less are equivalent; 2%% or 0.02 [2%%]"
     report.add_argument("--margin", default="2%", metavar="SHARE", help=margin)
     report.add_argument("--allow-mixed", action="store_true", help="join runs of different hosts, versions or commits")
+
+    explain = add("explain", "why each cell takes as long as it does, and what would help most")
+    explain.add_argument("folder", type=Path, metavar="DIR")
+    explain.add_argument("--cell", metavar="NAME", help="only cells whose names (summary.csv) begin so")
 
     compare = add("compare", "two folders, or two strategies of one, cell by cell: B against A, with intervals")
     compare.add_argument("a", metavar="A", help="results folder; with --within, a strategy")

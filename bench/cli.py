@@ -317,6 +317,15 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _explain(arguments: argparse.Namespace) -> int:
+    from bench.predict import explain
+
+    found = explain.only(explain.of_folder(arguments.folder), arguments.cell)
+    print("\n".join(line for one in found for line in explain.describe(one)), end="\n\n")
+    print(explain.summary(found))
+    return 0
+
+
 def _compare(arguments: argparse.Namespace) -> int:
     from bench.report import compare
     from bench.report.verdicts import share_of
@@ -400,6 +409,7 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
     "tune": _tune,
     "status": _status,
     "report": _report,
+    "explain": _explain,
     "compare": _compare,
     "generate": _generate,
     "data": _data,

@@ -24,6 +24,7 @@ class Measured:
     forward_backward_s: float  # median over launches, as all of the following
     optimizer_s: float
     data_s: float
+    exposed_communication_s: float
 
     @property
     def config(self) -> RunConfig:
@@ -80,4 +81,5 @@ def _measured(name: str, runs: list[records.RunRecord]) -> Measured:
         forward_backward_s=median(one.forward_s + one.backward_s for one in found),
         optimizer_s=median(one.optimizer_s for one in found),
         data_s=median(one.data_s for one in found),
+        exposed_communication_s=median(one.exposed_communication_s for one in found),
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -100,15 +101,14 @@ def _whole_tensors(cell: Cell, calibration: ClusterCalibration, compute: Compute
     for tensor, rank in zip(of, ranks, strict=True):
         number = max(1, math.ceil(tensor.size / piece))
         elements = tensor.size / number
-        one = Servers(cell.senders, 1, 0.0, 1.0)
+        here = rank == busiest  # what the busiest worker's rank serves to the others does not leave it as its own push
+        one = Servers(cell.senders, 1, float(here), float(not here))
         messages = max(1.0, elements * NUMBER_FORMATS[config.wire_dtype].nbytes / config.chunk_bytes)
         push, serve, reply = _demands(
             cell, calibration, compute, one, elements * cell.bytes_per_number, messages, at_once
         )  # fmt: skip
-        if rank < cell.senders:
-            push, serve, reply = (_on_workers(demand, rank == busiest) for demand in (push, serve, reply))
-        else:
-            push, serve, reply = (_on_server(demand, rank - cell.senders) for demand in (push, serve, reply))
+        place = _without_servers if rank < cell.senders else partial(_on_server, server=rank - cell.senders)
+        push, serve, reply = (place(demand) for demand in (push, serve, reply))
         for _ in range(number):
             found.append(Work(ready[tensor.layer], push, serve, reply, begin, begin + elements))
             begin += elements
@@ -124,12 +124,9 @@ def _on_server(demand: Demand, server: int) -> Demand:
     return [(resource + 3 * server if resource >= SERVER_UP else resource, seconds) for resource, seconds in demand]
 
 
-def _on_workers(demand: Demand, busiest: bool) -> Demand:
-    """Move a demand on the server's resources to the rank that it shares, if that is the busiest rank; else drop it."""
-    shared = {SERVER_UP: UP, SERVER_DOWN: DOWN, SERVER_CPU: WORKER_CPU}
-    return [
-        (shared.get(resource, resource), seconds) for resource, seconds in demand if resource < SERVER_UP or busiest
-    ]
+def _without_servers(demand: Demand) -> Demand:
+    """Leave out the demand on servers of their own."""
+    return [(resource, seconds) for resource, seconds in demand if resource < SERVER_UP]
 
 
 def _demands(

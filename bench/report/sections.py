@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from bench.config import GATE_STEPS, MIN_CONVERGENCE
+from bench.predict.explain import PARTS, Explanation
 from bench.records import LABELS
 from bench.report.cells import is_kind
 from bench.report.tables import (
@@ -25,6 +27,7 @@ from bench.report.tables import (
     number,
     number_of,
     plain,
+    scaled,
     size_of,
     table,
 )  # fmt: skip
@@ -41,8 +44,13 @@ class Section(NamedTuple):
     tables: list[Table]
 
 
-def sections(summary: pd.DataFrame, effects: pd.DataFrame, drawn: list[str]) -> list[Section]:
-    """The sections that have anything to show; `effects` compares precisions (`duels.precision_effects`)."""
+def sections(
+    summary: pd.DataFrame, effects: pd.DataFrame, drawn: list[str], explained: Mapping[str, Explanation]
+) -> list[Section]:
+    """The sections that have anything to show.
+
+    `effects` compares precisions (`duels.precision_effects`); `explained` has what is known of cells, by name.
+    """
     names = cell_names(summary)
     rows: Sequence[Row] = summary.to_dict("records")  # once: slow for thousands of cells
     effect_rows: Sequence[Row] = effects.to_dict("records")
@@ -59,6 +67,9 @@ def sections(summary: pd.DataFrame, effects: pd.DataFrame, drawn: list[str]) -> 
             table(limited, "Step against the shortest step that links and computing allow", LIMIT_COLUMNS, names),
             table(rows, "Phases of a step", PHASE_COLUMNS, names),
             table(rows, "Resources", RESOURCE_COLUMNS, names),
+        ]),
+        Section("Where a step's time goes", PARTS_TEXT, [], [
+            table([r for r in rows if r["cell"] in explained], "Parts of a step", parts_columns(explained), names),
         ]),
         Section("Communication volume", VOLUME, ["communication_volume"], [
             table(rows, "Bytes sent per worker per step", VOLUME_COLUMNS, names),
@@ -140,6 +151,24 @@ def scaling_columns(prefix: str) -> Columns:
     }
 
 
+def parts_columns(explained: Mapping[str, Explanation]) -> Columns:
+    """The step, its parts, what they leave unexplained, and the change that would gain most."""
+
+    def part(name: str, row: Row) -> str:
+        return scaled(explained[row["cell"]].parts.get(name, np.nan), SECONDS)
+
+    def advised(row: Row) -> str:
+        found = explained[row["cell"]].advice
+        return f"{found.text}: {found.gain:.2f}×" if found else BLANK
+
+    return {
+        "step": lambda row: scaled(explained[row["cell"]].step_s, SECONDS),
+        **{name: partial(part, name) for name in PARTS},
+        "unexplained": lambda row: f"{100 * explained[row['cell']].unexplained_share:.1f} %",
+        "would help most": advised,
+    }
+
+
 def _agreement(row: Row) -> str:
     return {True: "yes", False: "NO"}.get(row["ledger_agrees"], BLANK)
 
@@ -217,6 +246,13 @@ LIMIT_COLUMNS: Columns = {
     "step ÷ shortest": lambda row: number(row["step_s"] / row["min_step_s"]),
     "bounded by": lambda row: str(row["bounded_by"]),
 }  # fmt: skip
+PARTS_TEXT = (
+    "The costs of hosts and links are fitted to the cells of this report (psring predict), and each part is what one "
+    "cost adds to the predicted step: "
+    + "; ".join(f"{name}: {meaning}" for name, meaning in PARTS.items())
+    + ". Unexplained is the rest of the measured step. The last column is the change of one knob that is predicted to "
+    "gain most at equal workers (docs/explain.md)."
+)
 PHASE_COLUMNS: Columns = {
     **in_units(
         SECONDS, step="step_s", step_p95="step_s_p95", data="data_s", forward="forward_s", backward="backward_s",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ import pandas as pd
 
 from bench import files, records
 from bench.config import BadInput
+from bench.predict import explain, measured
+from bench.predict.explain import Explanation
 from bench.report import answer, bounds, cells, commands, duels, figures, loss, method, sections, tables
 from bench.report.answer import Answer
 from bench.report.looks import INK, PAPER
@@ -23,6 +26,7 @@ from bench.sweep import remaining
 
 TEMPLATES = Path(__file__).with_name("templates")
 MAX_ROWS = 60  # of a table in report.md
+MAX_EXPLAINED = 100  # cells; `psring explain` prints all
 
 
 class Report(NamedTuple):
@@ -55,7 +59,7 @@ def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MAR
         "name": folder.resolve().name,
         "answer": found,
         "facts": answer.facts(runs, summary),
-        "sections": sections.sections(summary, duels.precision_effects(runs, margin), drawn),
+        "sections": sections.sections(summary, duels.precision_effects(runs, margin), drawn, explained(kept)),
         "drawn": drawn,
         "method": method.method(margin, float(runs["slowdown"].max())),
         "descriptions": figures.DESCRIPTIONS,
@@ -74,6 +78,11 @@ def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MAR
     write_parquet({"runs.parquet": runs, "summary.parquet": summary}, folder)
     images = [f"figures/{name}.{kind}" for name in drawn for kind in figures.KINDS]
     return Report(found, [folder / name for name in (*texts, "runs.parquet", "summary.parquet", *images)])
+
+
+def explained(kept: Sequence[records.RunRecord]) -> dict[str, Explanation]:
+    """What the steps of the first MAX_EXPLAINED cells consist of, by cell."""
+    return {one.cell: one for one in explain.explain(measured.group(kept)[:MAX_EXPLAINED])}
 
 
 def unfinished(folder: Path) -> str:
