@@ -11,17 +11,18 @@ from matplotlib.figure import Figure
 
 from bench.report.labels import TEXT, wrapped
 from bench.report.looks import INK, PANEL, PAPER, PHASES, curves
-from bench.report.panels import MAX_PANELS, SIZE, decorate, shown_labels, size_name, title_of
+from bench.report.panels import SIZE, decorate, largest_settings, say_how_many, shown_labels, size_name, title_of
 
 MAX_BARS = 30  # of more, those at the largest size of each curve of a setting are shown
 WIDTH, BAR, FRAME = 7.6, 0.2, 0.9  # inches: the figure, a bar, the frame of a panel
 BAR_LETTERS = 30  # of a line of a bar's name
-MIN_SHARE = 0.003  # of the longest bar; a shorter phase cannot be seen and is not in the key
+MIN_SHARE = 0.0005  # of the longest bar; a shorter phase cannot be seen and is not in the key
 
 
 def step_time(ok: pd.DataFrame) -> Figure:
     """Phases of a step as a stacked bar per cell; the tick is the step time of the slowest worker."""
-    shown = list(to_show(ok).groupby(PANEL, sort=False))[:MAX_PANELS]
+    settings = list(to_show(ok).groupby(PANEL, sort=False))
+    shown = largest_settings(settings)
     heights = [FRAME + BAR * len(rows) for _, rows in shown]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.5), layout="constrained", facecolor=PAPER)
     panels = figure.subplots(len(shown), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
@@ -32,6 +33,7 @@ def step_time(ok: pd.DataFrame) -> Figure:
         note = "; ".join([*part, shown_labels(rows)])
         decorate(axes, title_of(ok, dict(zip(PANEL, key, strict=True))), note, WIDTH, names)
     panels[-1].set_xlabel("ms per step")
+    say_how_many(figure, len(shown), len(settings))
     _key(figure)
     return figure
 

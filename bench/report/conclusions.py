@@ -191,8 +191,8 @@ def turn(duel: Row, bounds: Bounds, ratio_now: float, margin: float) -> str:
                 return f"{capital(ahead)} and {behind} {what} at {where} where links are {speed}{at}."
     ends = [max(r, 1 / r) for r in (modelled(duel, bounds, f) for f in (1 / FACTORS[-1], FACTORS[-1]))]
     return (
-        f"No link rate changes the order of {ahead} and {behind} at {where}: with very slow links {ahead} is "
-        f"{faster_by(ends[0])} faster, with very fast ones {faster_by(ends[1])}."
+        f"No link rate changes the order of {ahead} and {behind} at {where}: {ahead} would be {faster_by(ends[0])} "
+        f"faster if links alone set the pace, and {faster_by(ends[1])} faster if links took no time."
     )
 
 

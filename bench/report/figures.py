@@ -211,7 +211,8 @@ def communication_volume(ok: pd.DataFrame) -> Figure:
     if moved["bytes_sent_per_server_per_step_predicted"].notna().any():
         sides["MB sent per server per step"] = draw_server
     once = not moved.duplicated(["place", "curve", SIZE]).any()
-    return grid(moved, sides, SIZE, panel=["place"] if once else PANEL)
+    key = "line: predicted, marker: counted, ×: on the wire"
+    return grid(moved, sides, SIZE, panel=["place"] if once else PANEL, key=key)
 
 
 def at_most_workers(ok: pd.DataFrame) -> pd.DataFrame:

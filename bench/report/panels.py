@@ -32,33 +32,45 @@ Draw = Callable[[Axes, pd.DataFrame], None]
 
 
 def grid(
-    ok: pd.DataFrame, sides: dict[str, Draw], x: str, *, panel: list[str] = PANEL, all_outside: bool = False
-) -> Figure:
+    ok: pd.DataFrame, sides: dict[str, Draw], x: str, *,
+    panel: list[str] = PANEL, all_outside: bool = False, key: str = "",
+) -> Figure:  # fmt: skip
     """A figure with a panel per setting (the values of the columns `panel`) and side, the curves named beside them.
 
     `sides` maps a y label to the function that draws. Of more than MAX_PANELS settings those with the most cells are
-    drawn, and a line above says so.
+    drawn, and a line above says so. `key` is written under every title.
     """
     settings = list(ok.groupby(panel, sort=False))
-    largest = sorted(settings, key=lambda setting: -len(setting[1]))[:MAX_PANELS]
-    shown = [setting for setting in settings if any(setting[0] == other[0] for other in largest)]
+    shown = largest_settings(settings)
     panels = [(key, rows, side) for key, rows in shown for side in sides]
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
     names = max(height_of_names([label for label, _, _ in curves(rows)]) for _, rows in shown)
     inside = max(HEIGHT - FRAME, names + 0.3)
     figure = Figure(figsize=(WIDTH * columns, (inside + FRAME) * lines), layout="constrained", facecolor=PAPER)
-    for number, (key, rows, side) in enumerate(panels, start=1):
+    for number, (setting, rows, side) in enumerate(panels, start=1):
         axes = figure.add_subplot(lines, columns, number)
         sides[side](axes, rows)
-        decorate(axes, title_of(ok, dict(zip(panel, key, strict=True))), shown_labels(rows))
+        note = "; ".join(filter(None, (key, shown_labels(rows))))
+        decorate(axes, title_of(ok, dict(zip(panel, setting, strict=True))), note)
         axes.set_xlabel(x if x != SIZE else size_name(rows))
         axes.set_ylabel(side)
         finish(axes, inside, all_outside=all_outside)
-    if len(shown) < len(settings):
-        note = f"The {MAX_PANELS} of {len(settings)} settings with the most cells; the tables have all."
-        figure.suptitle(note, fontsize=TEXT, style="italic", color=INK, x=0.01, ha="left")
+    say_how_many(figure, len(shown), len(settings))
     return figure
+
+
+def largest_settings(settings: Sequence[tuple[Any, pd.DataFrame]]) -> list[tuple[Any, pd.DataFrame]]:
+    """Return the MAX_PANELS settings with the most cells, in the given order."""
+    largest = sorted(settings, key=lambda setting: -len(setting[1]))[:MAX_PANELS]
+    return [setting for setting in settings if any(setting[0] == other[0] for other in largest)]
+
+
+def say_how_many(figure: Figure, shown: int, settings: int) -> None:
+    """Write above the panels that some settings are not drawn, if so."""
+    if shown < settings:
+        note = f"The {shown} of {settings} settings with the most cells; the tables have all."
+        figure.suptitle(note, fontsize=TEXT, style="italic", color=INK, x=0.01, ha="left")
 
 
 def finish(axes: Axes, height: float, **names: Any) -> None:
