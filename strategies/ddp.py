@@ -1,7 +1,6 @@
 """PyTorch's DistributedDataParallel over Gloo or NCCL."""
 
 # No `from __future__ import annotations` here: DDP checks that the hook's annotations are types, not strings.
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,19 +10,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import (  # type: ignore[attr-defined]  # re-exports from C++
-    DebugLevel,
-    GradBucket,
-    Store,
-    TCPStore,
-    set_debug_level,
-)
+from torch.distributed import GradBucket
 from torch.nn.parallel import DistributedDataParallel
 
+from strategies import process_group
 from strategies.allreduce import message_sizes
 from strategies.base import Observed, WorkerOptimizer, torch_dtype
 from strategies.group import Group
-from strategies.nccl import require_own_gpu
 from strategies.options import Options
 
 
@@ -32,7 +25,6 @@ class DDP(WorkerOptimizer):
 
     def __init__(self, group: Group, options: Options) -> None:
         super().__init__(group, options)
-        self._store = _rendezvous(group)
         self._module: DistributedDataParallel | None = None
         self._wait_in_backward_s = 0.0
 
@@ -40,11 +32,7 @@ class DDP(WorkerOptimizer):
         """Start the process group, wrap the model (which broadcasts rank 0's weights). Collective."""
         super().prepare(model, optimizer)
         device = next(model.parameters()).device
-        require_own_gpu(self.group, device)
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        # TORCH_DISTRIBUTED_DEBUG=DETAIL checks every collective, and torch 2.13 crashes under it with a TCPStore.
-        set_debug_level(DebugLevel.OFF)
-        dist.init_process_group(backend, store=self._store, rank=self.group.rank, world_size=self.group.size)
+        process_group.start(self.group, device)
         self._watch_gradients(model)
 
         def allreduce(vector: Tensor) -> Tensor:
@@ -102,17 +90,4 @@ class DDP(WorkerOptimizer):
         """End the process group. Collective."""
         super().close()
         self._module = None  # its reducer holds this strategy's hook, and lives as long as it
-        dist.barrier()
-        dist.destroy_process_group()
-
-
-def _rendezvous(group: Group) -> Store:
-    """Return a store on a free port of rank 0's host. Collective."""
-    hosts = group.broadcast(None if group.rank else socket.gethostname())
-    alone = group.broadcast(len(set(group.gather(socket.gethostname()))) <= 1)
-    host = "127.0.0.1" if alone else hosts
-    store = None
-    if group.rank == 0:
-        store = TCPStore(host, 0, group.size, is_master=True, wait_for_workers=False)
-    port = group.broadcast(store.port if store else None)
-    return store or TCPStore(host, port, group.size, is_master=False)
+        process_group.end()
