@@ -142,7 +142,15 @@ def predict(config: RunConfig) -> Prediction:
     form = config.kind.closed_form
     if form is None:
         return Prediction(Volume.unknown())
-    return form(config, Job(config.num_workers, config.gpt.tensors))
+    shape = config.gpt
+    job = Job(
+        config.num_workers,
+        shape.tensors,
+        num_tokens=config.batch_size * shape.block_size,
+        width=shape.n_embd,
+        num_embedded=shape.vocab_size * shape.n_embd,
+    )
+    return form(config, job)
 
 
 def make_ledger(

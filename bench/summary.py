@@ -38,6 +38,10 @@ class Summary(BaseModel):
     """All communication, exposed or hidden behind backward."""
     overlap_fraction: float | None = None
     """1 − exposed_communication_s / communication_s; blank for a lone process."""
+    bubble_fraction_predicted: float | None = None
+    """Share of a pipeline's time in which a stage has nothing to compute, in closed form: (P − 1)/(m + P − 1), P
+    stages, m micro-batches; beside it exposed_communication_s over its sum with forward_s and backward_s is what was
+    measured, with messages; blank without a pipeline."""
     first_loss: float | None = None
     """Training loss of the first step, warm-up included, over the global batch; blank, as all losses and `mfu`,
     where nothing was trained (`compute`)."""

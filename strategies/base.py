@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from strategies.allreduce import Allreduce, identify_allreduce, ring_volume
-from strategies.gradients import LossScaler, apply_mean_gradient, on_gradient
+from strategies.gradients import LossScaler, apply_mean_gradient, on_gradient, total_norm
 from strategies.group import Group
 from strategies.options import NUMBER_FORMATS, Options
 from strategies.volume import Volume
@@ -29,7 +29,8 @@ class Observed:
 
     moved: Volume = field(default_factory=Volume)  # since the strategy was created
     communication_s: float = 0.0  # of the last step: from its first gradient to the end of its communication
-    wait_in_forward_s: float = 0.0  # of the last step: how long forward() waited for new weights
+    wait_in_forward_s: float = 0.0  # of the last step: how long forward() waited for weights or for another rank
+    backward_in_forward_s: float = 0.0  # of the last step: how long forward() computed gradients, as pipelines do
     wait_in_backward_s: float = 0.0  # of the last step: how long backward() waited for the end of communication
     # Of each message size (bytes) at which it was identified: "ring", "any" or "not_ring" (`identify_allreduce`).
     allreduce_of_bytes: Mapping[int, str] = field(default_factory=dict)
@@ -91,6 +92,16 @@ class Strategy(ABC):
         """Which worker this rank is, from 0; servers have no meaningful value."""
         return self.group.rank
 
+    @property
+    def replica(self) -> int:
+        """Which copy of the model this worker trains, from 0: it says which part of the global batch is its own."""
+        return self.worker
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether this worker's module returns the loss; of a pipeline only the last stage's does."""
+        return True
+
     @abstractmethod
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Put rank 0's weights everywhere, install hooks, return the module to train. Collective."""
@@ -113,6 +124,13 @@ class Strategy(ABC):
 
     def settle(self) -> None:  # noqa: B027  # most strategies have nothing left to do
         """Wait until the model holds the weights of all steps so far, which the next forward would wait for."""
+
+    def whole(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return on rank 0 all weights of the model, given those of a worker's part by their names in the whole model.
+
+        Collective among workers that hold parts, also after close().
+        """
+        return dict(weights)
 
     def serve(self) -> None:
         """Aggregate and update until the last worker closes (server ranks only)."""
@@ -173,7 +191,7 @@ class WorkerOptimizer(Strategy):
 
     def step(self) -> None:
         """Apply the mean gradient, or skip it if it is not finite."""
-        apply_mean_gradient(self._parameters, self._apply, self.options.clip_norm, self.scaler)
+        apply_mean_gradient(self._parameters, self._apply, self.options.clip_norm, self.scaler, self._norm)
         self._optimizer.zero_grad()
 
     def observe(self) -> Observed:
@@ -182,6 +200,10 @@ class WorkerOptimizer(Strategy):
 
     def _apply(self) -> None:
         self._optimizer.step()
+
+    def _norm(self, gradients: Sequence[Tensor]) -> float:
+        """Return the norm of the whole model's mean gradient."""
+        return total_norm(gradients)
 
     def _identify(self, allreduce: Allreduce, sizes: Iterable[int], dtype: torch.dtype) -> None:
         """Identify the algorithm that sums vectors of so many elements. Collective."""

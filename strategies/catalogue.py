@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, Literal
 
 from strategies import closed_forms
 from strategies.closed_forms import ClosedForm
@@ -55,6 +55,7 @@ class Entry:
     # How gradients become messages: "none"; one allreduce per "segments" (equal ranges, several in flight), "fusion"
     # (all gradients that are ready) or "buckets" (whole tensors up to a size); "push_pull"; empty: not predicted
     exchange: str = ""
+    splits: Literal["", "layers", "heads"] = ""  # what of the model is divided among ranks; nothing: each holds it all
     # "counted": as messages moved; "inferred": a number of elements times a formula, because its library hides messages
     bytes_counted_by: str = "counted"
     unsupported: Mapping[tuple[str, str], str] = field(default_factory=dict)  # (knob, value): why not
@@ -185,8 +186,21 @@ ZERO = Entry(
     message_knob="segment_bytes",
     closed_form=closed_forms.zero_ring,
 )
+PIPELINE = Entry(
+    name="pipeline",
+    path="strategies.pipeline:Pipeline",
+    title="pipeline",
+    phrase="the pipeline",
+    summary="the model's layers split among ranks, torch.distributed.pipelining",
+    family="model parallel",
+    colour="#7a4b94",
+    exact=True,
+    knobs=("model_parallel_size", "num_micro_batches", "pipeline_schedule"),
+    closed_form=closed_forms.pipeline,
+    splits="layers",
+)
 CATALOGUE: dict[str, Entry] = {
-    entry.name: entry for entry in (LOCAL, INDEPENDENT, PARAMETER_SERVER, RING_ALLREDUCE, MPI_RING, DDP, ZERO)
+    entry.name: entry for entry in (LOCAL, INDEPENDENT, PARAMETER_SERVER, RING_ALLREDUCE, MPI_RING, DDP, ZERO, PIPELINE)
 }
 
 

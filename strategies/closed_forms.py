@@ -26,6 +26,10 @@ class Job:
 
     num_workers: int
     tensors: tuple[int, ...]  # elements of each trained tensor, in the order of definition
+    # Of strategies that split the model.
+    num_tokens: int = 0  # of one copy of the model in one step
+    width: int = 0  # numbers per token that pass from block to block
+    num_embedded: int = 0  # parameters of the token embedding, which are the output head's, too
 
     @property
     def num_parameters(self) -> int:
@@ -107,6 +111,33 @@ def _ring(options: Options, job: Job, bucket_bytes: int) -> Volume:
 def _ring_tolerance(options: Options, job: Job) -> float:
     """Return the rounding of blocks: an element in each of the 2(N−1) blocks of at most one bucket per tensor."""
     return 2 * (job.num_workers - 1) * NUMBER_FORMATS[options.wire_dtype].nbytes * job.num_tensors
+
+
+def pipeline(options: Options, job: Job) -> Prediction:
+    """Return the volume of a pipeline of P stages, and of the allreduce between its R copies.
+
+    Every boundary between two stages passes all tokens' activations forward and their gradients back, in fp32. The
+    first and the last stage add up the gradients of the embedding that they share, and each stage's copies theirs. For
+    the norm of the whole gradient stages add up one float64.
+    """
+    stages, itemsize = options.model_parallel_size, NUMBER_FORMATS["fp32"].nbytes
+    copies = job.num_workers // stages
+    shared = job.num_embedded if stages > 1 else 0
+    boundaries = 2 * (stages - 1) * job.num_tokens * job.width * itemsize
+    of_copies = 2 * (copies - 1) / copies * (job.num_parameters + shared) * itemsize
+    of_norm = 2 * (stages - 1) * NORM_BYTES if options.clip_norm is not None or options.loss_scaling else 0
+    moved = (boundaries + 2 * shared * itemsize + of_copies + of_norm) / stages
+    return Prediction(Volume(moved, moved, None, None))
+
+
+def pipeline_bubble(options: Options) -> float:
+    """Return the share of a pipeline's time in which a stage has nothing to compute, (P-1)/(m+P-1).
+
+    If all stages take equally long and messages no time: a stage computes m micro-batches, and waits P-1 times as long
+    as one takes while the pipeline fills and drains; the same for both schedules (Huang et al., GPipe, NeurIPS 2019).
+    """
+    waits = options.model_parallel_size - 1
+    return waits / (options.num_micro_batches + waits)
 
 
 def push_pull(options: Options, job: Job) -> Prediction:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -57,17 +57,24 @@ def mark_stepped(optimizer: torch.optim.Optimizer) -> None:
     vars(optimizer)["_opt_called"] = True
 
 
+def total_norm(gradients: Sequence[Tensor]) -> float:
+    """Return the L2 norm of all gradients together."""
+    return float(nn.utils.get_total_norm(gradients))
+
+
 def apply_mean_gradient(
-    parameters: Iterable[nn.Parameter], apply: Callable[[], object], clip_norm: float | None, scaler: LossScaler
-) -> None:
+    parameters: Iterable[nn.Parameter], apply: Callable[[], object], clip_norm: float | None, scaler: LossScaler,
+    norm_of: Callable[[Sequence[Tensor]], float] = total_norm,
+) -> None:  # fmt: skip
     """Unscale and clip the gradients, then call `apply`; skip the update where the gradient is not finite.
 
-    Every worker has the same mean gradient and decides alike.
+    Every worker has the same mean gradient and decides alike. `norm_of` gives the norm of the whole model's gradient
+    where these are only a part of it.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     finite = True
     if clip_norm is not None or scaler.enabled:
-        norm = float(nn.utils.get_total_norm(gradients)) / scaler.scale
+        norm = norm_of(gradients) / scaler.scale
         finite = norm < float("inf")
         factor = gradient_factor(norm, clip_norm) / scaler.scale
         if finite and factor != 1.0:

@@ -163,8 +163,22 @@ class WireOptions(Knobs):
     """Largest gradient bucket of ddp, bytes."""
 
 
+class ModelParallelOptions(Knobs):
+    """How one copy of the model is split among ranks."""
+
+    model_parallel_size: Annotated[int, Unit("ranks")] = Field(1, ge=1, le=MAX_RANKS)
+    """Ranks that hold one copy of the model together (pipeline). num_workers / model_parallel_size copies train
+    data-parallel, batch_size sequences each. Not given: all workers hold one copy."""
+    num_micro_batches: Annotated[int, Unit("micro-batches")] = Field(1, ge=1, le=MAX_COUNT)
+    """Equal parts into which a pipeline cuts the sequences of one pass, so that its stages compute at the same time.
+    Not given: as many as stages."""
+    pipeline_schedule: Literal["1f1b", "gpipe"] = "1f1b"
+    """Order of a pipeline's work; gpipe: all forward passes, then all backward passes; 1f1b: one forward, one backward
+    as early as possible, so that a stage keeps the activations of at most as many micro-batches as there are stages."""
+
+
 # pydantic orders fields from the last base to the first.
-class Options(WireOptions, GradientOptions, TopologyOptions):
+class Options(ModelParallelOptions, WireOptions, GradientOptions, TopologyOptions):
     """What a strategy must know beyond the model and the optimizer."""
 
     @property
@@ -175,7 +189,7 @@ class Options(WireOptions, GradientOptions, TopologyOptions):
 
 
 # What strategies read; an entry of the catalogue says which of them its strategy does.
-STRATEGY_KNOBS = TopologyOptions.model_fields | WireOptions.model_fields
+STRATEGY_KNOBS = TopologyOptions.model_fields | WireOptions.model_fields | ModelParallelOptions.model_fields
 
 
 class _Format(NamedTuple):

@@ -7,13 +7,14 @@ key and the table column. Its docstring is its only definition.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable
 from typing import Any
 
 from pydantic import model_validator
 
-from bench.config import emulation, measuring, model, network, topology, training, wire
+from bench.config import emulation, measuring, model, model_parallel, network, topology, training, wire
 from bench.config.emulation import Compute, Emulation, parse_speeds
 from bench.config.measuring import Measuring
 from bench.config.model import Model
@@ -21,16 +22,26 @@ from bench.config.network import Network
 from bench.config.topology import Workers
 from bench.config.training import Data, Optimizer
 from strategies.closed_forms import payload_bytes
-from strategies.options import GradientOptions, Knobs, Options, TopologyOptions, WireOptions
+from strategies.options import GradientOptions, Knobs, ModelParallelOptions, Options, TopologyOptions, WireOptions
 
-CHECKS = (topology.check, wire.check, training.check, model.check, network.check, measuring.check, emulation.check)
+CHECKS = (
+    topology.check,
+    model_parallel.check,
+    wire.check,
+    training.check,
+    model.check,
+    network.check,
+    measuring.check,
+    emulation.check,
+)
 # Knobs that only say which runs are accepted: the same cell, whatever their values.
 NOT_MEASURED = {"allow_nonfinite_loss", "max_foreign_cpu_share", "timeout_s"}
 IN_OLD_NAMES = {"timeout_s": 600.0}  # so that cells keep the names that committed folders have for them
-ADDED_LATER = {"slowdown", "sharding"}  # the same, where these have their default
+ADDED_LATER = {"slowdown", "sharding", *ModelParallelOptions.model_fields}  # the same, where these have their default
 # In the order of the help text.
 GROUPS: dict[str, tuple[type[Knobs], ...]] = {
     "topology": (Workers, TopologyOptions),
+    "model parallelism": (ModelParallelOptions,),
     "model": (Model,),
     "data": (Data,),
     "optimizer": (Optimizer, GradientOptions),
@@ -50,7 +61,7 @@ class AllKnobs(Measuring, Network, Emulation, Compute, Optimizer, Data, Model, O
     def _default_servers(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values  # refused by pydantic
-        return {"num_servers": topology.default_num_servers(values), **values}
+        return {"num_servers": topology.default_num_servers(values), **model_parallel.defaults(values), **values}
 
 
 class RunConfig(AllKnobs):
@@ -77,9 +88,14 @@ class RunConfig(AllKnobs):
         return self.num_workers + self.num_servers
 
     @property
+    def num_replicas(self) -> int:
+        """Number of copies of the model that are trained; every worker has one of its own, or a part of one."""
+        return max(1, self.num_workers // self.model_parallel_size)
+
+    @property
     def global_batch_size(self) -> int:
-        """Sequences per optimizer step, all workers together."""
-        return self.num_workers * self.batch_size
+        """Sequences per optimizer step, all copies of the model together."""
+        return self.num_replicas * self.batch_size
 
     @property
     def tokens_per_step(self) -> int:
@@ -125,4 +141,5 @@ class RunConfig(AllKnobs):
     def unsupported(self) -> str | None:
         """Return why no library can run this valid config, None if one can."""
         reasons = self.kind.unsupported.items()
-        return next((why for (knob, value), why in reasons if getattr(self, knob) == value), None)
+        of_library = (why for (knob, value), why in reasons if getattr(self, knob) == value)
+        return next(itertools.chain(of_library, model_parallel.unsplittable(self)), None)

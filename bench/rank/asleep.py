@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from bench.config import RunConfig
 from bench.durations import Durations, slowdown
+from bench.rank.asleep_stage import EmulatedStage
 from bench.rank.data import Corpus
 from bench.rank.model import GPT
 from strategies.base import Strategy
@@ -43,6 +44,7 @@ class SleepSchedule:
     def __init__(self, config: RunConfig, durations: Durations, worker: int, strategy: Strategy | None = None) -> None:
         self._strategy = strategy
         self._config = config
+        self._parts = config.gradient_accumulation * config.num_micro_batches  # passes of one step
         self._durations = durations
         self._worker = worker
         self._passes = 0
@@ -53,17 +55,17 @@ class SleepSchedule:
 
     def begin_pass(self) -> None:
         """Begin a forward pass."""
-        self._step = self._passes // self._config.gradient_accumulation
+        self._step = self._passes // self._parts
         self._slowdown = slowdown(self._config, self._worker, self._step)
         self._passes += 1
 
     def forward(self, layer: str) -> None:
         """Sleep for one layer's forward."""
-        self._sleep(self._start("forward"), self._durations.forward_s[layer] / self._config.gradient_accumulation)
+        self._sleep(self._start("forward"), self._durations.forward_s[layer] / self._parts)
 
     def backward(self, layer: str) -> None:
         """Sleep for one layer's backward."""
-        self._sleep(self._start("backward"), self._durations.backward_s[layer] / self._config.gradient_accumulation)
+        self._sleep(self._start("backward"), self._durations.backward_s[layer] / self._parts)
 
     def update(self, seconds: float) -> None:
         """Sleep for an update of the weights."""
@@ -199,6 +201,7 @@ class EmulatedGPT(EmulatedSequence):
 
         super().__init__({name: emulate(name, child) for name, child in original.named_children()})
         self.schedule = schedule
+        self._config = config
         self._input = x = torch.zeros(())
         for module in self.modules():
             if isinstance(module, EmulatedLayer):
@@ -208,6 +211,10 @@ class EmulatedGPT(EmulatedSequence):
         """Sleep for all layers' forward; return a meaningless loss of zero."""
         self.schedule.begin_pass()
         return super().forward(self._input)
+
+    def stage(self, index: int, count: int) -> EmulatedStage:
+        """Return one of `count` consecutive parts with equally many blocks."""
+        return EmulatedStage(self._config, self, index, count)
 
 
 class EmulatedOptimizer(torch.optim.Optimizer):

@@ -40,7 +40,7 @@ def _train_reference(config: RunConfig, corpus: Corpus, device: torch.device) ->
     model = build_model(single, device)
     strategy = Local(SingleGroup(), single)
     if single.precision == "fp16":
-        strategy.scaler.scale *= config.num_workers  # so that each pass has the scale of a worker's
+        strategy.scaler.scale *= config.num_replicas  # so that each pass has the scale of a worker's
     module = strategy.prepare(model, build_optimizer(single, model))
     for _ in train(single, module, strategy, corpus, device):
         pass
@@ -53,7 +53,7 @@ def reference_config(config: RunConfig) -> RunConfig:
     In fp16 it takes as many passes as all workers together: whether a product overflows depends on how the batch is
     split, and both must skip the same steps.
     """
-    passes = config.num_workers * config.gradient_accumulation if config.precision == "fp16" else 1
+    passes = config.num_replicas * config.gradient_accumulation if config.precision == "fp16" else 1
     return config.model_copy(
         update={
             **{name: field.default for name, field in STRATEGY_KNOBS.items()},

@@ -73,7 +73,7 @@ def _compare(rehearsal: Rehearsal, corpus: Corpus, device: torch.device) -> Verd
     found = []
     for step in range(config.total_steps):
         found.append(reference.distance(weights[step], f"in step {step}"))
-        losses = [worker.losses[step] for worker in workers]
+        losses = [worker.losses[step] for worker in workers[:: config.model_parallel_size]]
         if not found[-1].passed or not reference.step(step, weights[step], losses, scales[step], scales[step + 1]):
             return _worst(found)
     return _worst([*found, reference.distance(weights[-1], "after the last step")])
@@ -144,10 +144,11 @@ class Reference:
         worker's scaled gradient.
         """
         self._model.load_state_dict(weights)
-        workers = self._config.num_workers
+        workers = self._config.num_replicas
         total = [torch.zeros(weights[name].shape) for name in self._names]
         magnitude = [torch.zeros_like(each) for each in total]
-        is_same, largest = self._device.type == "cpu", 0.0
+        # Of a split model sums are taken in another order, although the loss may be equal.
+        is_same, largest = self._device.type == "cpu" and not self._config.kind.splits, 0.0
         for worker in range(workers):
             loss = self._passes(worker, step, scale)
             is_same &= loss == losses[worker]
@@ -163,7 +164,7 @@ class Reference:
 
     def _passes(self, worker: int, step: int, scale: float) -> float:
         """Leave the scaled gradient of one worker's batch in the model; return its loss."""
-        passes = self._config.gradient_accumulation
+        passes = self._config.gradient_accumulation * self._config.num_micro_batches
         self._model.zero_grad()
         tokens, targets = (part.to(self._device) for part in self._corpus.batch(self._config, worker, step))
         total_loss = torch.zeros((), device=self._device)

@@ -34,10 +34,12 @@ def judge_model(
 
     Only a cell's first repeat is judged (its reports have checksums); the others train the same model.
     """
-    checksums = {report.checksum for report in reports if not report.is_server}
-    if checksums == {None}:
+    checksums = [report.checksum for report in reports if not report.is_server]
+    if set(checksums) == {None}:
         return Judgement()
-    failure = equivalence.different_models(len(checksums)) if config.workers_agree else ""
+    size = config.model_parallel_size  # every size-th worker holds the same part of the model
+    num_models = max(len(set(checksums[part::size])) for part in range(size))
+    failure = equivalence.different_models(num_models) if config.workers_agree else ""
     columns: dict[str, float | bool | None]
     if not config.exact:
         assert held_out_loss is not None  # a gate that compares losses needs held-out batches; RunConfig checks it

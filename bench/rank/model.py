@@ -93,17 +93,26 @@ class GPT(nn.Module):
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Return the logits of every next token: (B, T) -> (B, T, vocab_size)."""
-        return F.linear(self.ln_f(self._hidden(tokens)), self.wte.weight)
+        return self.head(self._hidden(tokens))
 
     def _hidden(self, tokens: Tensor, caches: Sequence[LayerCache | None] | None = None) -> Tensor:
         """Return what the last block gives, (B, T) -> (B, T, C); with caches, `tokens` follow those in the caches."""
         caches = caches or [None] * len(self.blocks)
         begin = caches[0].length if caches[0] is not None else 0
-        positions = torch.arange(begin, begin + tokens.shape[1], device=tokens.device)
-        x: Tensor = self.wte(tokens) + self.wpe(positions)  # (B, T, C)
+        x = self.embed(tokens, begin)
         for block, cache in zip(self.blocks, caches, strict=True):
             x = block(x, cache)
         return x
+
+    def embed(self, tokens: Tensor, begin: int = 0) -> Tensor:
+        """Return what the first block reads, the first token at position `begin`: (B, T) -> (B, T, C)."""
+        positions = torch.arange(begin, begin + tokens.shape[1], device=tokens.device)
+        out: Tensor = self.wte(tokens) + self.wpe(positions)
+        return out
+
+    def head(self, x: Tensor) -> Tensor:
+        """Return the logits of what the last block returned: (B, T, C) -> (B, T, vocab_size)."""
+        return F.linear(self.ln_f(x), self.wte.weight)
 
     def caches(self, batch_size: int) -> list[LayerCache]:
         """Return an empty cache per block, for block_size positions of `batch_size` sequences."""
@@ -115,9 +124,54 @@ class GPT(nn.Module):
         """Return the logits of the token after `tokens`, which follow those in caches: (B, T) -> (B, vocab_size)."""
         return F.linear(self.ln_f(self._hidden(tokens, caches)[:, -1]), self.wte.weight)
 
+    def stage(self, index: int, count: int) -> Stage:
+        """Return one of `count` consecutive parts with equally many blocks, which shares this model's parameters."""
+        return Stage(self, index, count)
+
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy of `targets`, nats per token: (B, T), (B, T) -> ()."""
-        return F.cross_entropy(self.logits(tokens).flatten(0, 1), targets.flatten())
+        return cross_entropy(self.logits(tokens), targets)
+
+
+class Stage(nn.Module):
+    """Some consecutive blocks of a GPT, the embeddings before the first and the output head after the last ones."""
+
+    def __init__(self, model: GPT, index: int, count: int) -> None:
+        super().__init__()
+        size = model.shape.n_layer // count
+        self._shape, self._is_first, self._is_last = model.shape, index == 0, index == count - 1
+        self.wte = model.wte if self._is_first or self._is_last else None
+        self.wpe = model.wpe if self._is_first else None
+        self.blocks = model.blocks[index * size : (index + 1) * size]
+        self.ln_f = model.ln_f if self._is_last else None
+        self._model = [model]  # in a list: it is no module of this one
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T) tokens of the first stage, else (B, T, C) -> logits of the last stage, else (B, T, C)."""
+        x = self._model[0].embed(x) if self._is_first else x
+        for block in self.blocks:
+            x = block(x)
+        return self._model[0].head(x) if self._is_last else x
+
+    def like_input(self, tokens: Tensor) -> Tensor:
+        """Return a meta tensor like the input for these tokens; its values are never read."""
+        shape = tokens.shape if self._is_first else (*tokens.shape, self._shape.n_embd)
+        dtype = tokens.dtype if self._is_first else torch.float32
+        return torch.empty(shape, dtype=dtype, device="meta", requires_grad=not self._is_first)
+
+    def like_output(self, tokens: Tensor) -> Tensor:
+        """Return a meta tensor like the output for these tokens."""
+        width = self._shape.vocab_size if self._is_last else self._shape.n_embd
+        return torch.empty((*tokens.shape, width), device="meta", requires_grad=True)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross-entropy, nats per token: (B, T, vocab_size), (B, T) -> ()."""
+        return cross_entropy(logits, targets)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy, nats per token: (B, T, vocab_size), (B, T) -> ()."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def _initialise(module: nn.Module) -> None:

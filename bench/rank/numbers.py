@@ -24,6 +24,7 @@ from bench.rank.model import model_flops_utilization, peak_flops_per_s
 from bench.rank.wire import Wire
 from bench.records import StepRecord
 from strategies.base import Observed
+from strategies.closed_forms import pipeline_bubble
 from strategies.volume import Volume, mean_volume
 
 
@@ -78,6 +79,7 @@ def columns(config: RunConfig, reports: Sequence[RankReport], device: torch.devi
         "num_parameters": config.gpt.num_parameters,
         "mfu": _mfu(config, found["tokens_per_s"], device),
         "emulated_update_s": None if config.compute == "real" else durations(config).optimizer_s,
+        "bubble_fraction_predicted": pipeline_bubble(config) if config.kind.splits == "layers" else None,
         **allreduce(reports[0].observed),
         **lateness(reports, found["step_s"]),
     }
@@ -150,7 +152,7 @@ def finite_or_none(value: float | None) -> float | None:
 def _mean_loss(workers: Sequence[Sequence[StepRecord]], place: int) -> float | None:
     losses = [steps[place].loss for steps in workers]
     known = [loss for loss in losses if loss is not None]
-    return finite_or_none(float(np.mean(known))) if len(known) == len(losses) else None
+    return finite_or_none(float(np.mean(known))) if known else None
 
 
 def lateness(reports: Sequence[RankReport], step_s: float | None) -> dict[str, float | None]:

@@ -5,6 +5,7 @@ The measured run itself is left alone: copies of its weights would take time and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ class Watched:
 
     weights: list[Weights]  # those that the forward of step 0, 1, ... read, then those after close()
     scales: list[float]  # the loss scale in step 0, 1, ... and after the last
-    losses: list[float]
+    losses: list[float]  # NaN where this worker has none: the model is split, and another worker has the output
 
 
 def rehearsals(config: RunConfig) -> list[RunConfig]:
@@ -78,17 +79,22 @@ def watch(
     after_step: Callable[[StepRecord], None] = lambda step: None,
 ) -> Watched:  # fmt: skip
     """Train this worker for all steps and close its strategy; return what it did."""
-    reads = ForwardWeights(model) if strategy.worker == 0 else None
+    reads = ForwardWeights(model) if strategy.worker == 0 or config.kind.splits else None
     watched = Watched([], [strategy.scaler.scale], [])
+
+    def keep(weights: Weights) -> None:
+        whole = strategy.whole(weights)
+        if strategy.worker == 0:
+            watched.weights.append(whole)
+
     for step in train(config, module, strategy, corpus, device):
-        assert step.loss is not None
-        watched.losses.append(step.loss)
+        watched.losses.append(math.nan if step.loss is None else step.loss)
         watched.scales.append(strategy.scaler.scale)
         if reads:
-            watched.weights.append(reads.take())
+            keep(reads.take())
         after_step(step)
     strategy.close()
     if reads:
-        watched.weights.append(snapshot(model))
+        keep(snapshot(model))
         reads.remove()
     return watched

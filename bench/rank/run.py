@@ -27,7 +27,7 @@ from bench.rank.duplex import duplex_factor
 from bench.rank.judge import Judgement, judge_loss, judge_model, judge_surroundings
 from bench.rank.numbers import RankReport
 from bench.rank.rehearsal import Rehearsal, rehearse
-from bench.rank.train import held_out_loss, train, with_tail
+from bench.rank.train import build_model, held_out_loss, train, with_tail
 from bench.rank.weights import Weights, checksum, snapshot
 from bench.rank.wire import Meter, Wire, open_meter
 from bench.records import PlannedRun, RunRecord, StepRecord
@@ -112,9 +112,10 @@ def _run(
         if ranks.rank == 0:
             keep_trace(traces)
     reports = ranks.gather(_report(planned, built, done, wire, cpu_use, monitor.end() if monitor else None))
+    weights = _final_weights(config, built, ranks)
     rehearsals = rehearse(config, rank_info, ranks) if _is_rehearsed(planned, ranks, reports) else []
     if ranks.rank == 0:
-        keep(_result(planned, started_at, built, rehearsals, reports, before))
+        keep(_result(planned, started_at, built, weights, rehearsals, reports, before))
     ranks.barrier()
 
 
@@ -188,14 +189,18 @@ def computes_in_software(config: RunConfig, device: torch.device) -> bool:
 
 
 def _result(
-    planned: PlannedRun, started_at: str, built: Built, rehearsals: list[Rehearsal], reports: list[RankReport],
-    before: dict[str, Any],
+    planned: PlannedRun, started_at: str, built: Built, weights: Weights, rehearsals: list[Rehearsal],
+    reports: list[RankReport], before: dict[str, Any],
 ) -> Result:  # fmt: skip
-    """Judge the run and return its record; `before` are the columns that were known before its first step."""
+    """Judge the run and return its record.
+
+    `weights` are the whole model's after the last step, `before` the columns that were known before the first one.
+    """
     config, corpus = planned.config, built.corpus
     assert corpus is not None  # rank 0 always trains
     trained = config.compute == "real"
-    held_out = held_out_loss(config, built.model, corpus, built.device) if trained else None
+    model = with_weights(config, weights, built.device) if trained and config.kind.splits else built.model
+    held_out = held_out_loss(config, model, corpus, built.device) if trained else None
     ledger = numbers.ledger(config, reports)
     diverged = bool(numbers.nonfinite_loss(config, reports, held_out))
     found = [
@@ -221,7 +226,21 @@ def _result(
     steps = [step for report in reports for step in report.steps]
     if ledger.wire_counted_by is None:
         steps = [replace(step, wire=Volume.unknown()) for step in steps]
-    return Result(record, steps, snapshot(built.model) if trained else {})
+    return Result(record, steps, weights)
+
+
+def _final_weights(config: RunConfig, built: Built, ranks: Group) -> Weights:
+    """Return on rank 0 the whole model's weights; collective where workers hold parts of it."""
+    if config.compute != "real" or not (ranks.rank == 0 or config.kind.splits):
+        return {}
+    return built.strategy.whole(snapshot(built.model))
+
+
+def with_weights(config: RunConfig, weights: Weights, device: torch.device) -> torch.nn.Module:
+    """Return a whole model with these weights."""
+    model = build_model(config, device)
+    model.load_state_dict(weights)
+    return model
 
 
 def write_folder(out: Path, result: Result) -> None:

@@ -63,7 +63,7 @@ def train(
     for step in range(config.total_steps):
         clock.begin_step()
         with clock.phase("data"):
-            tokens, targets = (part.to(device) for part in corpus.batch(config, strategy.worker, step))
+            tokens, targets = (part.to(device) for part in corpus.batch(config, strategy.replica, step))
             micro_batches = zip(tokens.chunk(passes), targets.chunk(passes), strict=True)
         total_loss = torch.zeros((), device=device)
         for number, (x, y) in enumerate(micro_batches, start=1):
@@ -77,11 +77,12 @@ def train(
             strategy.synchronize()
         seen = strategy.observe()
         clock.move("forward", "exposed_communication", seen.wait_in_forward_s)
+        clock.move("forward", "backward", seen.backward_in_forward_s)
         clock.move("backward", "exposed_communication", seen.wait_in_backward_s)
         with clock.phase("optimizer"):
             strategy.step()
         step_s = clock.step_s()
-        loss_found = float(total_loss) if config.compute == "real" else None
+        loss_found = float(total_loss) if config.compute == "real" and strategy.has_loss else None
         columns: dict[str, Any] = {f"{name}_s": value for name, value in clock.seconds.items()}
         wire_now = on_wire()
         yield StepRecord(

@@ -92,7 +92,12 @@ class Bounds:
 
 
 def is_known(config: RunConfig, row: Mapping[Any, Any]) -> bool:
-    """Whether the links and the volume of a cell are known; a lone process needs none."""
+    """Whether the links and the volume of a cell are known; a lone process needs none.
+
+    The limits are those of workers that each hold the whole model.
+    """
+    if config.kind.splits:
+        return False
     alone = config.world_size == 1 or not config.kind.communicates
     closed_form = config.kind.closed_form is not None and row["allreduce_algorithm"] != "not_ring"
     return closed_form and (alone or config.link is not None)

@@ -42,7 +42,7 @@ COMMUNICATION = frozenset({
     "strategy", "num_workers", "num_servers", "placement", "consistency", "staleness", "server_role", "launcher",
     "network_interface", "wire_dtype", "chunk_bytes", "schedule", "window_bytes", "socket_bytes",
     "eager_limit_bytes", "shared_memory", "poll_s", "segment_bytes", "fusion_threshold_bytes", "cycle_time_s",
-    "bucket_bytes", *LINKS, *LOSSY,
+    "bucket_bytes", "model_parallel_size", "num_micro_batches", "pipeline_schedule", *LINKS, *LOSSY,
 })  # fmt: skip
 # Knobs that make workers differ: a `local` baseline is a worker of speed 1 and may differ in them.
 UNEVENNESS = frozenset({"speed_factor", "compute_cv"})
@@ -300,12 +300,17 @@ def _baselines(configs: dict[str, Config], finished: dict[str, Config], batch: s
 def _configs(runs: pd.DataFrame) -> dict[str, Config]:
     """Per cell its config, sorted by digest; a blank is None, because NaN is not equal to itself."""
     first = runs.drop_duplicates("cell").set_index("cell").sort_index()
-    first["global_batch_size"] = first["num_workers"] * first["batch_size"]
+    first["global_batch_size"] = num_replicas(first) * first["batch_size"]
     fields = [*CONFIG_FIELDS, "global_batch_size"]
     return {
         str(cell): {field: None if pd.isna(value) else value for field, value in config.items()}
         for cell, config in first[fields].to_dict("index").items()
     }
+
+
+def num_replicas(table: pd.DataFrame) -> pd.Series:
+    """How many copies of the model each row trains, each on batch_size sequences."""
+    return table["num_workers"] // table["model_parallel_size"]
 
 
 def _key(config: Config, fields: Iterable[str]) -> Key:

@@ -23,7 +23,7 @@ from matplotlib.ticker import FuncFormatter
 
 from bench import files
 from bench.report.bars import step_time
-from bench.report.cells import PLACES
+from bench.report.cells import PLACES, num_replicas
 from bench.report.looks import INK, PANEL, PAPER, curves, that_communicate, with_looks
 from bench.report.overview import overview
 from bench.report.panels import (
@@ -159,7 +159,7 @@ GLOBAL = ["place", "precision", "global_batch_size"]
 
 def with_global_batch(ok: pd.DataFrame) -> pd.DataFrame:
     """The rows with their global batch size."""
-    return ok.assign(global_batch_size=ok["num_workers"] * ok["batch_size"])
+    return ok.assign(global_batch_size=num_replicas(ok) * ok["batch_size"])
 
 
 def strong_scaling(ok: pd.DataFrame) -> Figure:

@@ -18,7 +18,7 @@ from pyarrow import csv
 
 from bench.files import read_regular
 from bench.intervals import median_interval
-from bench.report.cells import WORK, is_kind, judged
+from bench.report.cells import WORK, is_kind, judged, num_replicas
 
 WINDOW = 5  # steps of the trailing mean: the loss of one batch is noisy
 # Knobs that change how fast a task is learned, not the task: cells that differ in them have the same target.
@@ -120,7 +120,8 @@ def add_costs(summary: pd.DataFrame, runs: pd.DataFrame, losses: pd.DataFrame) -
     known = known.assign(target_loss=targets.astype("float64"), task=task_of)  # float64 even without rows
     hits = known[known["loss"] <= known["target_loss"]]
     hits = hits.sort_values("step").drop_duplicates("run_id")
-    work = runs.drop_duplicates("cell").set_index("cell")[["num_workers", "batch_size", "block_size"]].prod(axis=1)
+    cells = runs.drop_duplicates("cell").set_index("cell")
+    work = num_replicas(cells) * cells[["batch_size", "block_size"]].prod(axis=1)
     rows = [_to_loss(str(cell), reached, float(work[cell])) for cell, reached in hits.groupby("cell")]
     reached = summary.merge(pd.DataFrame(rows, columns=["cell", "task", *COLUMNS[:-1]]), on="cell", how="left")
     reached = reached.copy()  # one block: adding columns to many is slow
