@@ -132,7 +132,9 @@ def _add_preparing(add: Add) -> None:
     data.add_argument("--dtype", choices=list(TOKEN_DTYPES), default="bytes", metavar="DTYPE", help=text)
     data.add_argument("--out", type=Path, required=True, metavar="FILE.bin")
 
-    calibrate = add("calibrate", "time every layer of one worker, for --compute emulated --compute-from FILE")
+    calibrate = add(
+        "calibrate", "time every layer, memory, and under mpirun links and messages; for --compute-from and predict"
+    )
     _add_knobs(calibrate)
     calibrate.add_argument("--out", type=Path, required=True, metavar="FILE.json")
 

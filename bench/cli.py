@@ -148,17 +148,18 @@ def _node_links() -> dict[str, object] | None:
 
 def _calibrate(arguments: argparse.Namespace) -> int:
     from bench.files import check_writable, write_json
-    from bench.mpi import RankInfo, complete_config
+    from bench.mpi import ALONE, RankInfo, complete_config
 
-    rank_info = RankInfo.detect(os.environ)
-    config = complete_config(knobs(arguments), rank_info)
-    check_writable(arguments.out)
-    from bench.rank.calibrate import calibrate
+    rank_info, links = RankInfo.detect(os.environ), _node_links() or {}
+    config = complete_config(knobs(arguments), ALONE)
+    if rank_info.rank == 0:
+        check_writable(arguments.out)
+    from bench.rank.calibrate_all import calibrate_all, describe
 
-    found = calibrate(config, rank_info)
-    write_json(arguments.out, found.model_dump())
-    forward_s, backward_s = sum(found.forward_s.values()), sum(found.backward_s.values())
-    print(f"{arguments.out}: a step of forward {forward_s:.3g} s, backward {backward_s:.3g} s, on {found.measured_on}")
+    found = calibrate_all(config, rank_info, str(links["link"]) if links else None)
+    if found is not None:
+        write_json(arguments.out, found.model_dump())
+        print("\n".join([f"{arguments.out}:", *describe(found)]))
     return 0
 
 

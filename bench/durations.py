@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
@@ -69,6 +69,9 @@ class Calibration(Given):
     forward_s: dict[str, Seconds]
     backward_s: dict[str, Seconds]
     optimizer_s: Seconds
+    compute_cv: Seconds = 0.0  # coefficient of variation of forward and backward from step to step
+    intervals: dict[str, tuple[float, float]] | None = None  # of forward, backward, optimizer
+    cluster: dict[str, Any] | None = None  # what hosts and links cost: the calibration of a prediction
 
 
 def durations(config: RunConfig) -> Durations:

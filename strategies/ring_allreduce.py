@@ -149,6 +149,19 @@ class RingAllreduce(WorkerOptimizer, KeepsTimeline):
         hvd.barrier()
 
 
+def small_allreduce_times(options: Options, count: int) -> list[float]:
+    """Return the seconds of single allreduces of one number each, over MPI: mostly waiting for a cycle. Collective."""
+    os.environ["HOROVOD_CONTROLLER"] = os.environ["HOROVOD_CPU_OPERATIONS"] = "mpi"
+    _init(options)
+    found, number = [], torch.zeros(1)
+    for _ in range(count + 1):  # the first allreduce makes connections
+        began = time.perf_counter()
+        hvd.allreduce(number, name="small")
+        found.append(time.perf_counter() - began)
+    hvd.barrier()
+    return found[1:]
+
+
 def _init(options: Options) -> float:
     """Start Horovod; return the time of day less `time.perf_counter()` at that moment, seconds. Collective."""
     _pin_knobs(options)

@@ -18,7 +18,7 @@ without a cost, so that the difference of two `step_time(...).step_s` is what th
 from __future__ import annotations
 
 from bench.predict.calibration import ClusterCalibration
-from bench.predict.cell import Algorithm, Cell
+from bench.predict.cell import Algorithm, Cell, Workload
 from bench.predict.step import Breakdown, step_time
 
-__all__ = ["Algorithm", "Breakdown", "Cell", "ClusterCalibration", "step_time"]
+__all__ = ["Algorithm", "Breakdown", "Cell", "ClusterCalibration", "Workload", "step_time"]

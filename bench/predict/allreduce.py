@@ -17,7 +17,7 @@ import numpy as np
 
 from bench.links import parse_links
 from bench.predict.calibration import ClusterCalibration
-from bench.predict.cell import Cell, tensors
+from bench.predict.cell import Cell
 from bench.predict.compute import Compute
 from strategies.closed_forms import Job
 
@@ -91,7 +91,7 @@ def _volume(cell: Cell) -> tuple[float, float, float]:
         return levels + more, levels + 2 * more, levels + more
     assert config.kind.closed_form is not None  # step_time refuses strategies without one
     payload = cell.payload
-    copies = (config.kind.closed_form(config, Job(n, cell.shape.tensors)).worker.bytes_sent or 0) / payload
+    copies = (config.kind.closed_form(config, Job(n, cell.sizes)).worker.bytes_sent or 0) / payload
     if cell.algorithm == "rabenseifner":
         p, more = 2**levels, not power_of_two  # else half a copy is exchanged before, and a whole one sent on after
         return 2 * (p - 1) / p + more * 1.5, 2 * levels + 2 * more, (p - 1) / p + more * 0.5
@@ -132,11 +132,11 @@ def _gradients(cell: Cell, compute: Compute) -> list[Bucket]:
     """Return every tensor in the order of backward."""
     names = list(reversed(_layer_names(cell)))
     ready = dict(zip(names, compute.ready[::-1].tolist(), strict=True))
-    return [(ready[tensor.layer], tensor.size * cell.bytes_per_number) for tensor in tensors(cell.shape)]
+    return [(ready[tensor.layer], tensor.size * cell.bytes_per_number) for tensor in cell.tensors]
 
 
 def _layer_names(cell: Cell) -> list[str]:
-    return list(dict.fromkeys(tensor.layer for tensor in reversed(tensors(cell.shape))))
+    return list(dict.fromkeys(tensor.layer for tensor in reversed(cell.tensors)))
 
 
 def _fused(gradients: list[Bucket], of_one: Cost, link: Link, threshold: float, tau: float) -> float:

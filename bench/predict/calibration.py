@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, ValidationError
 
@@ -11,6 +12,7 @@ from bench.config import BadInput
 from bench.files import write_whole
 from bench.links import parse_rate
 from bench.nodes.layout import PAYLOAD_SHARE
+from bench.shape import GPTShape
 from strategies.options import Given
 
 Cost = Annotated[float, Field(ge=0)]
@@ -60,6 +62,18 @@ class ClusterCalibration(Given):
     """Coefficient of variation of a worker's step; none: the cell's."""
     speed_factors: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     """Speed of each worker; none: the cell's. Workers beyond the last one have the last one's."""
+    worker_message_cpu_s: Cost | None = None
+    """CPU time of a worker per message, the same message in a server's exchange; shown, not used."""
+    worker_cpu_s_per_byte: Cost | None = None
+    """CPU time of a worker per byte sent or received, sockets included; shown, not used."""
+    server_message_cpu_s: Cost | None = None
+    """CPU time of a server per message; shown, not used."""
+    server_cpu_s_per_byte: Cost | None = None
+    """CPU time of a server per byte received or sent, sums included; shown, not used."""
+    flood_s_per_message: Cost | None = None
+    """Seconds per message of one byte, sent as fast as possible; shown, not used."""
+    ping_pong_s: dict[str, Cost] | None = None
+    """Seconds one way by bytes of a message; shown, not used."""
     cores: Annotated[int, Field(ge=1)] | None = None
     """Cores that all ranks share (emulated nodes); none: every rank has its own."""
     intervals: dict[str, Interval] = Field(default_factory=dict)
@@ -97,12 +111,26 @@ class ClusterCalibration(Given):
 
     @staticmethod
     def read(path: Path) -> ClusterCalibration:
-        """Read such a file; BadInput if it is none."""
+        """Read such a file, or one of psring calibrate; BadInput if it is neither."""
         try:
-            return ClusterCalibration.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"--calibration: {path} cannot be read ({error}); make it with psring calibrate") from None
-        except ValidationError as error:
+            return ClusterCalibration.model_validate(_of_measured(json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError) as error:
+            if not isinstance(error, ValidationError):
+                raise BadInput(
+                    f"--calibration: {path} cannot be read ({error}); make it with psring calibrate"
+                ) from None
             problem = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(map(str, problem["loc"]))
             raise BadInput(f"--calibration: {path}: {place}: {problem['msg']}; make it anew") from None
+
+
+def _of_measured(content: Any) -> Any:
+    """Return the calibration in a file of psring calibrate: its section `cluster` and the layers' times."""
+    if not isinstance(content, dict) or not isinstance(content.get("cluster"), dict):
+        return content
+    layers = {name: content[name] for name in ("forward_s", "backward_s") if name in content}
+    shape = GPTShape.model_validate(content.get("shape"))
+    measured = content["cluster"] | layers
+    if isinstance(content.get("optimizer_s"), float):
+        measured["optimizer_s_per_parameter"] = content["optimizer_s"] / shape.num_parameters
+    return measured

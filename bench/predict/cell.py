@@ -7,7 +7,10 @@ from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
 
 from bench.config import RunConfig
+from bench.durations import Durations
 from bench.shape import GPTShape
+from strategies.closed_forms import payload_bytes
+from strategies.sharding import server_parts
 
 Algorithm = Literal["ring", "rabenseifner", "recursive_doubling"]
 
@@ -20,6 +23,14 @@ class Tensor(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Workload:
+    """A model that no knob describes: its tensors in the order of backward, and what its layers take in a step."""
+
+    tensors: tuple[Tensor, ...]
+    durations: Durations
+
+
+@dataclass(frozen=True)
 class Cell:
     """One point to predict."""
 
@@ -27,6 +38,8 @@ class Cell:
     ranks_per_node: int = 1  # workers that share one node and its link; dedicated servers have a node each
     two_level: bool = True  # whether the workers of a node add up first and one of them sends
     algorithm: Algorithm = "ring"  # what an allreduce runs; an MPI that is not told otherwise takes another
+    workload: Workload | None = None  # trained instead of the config's GPT
+    num_shards: int | None = None  # workers' nodes that serve, if not all of them do (colocated)
 
     @cached_property
     def num_worker_nodes(self) -> int:
@@ -44,19 +57,41 @@ class Cell:
         return self.num_worker_nodes if self.two_level else self.config.num_workers
 
     @cached_property
-    def shape(self) -> GPTShape:
-        """The model's dimensions."""
-        return self.config.gpt
-
-    @cached_property
     def payload(self) -> int:
         """M: bytes of one copy of all gradients on the wire."""
-        return self.config.wire_bytes
+        return payload_bytes(self.config, self.num_parameters)
 
     @cached_property
     def bytes_per_number(self) -> float:
         """Bytes on the wire per parameter, compression included."""
-        return self.payload / self.shape.num_parameters
+        return self.payload / self.num_parameters
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Tensors in the order in which backward finishes their gradients."""
+        return self.workload.tensors if self.workload else tensors(self.config.gpt)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Elements of each tensor, in the order of definition."""
+        return (
+            tuple(tensor.size for tensor in reversed(self.workload.tensors))
+            if self.workload
+            else self.config.gpt.tensors
+        )
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """Elements of all tensors."""
+        if self.workload is None:
+            return self.config.gpt.num_parameters
+        return sum(tensor.size for tensor in self.workload.tensors)
+
+    def server_parts(self) -> dict[int, int]:
+        """Return how many equal parts of the parameters each rank that serves holds."""
+        if self.num_shards is not None:
+            return dict.fromkeys(range(self.num_shards), 1)
+        return server_parts(self.config.placement, self.senders, self.config.num_servers)
 
 
 @lru_cache

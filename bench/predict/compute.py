@@ -54,7 +54,7 @@ class Compute:
 def of_cell(cell: Cell, calibration: ClusterCalibration) -> Compute:
     """Return the compute of a worker of speed 1 without jitter; BadInput if its time is not known."""
     config = cell.config
-    found = layer_durations(config, calibration)
+    found = cell.workload.durations if cell.workload else layer_durations(config, calibration)
     layers = _layers(found)
     return Compute(*layers, found.optimizer_s, calibration.step_overhead_s, config.gradient_accumulation)
 

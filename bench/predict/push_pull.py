@@ -19,10 +19,10 @@ import numpy as np
 from bench.links import parse_links
 from bench.predict.allreduce import pieces, slowest_link
 from bench.predict.calibration import ClusterCalibration
-from bench.predict.cell import Cell, tensors
+from bench.predict.cell import Cell
 from bench.predict.compute import Compute
 from strategies.options import NUMBER_FORMATS
-from strategies.sharding import place_tensors, server_parts
+from strategies.sharding import place_tensors
 
 MAX_PIECES = 128  # more hardly change the result
 UP, DOWN, WORKER_CPU, LOCAL, SERVER_UP, SERVER_DOWN, SERVER_CPU = range(7)
@@ -54,7 +54,7 @@ class Servers:
     def of(cell: Cell, calibration: ClusterCalibration) -> Servers:
         """Return the cell's, with lambda times the mean share on the busiest dedicated server."""
         n = cell.senders
-        parts = server_parts(cell.config.placement, n, cell.config.num_servers)
+        parts = cell.server_parts()
         shares = {rank: part / sum(parts.values()) for rank, part in parts.items()}
         imbalance = calibration.shard_imbalance or 1.0
         return Servers(n, len(shares), shares.get(0, 0.0), min(1.0, shares.get(n, 0.0) * imbalance))
@@ -75,11 +75,11 @@ def works(cell: Cell, calibration: ClusterCalibration, compute: Compute, at_once
     servers, config = Servers.of(cell, calibration), cell.config
     largest = max(servers.on_worker, servers.own)
     in_chunk = config.chunk_bytes / NUMBER_FORMATS[config.wire_dtype].nbytes
-    stripes = max(1, math.ceil(cell.shape.num_parameters * largest / in_chunk))
+    stripes = max(1, math.ceil(cell.num_parameters * largest / in_chunk))
     number = min(stripes, MAX_PIECES)
     ready, sizes = pieces(cell, compute, number)
     demands = _demands(cell, calibration, compute, servers, sizes[0], stripes / number, at_once)
-    elements = cell.shape.num_parameters / number
+    elements = cell.num_parameters / number
     return [Work(at, *demands, i * elements, (i + 1) * elements) for i, at in enumerate(ready)]
 
 
@@ -89,13 +89,13 @@ def _whole_tensors(cell: Cell, calibration: ClusterCalibration, compute: Compute
     Servers on workers' ranks are treated as the busiest of them: its rank's link carries what it serves.
     """
     config = cell.config
-    of = tensors(cell.shape)
-    parts = server_parts(config.placement, cell.senders, config.num_servers)
+    of = cell.tensors
+    parts = cell.server_parts()
     server_of = place_tensors([tensor.size for tensor in of], list(parts.values()))
     ranks = [list(parts)[server] for server in server_of]
     layers = list(dict.fromkeys(tensor.layer for tensor in reversed(of)))
     ready = dict(zip(layers, compute.ready.tolist(), strict=True))
-    piece = max(config.chunk_bytes / NUMBER_FORMATS[config.wire_dtype].nbytes, cell.shape.num_parameters / MAX_PIECES)
+    piece = max(config.chunk_bytes / NUMBER_FORMATS[config.wire_dtype].nbytes, cell.num_parameters / MAX_PIECES)
     held = np.bincount(ranks, [tensor.size for tensor in of], cell.senders + config.num_servers)
     busiest, found, begin = int(held[: cell.senders].argmax()), list[Work](), 0.0
     for tensor, rank in zip(of, ranks, strict=True):
@@ -250,7 +250,7 @@ def _rest(work: Work) -> tuple[Demand, Demand, Demand, float, float]:
 def needed_by_layer(cell: Cell, works: list[Work], arrivals: list[float]) -> np.ndarray:
     """Return when each layer's new weights are there, in the order of forward."""
     sizes: dict[str, int] = {}
-    for tensor in tensors(cell.shape):
+    for tensor in cell.tensors:
         sizes[tensor.layer] = sizes.get(tensor.layer, 0) + tensor.size
     ends = np.cumsum(list(sizes.values()))
     begins = ends - np.array(list(sizes.values()))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 
@@ -12,6 +13,7 @@ from torch import nn
 from bench.config import RunConfig
 from bench.durations import MUST_MATCH, Calibration, forward_flops
 from bench.environment import cpu_name
+from bench.intervals import median_interval
 from bench.mpi import RankInfo
 from bench.rank import data
 from bench.rank.build import pick_device
@@ -79,15 +81,44 @@ def calibrate(config: RunConfig, rank_info: RankInfo) -> Calibration:
         if not step.warmup:
             samples.append(seconds)
             optimizer_s.append(step.optimizer_s)
+    layers = [_medians([sample[phase] for sample in samples]) for phase in ("forward", "backward")]
     return Calibration(
         **config.model_dump(include=set(MUST_MATCH)),
         shape=config.gpt,
         measured_on=cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
         steps=config.steps,
-        forward_s=_medians([sample["forward"] for sample in samples]),
-        backward_s=_medians([sample["backward"] for sample in samples]),
+        forward_s=layers[0],
+        backward_s=layers[1],
         optimizer_s=median(optimizer_s),
+        compute_cv=_variation([sum(_totals(sample)) for sample in samples]),
+        intervals=_intervals(
+            [*(sum(each.values()) for each in layers), median(optimizer_s)],
+            [*zip(*map(_totals, samples), strict=True), optimizer_s],
+        ),
     )
+
+
+def _totals(sample: dict[str, Seconds]) -> tuple[float, float]:
+    """Return the seconds of all layers' forward and of all layers' backward."""
+    return sum(sample["forward"].values()), sum(sample["backward"].values())
+
+
+def _variation(seconds: Sequence[float]) -> float:
+    """Return the coefficient of variation; 0 of a single step."""
+    return statistics.stdev(seconds) / statistics.mean(seconds) if len(seconds) > 1 else 0.0
+
+
+def _intervals(values: Sequence[float], series: Sequence[Sequence[float]]) -> dict[str, tuple[float, float]]:
+    """Return the intervals of forward, backward and optimizer, as wide as those of their medians; none of one step.
+
+    A sum of the layers' medians is not the median of the sums: it gets the latter's relative interval.
+    """
+    found = {}
+    for name, value, each in zip(("forward_s", "backward_s", "optimizer_s"), values, series, strict=True):
+        interval = median_interval(each)
+        if interval.low == interval.low and interval.value > 0:
+            found[name] = (value * interval.low / interval.value, value * interval.high / interval.value)
+    return found
 
 
 def _medians(samples: list[Seconds]) -> Seconds:
