@@ -184,7 +184,7 @@ class PlannedRun(BaseModel):
         c = self.config
         servers = f" + {c.num_servers}" if c.num_servers else ""
         words = [f"{c.strategy} {c.num_workers}{servers}"]
-        words += [getattr(c, knob) for knob in c.given(("placement", "consistency", "compression"))]
+        words += [getattr(c, knob) for knob in c.given(("placement", "sharding", "consistency", "compression"))]
         words += [f"sync every {c.sync_every}"] * (c.sync_every > 1)
         words += [c.precision, f"wire {c.wire_dtype}", f"batch {c.batch_size}"]
         words += [f"compute {c.compute}"] * (c.compute != "real")
