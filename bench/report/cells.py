@@ -39,8 +39,8 @@ LINKS = ("link", "delay", "congestion_control")
 LOSSY = ("compression", "topk_ratio", "sync_every", "outer_learning_rate", "outer_momentum")
 # Knobs without effect on one process: a `local` baseline may differ in them.
 COMMUNICATION = frozenset({
-    "strategy", "num_workers", "num_servers", "placement", "consistency", "staleness", "server_role", "launcher",
-    "network_interface", "wire_dtype", "chunk_bytes", "schedule", "window_bytes", "socket_bytes",
+    "strategy", "num_workers", "num_servers", "placement", "sharding", "consistency", "staleness", "server_role",
+    "launcher", "network_interface", "wire_dtype", "chunk_bytes", "schedule", "window_bytes", "socket_bytes",
     "eager_limit_bytes", "shared_memory", "poll_s", "segment_bytes", "fusion_threshold_bytes", "cycle_time_s",
     "bucket_bytes", "model_parallel_size", "num_micro_batches", "pipeline_schedule", *LINKS, *LOSSY,
 })  # fmt: skip
