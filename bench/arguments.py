@@ -10,6 +10,7 @@ from typing import Literal, NoReturn, TypeVar, get_args, get_origin
 from bench.config import GROUPS, BadInput, RunConfig, nearest
 from bench.config.network import DEFAULT_CONGESTION_CONTROL
 from bench.config.training import MAX_SEED, TOKEN_DTYPES
+from strategies.options import MAX_COUNT, MAX_FACTOR
 
 RUN_FLAGS = {name: "--" + name.replace("_", "-") for name in RunConfig.model_fields if name != "num_workers"}
 Add = Callable[[str, str], argparse.ArgumentParser]
@@ -145,7 +146,7 @@ def _add_preparing(add: Add) -> None:
 
 
 def _add_edge(add: Add) -> None:
-    """Add generate, which uses a trained model."""
+    """Add generate and compress, which use a trained model."""
     generate = add("generate", "print text from a trained model")
     generate.add_argument("file", type=Path, metavar="FILE", help="weights that psring run --save-parameters wrote")
     generate.add_argument("--prompt", default="\n", metavar="TEXT", help="text to go on from [a line break]")
@@ -156,8 +157,41 @@ def _add_edge(add: Add) -> None:
     text = "draw among this many likeliest tokens [40]"
     generate.add_argument("--top-k", type=_within(int, 1, 1e9), default=40, metavar="N", help=text)
     generate.add_argument("--seed", type=_within(int, 0, MAX_SEED), default=0, metavar="N", help="of the draw [0]")
+    _add_heads(generate)
+    _add_compress(add("compress", "make a trained model small for the edge: loss, size and speed of every variant"))
+
+
+def _add_heads(command: argparse.ArgumentParser) -> None:
     text = "heads of a model whose file does not say it"
-    generate.add_argument("--n-head", type=_within(int, 1, 1 << 10), metavar="N", help=text)
+    command.add_argument("--n-head", type=_within(int, 1, 1 << 10), metavar="N", help=text)
+
+
+def _add_compress(compress: argparse.ArgumentParser) -> None:
+    text = "weights that psring run --save-parameters wrote"
+    compress.add_argument("file", type=Path, metavar="FILE", help=text)
+    text = "new folder for models, measurements and report"
+    compress.add_argument("--out", type=Path, required=True, metavar="DIR", help=text)
+    text = "original, or parts joined by +: distilled, pruned or structured, int8_dynamic, int8_weight_only or "
+    text += "int4_weight_only, onnx [14 of these]"
+    compress.add_argument("--variants", metavar="NAME,NAME", help=text)
+    compress.add_argument("--data", metavar="FILE.bin", help="text to train and evaluate on [that of the model]")
+    count, share = _within(int, 1, MAX_COUNT), _within(float, 0, 1)
+    for flag, kind, default, text in (
+        ("--steps", count, 500, "training steps of a student or a pruned model"),
+        ("--batch-size", count, 8, "sequences per step, and per held-out batch"),
+        ("--learning-rate", _within(float, 0, MAX_FACTOR), 1e-3, "of AdamW at the first step; falls to 0"),
+        ("--temperature", _within(float, 0.1, 100), 2.0, "divides both models' logits in the divergence"),
+        ("--distillation-share", share, 0.5, "weight of the divergence; that of the cross-entropy is the rest"),
+        ("--student-layers", count, None, "blocks of a student; by default half of the model's"),
+        ("--sparsity", _within(float, 0, 0.99), 0.5, "share of weights, or of heads and neurons, that is pruned"),
+        ("--eval-batches", count, 16, "held-out batches of the loss"),
+        ("--repeats", count, 6, "launches that time every variant"),
+        ("--num-threads", _within(int, 1, 1024), 1, "CPU threads"),
+        ("--seed", _within(int, 0, MAX_SEED), 1337, "of the order of the data and of the launches"),
+    ):
+        told = text if default is None else f"{text} [{default}]"
+        compress.add_argument(flag, type=kind, default=default, metavar="VALUE", help=told)
+    _add_heads(compress)
 
 
 Number = TypeVar("Number", int, float)

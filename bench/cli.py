@@ -13,11 +13,16 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.arguments import knobs, parse
 from bench.config import CLUSTER_VARIABLE, AgreedBadInput, BadInput, DiskFull, RunConfig, make_config
 from bench.output import tolerant
 from bench.sweep.file import read_sweep
+
+if TYPE_CHECKING:
+    from bench.rank.saved import Saved
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 OTHER_RANKS_WAIT_S = 3.0
@@ -297,6 +302,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    if (arguments.folder / "variants.jsonl").is_file():  # of psring compress
+        return _report_edge(arguments.folder)
     gc.disable()  # nearly all objects live to the end: collecting garbage took a sixth of the time
     from bench.report.plotting import import_matplotlib
 
@@ -342,12 +349,56 @@ def _compare(arguments: argparse.Namespace) -> int:
     return EXIT_FAILED if len(slower) else 0
 
 
-def _generate(arguments: argparse.Namespace) -> int:
-    _refuse_ranks("generate")
-    from bench.edge import generate
+def _compress(arguments: argparse.Namespace) -> int:
+    _refuse_ranks("compress")
+    from bench.edge import recipe
+    from bench.edge.libraries import missing
+
+    recipes = recipe.parse(arguments.variants or recipe.DEFAULT)
+    for made in recipes if arguments.variants else []:  # of the default ones, those are rows `unsupported`
+        if missing(made):
+            raise BadInput(f"--variants: {made.name}: {missing(made)}")
+    if recipe.Recipe() not in recipes:
+        recipes = [recipe.Recipe(), *recipes]  # all are compared with it
+    from bench.edge.compress import Options, compress
     from bench.rank import saved
 
     trained = saved.read(arguments.file, arguments.n_head)
+    data = arguments.data or trained.data
+    if data is None:
+        raise BadInput(f"{arguments.file}: does not say what it was trained on; give --data")
+    names = [name for name in Options.__dataclass_fields__ if name != "data"]
+    options = Options(data=data, **{name: getattr(arguments, name) for name in names})
+    compress(trained, recipes, options, arguments.out, lambda line: print(line, flush=True))
+    return _report_edge(arguments.out)
+
+
+def _trained(arguments: argparse.Namespace) -> Saved:
+    """Return the model in a file of psring run, or of psring compress."""
+    from bench.edge import export
+    from bench.rank import saved
+
+    if arguments.file.suffix == export.SUFFIX and arguments.file.is_file():
+        return export.read(arguments.file)[0]
+    return saved.read(arguments.file, arguments.n_head)
+
+
+def _report_edge(folder: Path) -> int:
+    from bench.report.plotting import import_matplotlib
+
+    import_matplotlib()
+    from bench.report.edge import write_report
+
+    print(write_report(folder), end="\n\n")
+    print(folder / "report.html")
+    return 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    _refuse_ranks("generate")
+    from bench.edge import generate
+
+    trained = _trained(arguments)
     prompt = generate.encode(arguments.prompt, trained.model.shape.vocab_size, trained.reads_bytes)
     if not prompt:
         raise BadInput("--prompt: is empty; give at least one token")
@@ -413,6 +464,7 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
     "explain": _explain,
     "compare": _compare,
     "generate": _generate,
+    "compress": _compress,
     "data": _data,
     "calibrate": _calibrate,
     "scale-model": _scale_model,

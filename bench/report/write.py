@@ -66,7 +66,10 @@ def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MAR
         "environment": read_environment(folder / "environment.json"),
         "sweep": read_text(folder / "sweep.yaml"),
     }
-    pictures = {name: inline_svg(read_text(folder / "figures" / f"{name}.svg"), name) for name in drawn}
+    pictures = {
+        name: inline_svg(read_text(folder / "figures" / f"{name}.svg"), name, figures.DESCRIPTIONS[name])
+        for name in drawn
+    }
     texts = {
         "runs.csv": runs.to_csv(index=False),
         "summary.csv": summary.to_csv(index=False),
@@ -120,13 +123,13 @@ def markdown(text: str) -> str:
     return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
 
 
-def inline_svg(text: str, prefix: str) -> str:
+def inline_svg(text: str, prefix: str, description: str) -> str:
     """An SVG file as an element of the page: without prolog, its ids prefixed, its colours those of the page."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
     text = text.replace(INK, "currentColor").replace(PAPER, "none")
-    return text.replace("<svg", f'<svg role="img" aria-label="{figures.DESCRIPTIONS[prefix]}"', 1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
 
 
 def read_text(path: Path) -> str:

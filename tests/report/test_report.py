@@ -311,7 +311,7 @@ def test_an_environment_is_flattened() -> None:
 
 
 def test_an_inlined_figure_is_xml_in_the_colours_of_the_page(folder: Path) -> None:
-    text = inline_svg((folder / "figures" / "throughput.svg").read_text(), "throughput")
+    text = inline_svg((folder / "figures" / "throughput.svg").read_text(), "throughput", "a figure")
     root = ElementTree.fromstring(text)
     assert root.get("role") == "img"
     assert root.get("aria-label")

@@ -1,0 +1,76 @@
+"""The report of compressed models: ratios to the original, the front, and rows without numbers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bench.config import BadInput
+from bench.edge.results import LAUNCHES, VARIANTS, Launch, Variant, append
+from bench.report.edge import answer_of, summarize, write_report
+
+
+def launch(name: str, repeat: int, tokens_per_s: float) -> Launch:
+    return Launch(
+        variant=name, repeat=repeat, load_s=0.1, prefill_s=0.01, token_s_p50=1 / tokens_per_s,
+        token_s_p95=2 / tokens_per_s, tokens_per_s=tokens_per_s, tokens_per_s_batch_8=5 * tokens_per_s,
+        peak_memory_bytes=1000,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Original; `small` is twice as fast, half as large, 1 % worse; `poor` is faster still and 10 % worse."""
+    for name, loss, size, speed in (("original", 2.0, 1000, 1.0), ("small", 2.02, 500, 2.0), ("poor", 2.2, 600, 4.0)):
+        append(tmp_path, VARIANTS, Variant(name=name, losses=[loss, loss * 1.1], size_bytes=size, num_parameters=9))
+        for repeat in range(6):
+            drift = 1 + 0.1 * repeat  # of the machine: a ratio within a repeat does not see it
+            append(tmp_path, LAUNCHES, launch(name, repeat, 100 * speed * drift * (1 + 0.001 * (repeat % 2))))
+    append(tmp_path, VARIANTS, Variant(name="int8", status="unsupported", reason="torchao | not installed"))
+    return tmp_path
+
+
+def test_ratios_are_paired_and_the_loss_decides_who_is_named(folder: Path) -> None:
+    table = summarize(folder, reads_bytes=True).set_index("name")
+    assert table["speed"]["small"] == pytest.approx(2)
+    assert table["speed_high"]["small"] - table["speed_low"]["small"] < 0.02
+    assert table["loss_ratio"]["small"] == pytest.approx(1.01)
+    assert table["size_ratio"]["small"] == 0.5
+    assert table["bits_per_byte"]["original"] == pytest.approx(2.1 / math.log(2))
+    assert table["perplexity"]["original"] == pytest.approx(math.exp(2.1))
+    assert dict(table["verdict"]) == {"original": "", "small": "faster", "poor": "faster", "int8": ""}
+    assert dict(table["on_front"]) == {"original": True, "small": True, "poor": True, "int8": False}
+    assert "small, 2.0" in answer_of(table.reset_index())
+
+
+def test_a_row_without_numbers_has_its_reason_and_blanks(folder: Path) -> None:
+    write_report(folder)
+    text = (folder / "report.md").read_text()
+    assert "| 4 | int8 | unsupported | torchao \\| not installed |" in text
+    row = pd.read_csv(folder / "variants.csv").set_index("name").loc["int8"]
+    assert row[["loss", "tokens_per_s", "size_bytes", "speed"]].isna().all()
+
+
+def test_a_later_line_of_a_variant_holds(folder: Path) -> None:
+    append(folder, VARIANTS, Variant(name="small", status="failed", reason="out of memory"))
+    table = summarize(folder, reads_bytes=False).set_index("name")
+    assert table["status"]["small"] == "failed"
+    assert math.isnan(table["tokens_per_s"]["small"])
+    assert table["bits_per_byte"].isna().all()
+
+
+def test_nobody_is_named_if_all_lose_too_much(folder: Path) -> None:
+    table = summarize(folder, reads_bytes=True)
+    assert answer_of(table[table["name"] != "small"]).startswith("No variant keeps")
+
+
+def test_a_folder_without_variants_or_with_damaged_ones_is_refused(tmp_path: Path, folder: Path) -> None:
+    (folder / VARIANTS).write_text("{")
+    with pytest.raises(BadInput, match=VARIANTS):
+        summarize(folder, reads_bytes=True)
+    (folder / VARIANTS).write_text("")
+    with pytest.raises(BadInput, match="no variants"):
+        summarize(folder, reads_bytes=True)
