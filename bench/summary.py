@@ -80,7 +80,7 @@ class Summary(BaseModel):
     duplex_factor: float | None = None
     """Φ: how much longer the first and the last rank took to send each other a copy at once than one to send the
     other one, before the run, in messages of its size; 1 full duplex, 2 half; blank where MPI does not carry the
-    gradients."""
+    gradients, and in all repeats of a cell but the first."""
     shard_imbalance: float | None = None
     """Λ: the most that a server holds over its share; 1 is balanced."""
     longest_wait_s: float | None = None

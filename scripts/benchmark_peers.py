@@ -160,7 +160,7 @@ def run_bare(config: RunConfig, scratch: Path, tcp: str = "") -> float:
 
 def over_tcp_only(argv: list[str], congestion_control: str) -> list[str]:
     """Return the command with TCP as Open MPI's only transport, in a network of its own."""
-    return in_network(["tcp,self" if word == "^openib" else word for word in argv], congestion_control)
+    return in_network(["tcp,self" if word.startswith("^openib") else word for word in argv], congestion_control)
 
 
 def run_peer(module: str, config: RunConfig, scratch: Path, tcp: str = "") -> float:

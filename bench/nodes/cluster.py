@@ -14,7 +14,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from bench.nodes.layout import (
     hostfile,
     state_file,
 )
-from bench.processes import PSRING
+from bench.processes import FORKED_PSRING
 
 # Long enough for what all other nodes may send to one node at once (incast): packets queue and none is dropped.
 QUEUE_LATENCY = "1000ms"
@@ -70,22 +70,26 @@ def up(cluster: Cluster) -> None:
 
 
 @contextlib.contextmanager
-def running(cluster: Cluster) -> Iterator[None]:
-    """Bring a cluster up for a block, and down after it, however it ends."""
+def running(cluster: Cluster, environ: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Bring a cluster up for a block, and down after it, however it ends.
+
+    `environ` is the environment of the processes that do it, which a template forks if it names one.
+    """
     # In subprocesses: pyroute2 forks, and its children must not inherit this process's signal handlers.
     links = ["--num-nodes", str(len(cluster.nodes)), "--link", cluster.link]
     links += ["--num-servers", str(cluster.num_servers)]
     delay = ["--delay", cluster.delay] if cluster.delay else []
     try:
-        _psring("up", "--name", cluster.name, *links, *delay, "--congestion-control", cluster.congestion_control)
+        control = ["--congestion-control", cluster.congestion_control]
+        _psring(["up", "--name", cluster.name, *links, *delay, *control], environ)
         yield
     finally:
-        _psring("down", "--name", cluster.name)
+        _psring(["down", "--name", cluster.name], environ)
 
 
-def _psring(*arguments: str) -> None:
+def _psring(arguments: Sequence[str], environ: Mapping[str, str] | None) -> None:
     result = subprocess.run(
-        [*PSRING, "cluster", *arguments],
+        [*FORKED_PSRING, "cluster", *arguments], env=environ,
         capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False, start_new_session=True,
     )  # fmt: skip
     if result.returncode != 0:

@@ -28,7 +28,6 @@ MIN_WIRE_RATIO, MAX_WIRE_RATIO = 0.99, 1.06
 # With less data per step and link (in units of the token bucket), headers and barriers outweigh the payload.
 MIN_BURSTS = 10
 MAX_PROBE_AGE_S = 3.0  # of the probe after a run that also serves as the one before the next
-CPU_SAMPLE_S = 0.3  # over which CPU use is sampled before a run
 # TCP's tail loss probe sends the last segment of a burst again: a few retransmissions are no loss. A timeout is.
 MAX_RETRANSMITTED_SHARE = 1e-3
 RETRANSMISSION_TIMEOUT_S = 0.2  # the shortest that Linux waits (TCP_RTO_MIN)
@@ -115,16 +114,15 @@ def _wait_until_idle(ranks: Group, cluster: Cluster, patience_s: float, max_fore
     """Probe until the links reach their rate and other processes use few cores; return the best ratio. Collective."""
     deadline, best = time.monotonic() + patience_s, float("inf")
     while True:
-        probe = _probe(ranks, cluster, sample_s=CPU_SAMPLE_S)
+        probe = _probe(ranks, cluster)
         best = min(best, probe.ratio, key=lambda ratio: abs(ratio - 1))
         if ranks.broadcast(probe.is_idle(max_foreign_cpu_share) or time.monotonic() > deadline):
             return best
 
 
-def _probe(ranks: Group, cluster: Cluster, sample_s: float = 0.0) -> Probe:
-    """Sample the use of the cores for some seconds, then run a bare ring. Collective."""
+def _probe(ranks: Group, cluster: Cluster) -> Probe:
+    """Run a bare ring, and sample the use of the cores meanwhile. Collective."""
     monitor = CpuMonitor()
-    time.sleep(sample_s)
     ratio = _ring(ranks, cluster)
     used = ranks.gather(monitor.end())
     foreign_share = cpu.foreign_share(used, min_window_s=0.0) if used else None

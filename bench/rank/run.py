@@ -99,7 +99,8 @@ def _run(
     # Before anything is built, so that a scale model whose target is not understood is refused at once.
     scaled = group.agreed(ranks, lambda: scales(config) if ranks.rank == 0 else {})
     built = build(config, rank_info, ranks)
-    before = {**scaled, "duplex_factor": duplex_factor(config, ranks)}
+    # Of a cell only in the first repeat: it takes most of a second, and the transport is that of every launch.
+    before = {**scaled, "duplex_factor": duplex_factor(config, ranks) if planned.repeat == 0 else None}
     ranks.barrier()
     monitor = Monitor(ranks, config.patience_s, config.max_foreign_cpu_share) if on_node() else None
     meter, cores = open_meter(), CpuMonitor()

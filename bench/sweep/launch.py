@@ -57,7 +57,7 @@ def command(config: RunConfig, arguments: Sequence[str], nodes: Cluster | None =
         hosts = {"link": None, "hostfile": str(hostfile(nodes.name)), "network_interface": INTERFACE}
         config = config.model_copy(update=hosts)
     if config.world_size > 1:
-        prefix += launcher_prefix(config)
+        prefix += launcher_prefix(config, on_this_machine=nodes is not None)
     return [*prefix, *psring, *arguments]
 
 
@@ -84,13 +84,18 @@ def _on_this_machine(config: RunConfig, nodes: Cluster | None) -> bool:
     return nodes is not None or (config.hostfile is None and config.launcher != "srun")
 
 
-def launcher_prefix(config: RunConfig) -> list[str]:
-    """Return the launcher and its flags: the same placement and transport for every strategy."""
+def launcher_prefix(config: RunConfig, *, on_this_machine: bool = False) -> list[str]:
+    """Return the launcher and its flags: the same placement and transport for every strategy.
+
+    `on_this_machine` says that all hosts of a host file are this machine's emulated nodes.
+    """
     program = find_launcher(config.launcher)
-    return [program, *launcher_flags(config, open_mpi=config.launcher == "mpirun" and is_open_mpi(program))]
+    open_mpi = config.launcher == "mpirun" and is_open_mpi(program)
+    local = on_this_machine or config.hostfile is None
+    return [program, *launcher_flags(config, open_mpi=open_mpi, on_this_machine=local)]
 
 
-def launcher_flags(config: RunConfig, *, open_mpi: bool) -> list[str]:
+def launcher_flags(config: RunConfig, *, open_mpi: bool, on_this_machine: bool = False) -> list[str]:
     """Return the launcher's flags; `open_mpi` says whether its mpirun is Open MPI's."""
     ranks = str(config.world_size)
     if config.launcher == "horovodrun":
@@ -107,7 +112,8 @@ def launcher_flags(config: RunConfig, *, open_mpi: bool) -> list[str]:
         return flags
     # The flags that horovodrun gives mpirun, so that every strategy has equal binding and transport.
     flags += ["--oversubscribe", "--bind-to", "none", "--map-by", "slot"]
-    flags += ["--mca", "pml", "ob1", "--mca", "btl", "^openib"]
+    # Fabrics that one machine does not need: looking for them takes libfabric (ofi) a second in each launch.
+    flags += ["--mca", "pml", "ob1", "--mca", "btl", "^openib,ofi,uct" if on_this_machine else "^openib"]
     if config.network_interface:
         flags += ["--mca", "btl_tcp_if_include", config.network_interface]
     if config.network_interface not in (None, "lo"):  # on one host its daemons need no network

@@ -274,7 +274,7 @@ def start_ranks(planned: Sequence[PlannedRun], scratch: Path, poll: Callable[[],
     """
     config = launch.with_own_hostfile(planned[0].config, scratch / "hosts")
     nodes = emulated_cluster(config)
-    environ = launch.environment(config, nodes)  # starts a template, which gets ready while nodes are made
+    environ = launch.environment(config, nodes)
     arguments = ["ranks", str(scratch / "plan"), "--out", str(scratch / "result")]
-    with cluster.running(nodes) if nodes else contextlib.nullcontext():
+    with cluster.running(nodes, environ) if nodes else contextlib.nullcontext():
         return launch.run(launch.command(config, arguments, nodes), environ, scratch / "log", poll)

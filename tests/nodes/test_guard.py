@@ -122,16 +122,17 @@ def test_the_busiest_link_has_the_most_bytes_per_goodput() -> None:
     assert found["link_bursts_per_step"] == 50
 
 
+PROBE_S = 0.3
+
+
 def wait_until_idle(monkeypatch: pytest.MonkeyPatch, samples: list[tuple[float, float]], patience_s: float) -> float:
     """Return one rank's result, given the ring's ratio and the machine's CPU seconds in each sample of 0.3 s."""
     now = [0.0]
     remaining = iter(samples)
     current = [next(remaining)]
 
-    def sleep(seconds: float) -> None:
-        now[0] += seconds
-
     def probe(*_: object) -> float:
+        now[0] += PROBE_S
         ratio, machine_cpu_s = current[0]
         cpu_s[0] += machine_cpu_s
         current[0] = next(remaining, current[0])
@@ -145,7 +146,6 @@ def wait_until_idle(monkeypatch: pytest.MonkeyPatch, samples: list[tuple[float, 
             return CpuUse(cpu_s[0] - self.before, 0.0, now[0] - self.begin, 2, 0.0)
 
     cpu_s = [0.0]
-    monkeypatch.setattr(guard.time, "sleep", sleep)
     monkeypatch.setattr(guard.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(guard, "_ring", probe)
     monkeypatch.setattr(guard, "CpuMonitor", Monitor)

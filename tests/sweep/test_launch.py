@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from bench.config import BadInput, RunConfig
-from bench.mpi import ALONE, RankInfo
+from bench.mpi import ALONE, RankInfo, find_launcher, is_open_mpi
 from bench.nodes import layout
 from bench.processes import FORKED_PSRING
 from bench.rank import group
@@ -152,6 +152,22 @@ def test_out_of_band_messages_of_one_host_need_no_interface() -> None:
     flags = launcher_flags(RunConfig(strategy="mpi_ring", num_workers=2, network_interface="lo"), open_mpi=True)
     assert flags[flags.index("btl_tcp_if_include") + 1] == "lo"
     assert "oob_tcp_if_include" not in flags
+
+
+def test_fabrics_are_looked_for_only_where_there_are_other_machines() -> None:
+    """Libfabric takes a second per launch to look for them."""
+    ring = RunConfig(strategy="mpi_ring", num_workers=2)
+    hosts = ring.model_copy(update={"hostfile": "hosts"})
+
+    def transports(argv: list[str]) -> str:
+        return argv[argv.index("btl") + 1]
+
+    assert transports(launcher_flags(hosts, open_mpi=True)) == "^openib"
+    assert transports(launcher_flags(ring, open_mpi=True, on_this_machine=True)) == "^openib,ofi,uct"
+    if is_open_mpi(find_launcher("mpirun")):
+        assert transports(launcher_prefix(hosts)) == "^openib"
+        assert transports(launcher_prefix(ring)) == "^openib,ofi,uct"
+        assert transports(command(ring, ["run"], layout.make("lab", 2, "50mbit"))) == "^openib,ofi,uct"
 
 
 @pytest.fixture
