@@ -55,6 +55,7 @@ def build_parser() -> tuple[Parser, dict[str, list[str]]]:
 
     _add_measuring(add)
     _add_reading(add)
+    _add_predicting(add)
     _add_preparing(add)
     _add_edge(add)
     _add_cluster_actions(add("cluster", "nodes and shaped links inside this machine (network namespaces)"))
@@ -121,6 +122,35 @@ def _add_reading(add: Add) -> None:
     compare.add_argument("--margin", default="2%", metavar="SHARE", help=margin)
     text = "exit with 1 if in any cell the interval of B / A lies below 1 - SHARE, or only B has no numbers"
     compare.add_argument("--fail-if-slower", metavar="SHARE", help=f"{text}; 5%% or 0.05")
+
+
+def _add_predicting(add: Add) -> None:
+    """Add predict, which goes beyond what was measured."""
+    predict = add(
+        "predict", "throughput beyond what was measured, from a results folder or from a target's description"
+    )
+    predict.add_argument(
+        "folder", type=Path, nargs="?", metavar="DIR", help="results folder whose runs it is fitted to"
+    )
+    predict.add_argument("--sweep", type=Path, metavar="SWEEP.yaml", help="predict the cells of this file [DIR's own]")
+    predict.add_argument("--num-nodes", metavar="N,N", help="predict DIR's strategies on so many nodes: 8,64,512,4096")
+    text = "dedicated servers among the nodes, to try each; auto: the fastest number [auto]"
+    predict.add_argument("--num-servers", default="auto", metavar="auto|S,S", help=text)
+    predict.add_argument(
+        "--nodes-of", type=_within(int, 1, 1 << 14), default=1, metavar="G", help="workers per node [1]"
+    )
+    predict.add_argument("--link", metavar="RATE", help="every node's link: 25gbit [as measured]")
+    predict.add_argument("--model", metavar="MODEL", help="preset GPT [as measured]")
+    predict.add_argument("--device", metavar="DEVICE", help="data sheet that gives the time of compute [as measured]")
+    text = "share of the device's peak rate that forward and backward reach [0.4]"
+    predict.add_argument("--mfu", type=_within(float, 1e-3, 1.0), default=0.4, metavar="SHARE", help=text)
+    text = "instead of DIR: gpt2, 25gbit, a100 at 40%% MFU, 8 nodes"
+    predict.add_argument("--target", metavar="TEXT", help=text)
+    text = "costs of hosts and links to use instead of those fitted to DIR"
+    predict.add_argument("--calibration", type=Path, metavar="FILE.json", help=text)
+    text = "price of a node for an hour: adds the price of a million tokens"
+    predict.add_argument("--price-per-node-hour", type=_within(float, 0.0, 1e9), metavar="X", help=text)
+    predict.add_argument("--out", type=Path, metavar="FILE.csv", help="also write a row per cell, as in summary.csv")
 
 
 def _add_preparing(add: Add) -> None:

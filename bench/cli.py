@@ -349,6 +349,30 @@ def _compare(arguments: argparse.Namespace) -> int:
     return EXIT_FAILED if len(slower) else 0
 
 
+def _predict(arguments: argparse.Namespace) -> int:
+    from bench.files import check_writable
+    from bench.predict import command, grid, table
+
+    change = grid.Change(
+        num_nodes=grid.parse_counts(arguments.num_nodes, "--num-nodes") if arguments.num_nodes else (),
+        num_servers=grid.parse_servers(arguments.num_servers),
+        ranks_per_node=arguments.nodes_of,
+        **{name: getattr(arguments, name) for name in ("link", "model", "device", "mfu")},
+    )
+    cells = read_sweep(arguments.sweep, {}).runs(str(arguments.sweep)) if arguments.sweep else None
+    if arguments.out:
+        check_writable(arguments.out)
+    answer = command.predict(
+        command.Request(
+            arguments.folder, arguments.target, cells, arguments.calibration, change, arguments.price_per_node_hour
+        )
+    )
+    if arguments.out:
+        table.write(arguments.out, answer.rows)
+    print(command.as_text(answer))
+    return 0
+
+
 def _compress(arguments: argparse.Namespace) -> int:
     _refuse_ranks("compress")
     from bench.edge import recipe
@@ -463,6 +487,7 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
     "report": _report,
     "explain": _explain,
     "compare": _compare,
+    "predict": _predict,
     "generate": _generate,
     "compress": _compress,
     "data": _data,

@@ -66,10 +66,15 @@ class Cell:
         """Bytes on the wire per parameter, compression included."""
         return self.payload / self.num_parameters
 
-    @property
+    @cached_property
+    def shape(self) -> GPTShape:
+        """The dimensions of the config's GPT."""
+        return self.config.gpt
+
+    @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
         """Tensors in the order in which backward finishes their gradients."""
-        return self.workload.tensors if self.workload else tensors(self.config.gpt)
+        return self.workload.tensors if self.workload else tensors(self.shape)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -77,14 +82,14 @@ class Cell:
         return (
             tuple(tensor.size for tensor in reversed(self.workload.tensors))
             if self.workload
-            else self.config.gpt.tensors
+            else self.shape.tensors
         )
 
     @cached_property
     def num_parameters(self) -> int:
         """Elements of all tensors."""
         if self.workload is None:
-            return self.config.gpt.num_parameters
+            return self.shape.num_parameters
         return sum(tensor.size for tensor in self.workload.tensors)
 
     def server_parts(self) -> dict[int, int]:

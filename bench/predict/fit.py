@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from bench.config import BadInput, RunConfig
 from bench.nodes.layout import BURST_BYTES
+from bench.predict.allreduce import slowest_link
 from bench.predict.calibration import ClusterCalibration
 from bench.predict.cell import Cell
 from bench.predict.measured import Measured
@@ -44,28 +46,58 @@ class Fit:
     calibration: ClusterCalibration
     samples: tuple[ClusterCalibration, ...]
     spread: float  # of predicted over measured for a cell left out of the fit, as a logarithm
-    regimes: frozenset[str]
-    nodes: tuple[int, int]
+    ranges: Ranges
+    regimes: frozenset[str] | None = None  # None: whatever the model knows
 
     def check_regime(self, cell: Cell, folder: str) -> None:
         """Raise BadInput for a cell of which nothing alike was measured."""
-        if regime(cell.config) not in self.regimes:
+        if self.regimes is not None and regime(cell.config) not in self.regimes:
             raise BadInput(
                 f"{regime(cell.config)}: not measured in {folder}, so that its costs are not known; "
                 f"measured are: {', '.join(sorted(self.regimes))}"
             )
 
-    def extrapolated(self, cell: Cell) -> float:
-        """Return how many times more (or fewer) nodes the cell has than any measured one; 1 within their range."""
-        fewest, most = self.nodes
-        return max(1.0, cell.num_nodes / most, fewest / cell.num_nodes)
-
     def half_band(self, cell: Cell) -> float:
         """Return half the 90 % band of the step, as a logarithm: bootstrap, cells left out, and distance."""
         steps = [step_time(cell, sample).step_s for sample in self.samples]
         of_fit = float(np.std(np.log(steps))) if steps else 0.0
-        wider = self.spread * (1 + math.log(self.extrapolated(cell)))
-        return QUANTILE_90 * math.hypot(of_fit, wider)
+        distance = math.log(math.prod(self.ranges.beyond(cell, self.calibration).values()))
+        return QUANTILE_90 * math.hypot(of_fit, self.spread * (1 + distance))
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The smallest and the largest of what was measured, by name; empty: nothing was."""
+
+    measured: dict[str, tuple[float, float]]
+
+    @staticmethod
+    def of(measured: Sequence[Measured], calibration: ClusterCalibration) -> Ranges:
+        """Return the ranges of measured cells."""
+        points = [_point(one.cell, calibration) for one in measured]
+        names = {name for point in points for name in point}
+        values = {name: [point[name] for point in points if name in point] for name in names}
+        return Ranges({name: (min(found), max(found)) for name, found in values.items()})
+
+    def beyond(self, cell: Cell, calibration: ClusterCalibration) -> dict[str, float]:
+        """Return by what factor each quantity of a cell lies outside its range, above 1.02; none if it is inside."""
+        factors = {}
+        for name, value in _point(cell, calibration).items():
+            low, high = self.measured.get(name, (value, value))
+            factor = max(value / high, low / value, 1.0) if value and high and low else 1.0
+            if factor > 1.02:
+                factors[name] = factor
+        return factors
+
+
+def _point(cell: Cell, calibration: ClusterCalibration) -> dict[str, float]:
+    """Return the quantities of a cell that a prediction may extrapolate."""
+    point = {"nodes": float(cell.num_nodes)}
+    if cell.config.world_size > 1 and cell.config.kind.communicates:
+        point["payload"] = float(cell.payload)
+        with suppress(BadInput):  # no link is known: ranks of one machine
+            point["link"] = slowest_link(cell, calibration)
+    return point
 
 
 def regime(config: RunConfig) -> str:
@@ -104,14 +136,13 @@ def fit(measured: Sequence[Measured], cores: int | None = None) -> Fit:
     values = np.asarray(found.x)
     drawn = [_with(start, names, np.clip(values + step, lowest, highest)) for step in samples]
     intervals = {name: _interval([getattr(one, name) for one in drawn]) for name in names}
-    nodes = [one.cell.num_nodes for one in measured]
+    ranges = Ranges.of(measured, start)
+    fewest, most = ranges.measured["nodes"]
     calibration = _with(start, names, values).model_copy(
-        update={"intervals": intervals, "measured_nodes": (min(nodes), max(nodes))}
+        update={"intervals": intervals, "measured_nodes": (int(fewest), int(most))}
     )
-    return Fit(
-        calibration, tuple(drawn), _left_out(jacobian, np.asarray(found.fun), len(measured)),
-        frozenset(regime(one.config) for one in measured), (min(nodes), max(nodes)),
-    )  # fmt: skip
+    spread = _left_out(jacobian, np.asarray(found.fun), len(measured))
+    return Fit(calibration, tuple(drawn), spread, ranges, frozenset(regime(one.config) for one in measured))
 
 
 def _names(measured: Sequence[Measured]) -> list[str]:

@@ -51,12 +51,12 @@ class Servers:
     own: float
 
     @staticmethod
-    def of(cell: Cell, calibration: ClusterCalibration) -> Servers:
-        """Return the cell's, with lambda times the mean share on the busiest dedicated server."""
+    def of(cell: Cell, imbalance: float = 1.0) -> Servers:
+        """Return the cell's, with lambda (`imbalance`) times the mean share on the busiest dedicated server."""
         n = cell.senders
         parts = cell.server_parts()
-        shares = {rank: part / sum(parts.values()) for rank, part in parts.items()}
-        imbalance = calibration.shard_imbalance or 1.0
+        total = sum(parts.values())
+        shares = {rank: part / total for rank, part in parts.items()}
         return Servers(n, len(shares), shares.get(0, 0.0), min(1.0, shares.get(n, 0.0) * imbalance))
 
 
@@ -72,7 +72,7 @@ def works(cell: Cell, calibration: ClusterCalibration, compute: Compute, at_once
     """Return the pieces in the order of backward. `at_once`: workers whose pushes of one a server takes together."""
     if cell.config.sharding == "tensors":
         return _whole_tensors(cell, calibration, compute, at_once)
-    servers, config = Servers.of(cell, calibration), cell.config
+    servers, config = Servers.of(cell, calibration.shard_imbalance or 1.0), cell.config
     largest = max(servers.on_worker, servers.own)
     in_chunk = config.chunk_bytes / NUMBER_FORMATS[config.wire_dtype].nbytes
     stripes = max(1, math.ceil(cell.num_parameters * largest / in_chunk))

@@ -1,0 +1,135 @@
+"""`psring predict`: held-out cells of a committed study, other clusters, targets, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+from bench.config import BadInput, make_config
+from bench.predict import ClusterCalibration, step_time
+from bench.predict.cell import Cell
+from bench.predict.fit import fit
+from bench.predict.grid import parse_counts
+from bench.predict.measured import Measured, read
+
+STUDY = Path(__file__).parents[2] / "results/2026-11-26-topology"
+Psring = Callable[..., CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def study() -> list[Measured]:
+    return read(STUDY)
+
+
+def errors(measured: list[Measured], most_nodes: int) -> dict[str, float]:
+    """Predicted over measured step, less 1, of the cells beyond the fit."""
+    found = fit([one for one in measured if one.cell.num_nodes <= most_nodes])
+    beyond = [one for one in measured if one.cell.num_nodes > most_nodes]
+    return {one.name: step_time(one.cell, found.calibration).step_s / one.step_s - 1 for one in beyond}
+
+
+def test_a_fit_on_up_to_4_nodes_predicts_8(study: list[Measured]) -> None:
+    found = errors(study, 4)
+    assert len(found) == 5
+    assert sum(map(abs, found.values())) / len(found) < 0.05
+    assert max(map(abs, found.values())) < 0.10
+
+
+def test_a_fit_finds_the_costs_that_made_the_runs(study: list[Measured]) -> None:
+    truth = ClusterCalibration(latency_s=4e-4, message_cpu_s=2e-5, step_overhead_s=3e-3, burst_bytes=131072)
+    made = [
+        Measured(one.name, one.cell, (step_time(one.cell, truth).step_s,) * 3, None, 0.3, 0.001, 0.0) for one in study
+    ]
+    found = fit(made).calibration
+    for one in made:
+        assert step_time(one.cell, found).step_s == pytest.approx(one.step_s, rel=0.005)
+
+
+def test_bands_widen_with_distance(study: list[Measured]) -> None:
+    found = fit(study)
+    cell = next(one.cell for one in study if one.config.strategy == "mpi_ring" and one.config.num_workers == 8)
+    far = Cell(cell.config.model_copy(update={"num_workers": 4096}))
+    assert found.half_band(far) > 2 * found.half_band(cell)
+    assert found.ranges.beyond(far, found.calibration) == {"nodes": pytest.approx(512)}
+    assert found.ranges.beyond(cell, found.calibration) == {}
+
+
+def test_a_regime_that_was_not_measured_is_refused(study: list[Measured]) -> None:
+    config = make_config({"strategy": "parameter_server", "consistency": "asp", "num_workers": 3}, "test")
+    with pytest.raises(BadInput, match="parameter_server dedicated asp: not measured in DIR"):
+        fit(study).check_regime(Cell(config), "DIR")
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_other_nodes_link_model_and_device(psring: Psring, tmp_path: Path) -> None:
+    words = ("--num-nodes", "8,4096", "--nodes-of", "8", "--link", "100gbit", "--model", "gpt2-xl", "--device", "a100",
+             "--price-per-node-hour", "30")  # fmt: skip
+    ended = psring("predict", STUDY, *words, "--out", tmp_path / "rows.csv")
+    assert ended.returncode == 0, ended.stderr
+    found = rows(tmp_path / "rows.csv")
+    assert {row["num_nodes"] for row in found} == {"8", "4096"}
+    assert {row["model"] for row in found} == {"gpt2-xl"}
+    numbers = [row for row in found if row["tokens_per_s"]]
+    assert len(numbers) == len(found)
+    for row in numbers:
+        assert float(row["tokens_per_s_low"]) < float(row["tokens_per_s"]) < float(row["tokens_per_s_high"])
+        assert 0 < float(row["scaling_efficiency_per_node"]) <= 1
+        assert "link ×" in row["extrapolated"]
+        hour = float(row["tokens_per_s"]) * 3600 / 1e6
+        assert float(row["price_per_million_tokens"]) == pytest.approx(30 * int(row["num_nodes"]) / hour)
+    assert [row["best"] for row in found].count("True") == 2
+
+
+def test_a_sweep_has_a_row_for_every_cell(psring: Psring, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(
+        "defaults: {model: gpt-micro, compute: emulated, emulated_forward_s: 0.1, emulated_backward_s: 0.2}\n"
+        "grid: [{strategy: [ring_allreduce, ddp], num_workers: [2, 16]}]\n"
+        "cluster: {num_nodes: 16, link: 100mbit}\n"
+    )
+    ended = psring("predict", STUDY, "--sweep", sweep, "--out", tmp_path / "rows.csv")
+    assert ended.returncode == 0, ended.stderr
+    found = {(row["strategy"], row["num_workers"]): row for row in rows(tmp_path / "rows.csv")}
+    assert len(found) == 4
+    assert found["ddp", "2"]["status"] == "unsupported"
+    assert "not measured" in found["ddp", "2"]["reason"]
+    assert found["ddp", "2"]["tokens_per_s"] == ""
+    assert found["ring_allreduce", "16"]["extrapolated"] == "link ×2, nodes ×2"
+
+
+def test_a_target_needs_no_folder(psring: Psring) -> None:
+    ended = psring("predict", "--target", "gpt2, 25gbit, a100 at 40% MFU, 8 nodes")
+    assert ended.returncode == 0, ended.stderr
+    assert "fastest on 8 nodes" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "give a results folder, or --target"),
+        (("--target", "gpt2, 8 nodes"), "no link in"),
+        ((STUDY, "--num-nodes", "8,x"), "no list of whole numbers"),
+        ((STUDY, "--num-nodes", "8", "--link", "fast"), "is not a rate"),
+        ((STUDY, "--num-nodes", "8", "--model", "gpt3"), "there is no 'gpt3'"),
+        ((STUDY, "--num-nodes", "8", "--device", "b200"), "there is no 'b200'"),
+        (("nowhere",), "no runs.jsonl there"),
+    ],
+)
+def test_bad_input_is_one_line(psring: Psring, words: tuple[object, ...], said: str) -> None:
+    ended = psring("predict", *words)
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_counts() -> None:
+    assert parse_counts("8, 64,8", "--num-nodes") == (8, 64)
