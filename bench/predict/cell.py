@@ -79,11 +79,7 @@ class Cell:
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Elements of each tensor, in the order of definition."""
-        return (
-            tuple(tensor.size for tensor in reversed(self.workload.tensors))
-            if self.workload
-            else self.shape.tensors
-        )
+        return tuple(tensor.size for tensor in reversed(self.workload.tensors)) if self.workload else self.shape.tensors
 
     @cached_property
     def num_parameters(self) -> int:

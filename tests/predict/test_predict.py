@@ -43,7 +43,8 @@ def test_a_fit_on_up_to_4_nodes_predicts_8(study: list[Measured]) -> None:
 def test_a_fit_finds_the_costs_that_made_the_runs(study: list[Measured]) -> None:
     truth = ClusterCalibration(latency_s=4e-4, message_cpu_s=2e-5, step_overhead_s=3e-3, burst_bytes=131072)
     made = [
-        Measured(one.name, one.cell, (step_time(one.cell, truth).step_s,) * 3, None, 0.3, 0.001, 0.0) for one in study
+        Measured(one.name, one.cell, (step_time(one.cell, truth).step_s,) * 3, None, 0.3, 0.001, 0.0, 0.0)
+        for one in study
     ]
     found = fit(made).calibration
     for one in made:
