@@ -7,6 +7,7 @@ cost, and with one cost after the other: what each adds is its part. What the su
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ FREE: dict[str, object] = {
     "step_overhead_s": 0.0,
 }  # fmt: skip
 NO_CYCLE_S = 1e-9
-MAX_FITTED = 60  # cells; more would not make the costs more certain
+MAX_FITTED = 20  # cells: each costs up to half a second, and more hardly make the costs more certain
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,19 @@ def of_folder(folder: Path) -> list[Explanation]:
 def explain(cells: Sequence[Measured]) -> list[Explanation]:
     """Return the explanation of every cell, in the order given."""
     known = [one for one in cells if is_known(one)]
-    calibration = fit(known[:: max(1, len(known) // MAX_FITTED)]).calibration if known else ClusterCalibration()
+    calibration = fit(known[:: math.ceil(len(known) / MAX_FITTED)]).calibration if known else ClusterCalibration()
     return [of_cell(one, calibration) if is_known(one) else of_phases(one) for one in cells]
 
 
 def is_known(one: Measured) -> bool:
-    """Whether the model has the cell's links and its strategy."""
-    return one.config.link is not None and bool(one.config.kind.exchange)
+    """Whether the model has the cell's links, its strategy and the time of its layers."""
+    if one.config.link is None or not one.config.kind.exchange:
+        return False
+    try:
+        layer_durations(one.config, ClusterCalibration(flops_per_s=1.0))
+    except BadInput:  # the file of the layers' times (compute_from) is elsewhere
+        return False
+    return True
 
 
 def of_cell(one: Measured, calibration: ClusterCalibration) -> Explanation:
@@ -162,7 +169,8 @@ def describe(found: Explanation) -> list[str]:
     far = ""
     if found.shortest_s is not None:
         above = found.step_s / found.shortest_s - 1
-        far = f"; {above:+.1%} from the {_ms(found.shortest_s)} that computing and links allow ({found.bound})"
+        far = f", {abs(above):.1%} {'above' if above >= 0 else 'below'} what computing and links allow "
+        far += f"({_ms(found.shortest_s)}, {found.bound})"
     parts = [f"{name} {_ms(value)}" for name, value in found.parts.items()]
     parts.append(f"unexplained {_ms(found.unexplained_s)} ({found.unexplained_share:+.1%})")
     lines = [f"{found.title}: {_ms(found.step_s)} a step{far}", f"  {', '.join(parts)}"]

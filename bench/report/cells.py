@@ -50,7 +50,7 @@ UNEVENNESS = frozenset({"speed_factor", "compute_cv"})
 CONFIG_FIELDS = tuple(RunConfig.model_fields)
 IDENTITY = (
     "strategy", "consistency", "num_workers", "num_servers", "placement", "model", "precision", "wire_dtype",
-    "batch_size", "compute", "launcher",
+    "batch_size", "compute", "launcher", "model_parallel_size",
 )  # fmt: skip
 SORTED_BY = ("precision", "batch_size", "strategy", "num_servers", "wire_dtype", "num_workers")
 WORK = tuple(field for field in CONFIG_FIELDS if field not in HARNESS | COMMUNICATION | UNEVENNESS)

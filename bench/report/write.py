@@ -26,7 +26,7 @@ from bench.sweep import remaining
 
 TEMPLATES = Path(__file__).with_name("templates")
 MAX_ROWS = 60  # of a table in report.md
-MAX_EXPLAINED = 100  # cells; `psring explain` prints all
+MAX_EXPLAINED = 60  # cells; `psring explain` prints all
 
 
 class Report(NamedTuple):
@@ -84,8 +84,9 @@ def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MAR
 
 
 def explained(kept: Sequence[records.RunRecord]) -> dict[str, Explanation]:
-    """What the steps of the first MAX_EXPLAINED cells consist of, by cell."""
-    return {one.cell: one for one in explain.explain(measured.group(kept)[:MAX_EXPLAINED])}
+    """What the steps of the first MAX_EXPLAINED cells whose links are known consist of, by cell."""
+    known = [one for one in measured.group(kept) if explain.is_known(one)]
+    return {one.cell: one for one in explain.explain(known[:MAX_EXPLAINED])}
 
 
 def unfinished(folder: Path) -> str:

@@ -118,6 +118,13 @@ def test_without_a_known_link_the_measured_phases_are_the_parts() -> None:
     assert "1 cells without a known link" in explaining.summary([found])
 
 
+def test_so_they_are_where_the_times_of_the_layers_are_elsewhere() -> None:
+    elsewhere = {"compute_from": "no/such/file.json", "emulated_forward_s": None, "emulated_backward_s": None}
+    made = Cell(config(**SERVED, **elsewhere))
+    found = explaining.explain([Measured("cell", made, (0.4,), None, 0.3, 0.001, 0.0001, 0.01)])[0]
+    assert found.parts[EXPOSED] == pytest.approx(0.01)
+
+
 def test_a_committed_study_is_explained() -> None:
     folder = Path(__file__).parents[2] / "results" / "2026-11-26-topology"
     found = explaining.of_folder(folder)

@@ -19,7 +19,7 @@ from bench import files, records
 from bench.config import BadInput
 from bench.records import LABELS, RunRecord
 from bench.report import answer, bounds, cells, duels, loss, sections, tables
-from bench.report.write import environment_of, flatten, inline_svg, markdown, write_report
+from bench.report.write import environment_of, explained, flatten, inline_svg, markdown, write_report
 from tests.support.synthetic import demo_records, make_failure, make_record, make_steps
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -114,7 +114,7 @@ def all_sections(*runs: RunRecord) -> list[sections.Section]:
     table = records.frame(runs)
     lines = pd.DataFrame(columns=["run_id", "cell", "step", "elapsed_s", "loss"])
     summary = loss.add_costs(with_limits(table, runs), table, lines)
-    return sections.sections(summary, duels.precision_effects(table), [], {})
+    return sections.sections(summary, duels.precision_effects(table), [], explained(runs))
 
 
 def test_tables_of_cells_have_a_row_per_cell() -> None:
@@ -132,6 +132,17 @@ def test_a_section_is_there_only_where_it_has_something_to_say() -> None:
     served = [part.title for part in all_sections(make_record(strategy="parameter_server"))]
     assert set(served) - set(alone) == {"Parameter server", "Communication volume"}
     assert "Strong scaling" not in [table.caption for part in all_sections(make_record()) for table in part.tables]
+
+
+def test_where_links_are_known_the_parts_of_a_step_are_shown() -> None:
+    asleep = {"compute": "emulated", "emulated_forward_s": 0.1, "emulated_backward_s": 0.2, "link": "200mbit"}
+    runs = [make_record(strategy="ring_allreduce", num_workers=n, **asleep) for n in (2, 4)]
+    (shown,) = (one for part in all_sections(*runs) for one in part.tables if one.caption == "Parts of a step")
+    row = dict(zip(shown.head, shown.rows[0], strict=True))
+    known = explained(runs)[runs[0].cell]
+    assert row["computing"] == tables.scaled(known.parts["computing"], tables.SECONDS)
+    assert row["unexplained"] == f"{100 * known.unexplained_share:.1f} %"
+    assert row["hot tensor"] == tables.BLANK
 
 
 def test_the_server_table_shows_what_was_measured_of_servers() -> None:
