@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from statistics import median
 
@@ -17,7 +17,7 @@ from bench.intervals import median_interval
 from bench.mpi import RankInfo
 from bench.rank import data
 from bench.rank.build import pick_device
-from bench.rank.clock import PhaseTimer
+from bench.rank.clock import DeviceClock, Mark
 from bench.rank.train import build_model, build_optimizer, train
 from strategies.gradients import on_gradient
 from strategies.group import SingleGroup
@@ -32,11 +32,11 @@ class LayerTimer:
     Time between two layers counts for the later one, time after the last layer for the last one.
     """
 
-    def __init__(self, model: nn.Module, layers: list[str], now: Callable[[], float]) -> None:
-        self._now = now
+    def __init__(self, model: nn.Module, layers: list[str], clock: DeviceClock) -> None:
+        self._clock = clock
         self._layers = layers
-        self._last = 0.0
-        self._seconds = self._zeros()
+        self._last = clock.mark()
+        self._passed: list[tuple[str, str, Mark, Mark]] = []  # phase, layer, begin, end
         model.register_forward_pre_hook(lambda *_: self._begin_forward())
         for name in layers:
             layer = model.get_submodule(name)
@@ -46,20 +46,20 @@ class LayerTimer:
         model.register_forward_hook(partial(self._layer_ended, "forward", layers[-1]))
 
     def _begin_forward(self) -> None:
-        self._last = self._now()
+        self._last = self._clock.mark()
 
     def _layer_ended(self, phase: str, layer: str, *_: object) -> None:
-        now = self._now()
-        self._seconds[phase][layer] += now - self._last
+        now = self._clock.mark()
+        self._passed.append((phase, layer, self._last, now))
         self._last = now
 
     def pop_seconds(self) -> dict[str, Seconds]:
         """Return the seconds by phase and layer since the last call."""
-        seconds, self._seconds = self._seconds, self._zeros()
+        seconds = {phase: dict.fromkeys(self._layers, 0.0) for phase in ("forward", "backward")}
+        for phase, layer, begin, end in self._passed:
+            seconds[phase][layer] += self._clock.between(begin, end)
+        self._passed.clear()
         return seconds
-
-    def _zeros(self) -> dict[str, Seconds]:
-        return {phase: dict.fromkeys(self._layers, 0.0) for phase in ("forward", "backward")}
 
 
 def calibrate(config: RunConfig, rank_info: RankInfo) -> Calibration:
@@ -73,7 +73,7 @@ def calibrate(config: RunConfig, rank_info: RankInfo) -> Calibration:
     strategy = Local(SingleGroup(), config)
     device = pick_device(config, rank_info, strategy)
     model = build_model(config, device)
-    timer = LayerTimer(model, list(forward_flops(config.gpt)), PhaseTimer(device).now)
+    timer = LayerTimer(model, list(forward_flops(config.gpt)), DeviceClock(device))
     module = strategy.prepare(model, build_optimizer(config, model))
     samples, optimizer_s = [], []
     for step in train(config, module, strategy, corpus, device):
