@@ -148,6 +148,8 @@ def predict(config: RunConfig) -> Prediction:
         shape.tensors,
         num_tokens=config.batch_size * shape.block_size,
         width=shape.n_embd,
+        num_blocks=shape.n_layer,
+        num_divided=shape.n_layer * (12 * shape.n_embd**2 + 7 * shape.n_embd),  # all but biases of rows, layer norms
         num_embedded=shape.vocab_size * shape.n_embd,
     )
     return form(config, job)

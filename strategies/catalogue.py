@@ -199,9 +199,30 @@ PIPELINE = Entry(
     closed_form=closed_forms.pipeline,
     splits="layers",
 )
+TENSOR_PARALLEL = Entry(
+    name="tensor_parallel",
+    path="strategies.tensor_parallel:TensorParallel",
+    title="tensor parallel",
+    phrase="tensor parallelism",
+    summary="every linear layer's columns or rows split among ranks, torch's parallelize_module",
+    family="model parallel",
+    colour="#a6761d",
+    exact=True,
+    knobs=("model_parallel_size",),
+    closed_form=closed_forms.tensor_parallel,
+    bytes_counted_by="inferred",
+    splits="heads",
+    unsupported={
+        ("compute", "emulated"): "tensor_parallel cannot sleep through parts of layers; use compute: real",
+        ("compute", "none"): "tensor_parallel cannot leave out its computing; use compute: real",
+    },
+)
 CATALOGUE: dict[str, Entry] = {
-    entry.name: entry for entry in (LOCAL, INDEPENDENT, PARAMETER_SERVER, RING_ALLREDUCE, MPI_RING, DDP, ZERO, PIPELINE)
-}
+    entry.name: entry
+    for entry in (
+        LOCAL, INDEPENDENT, PARAMETER_SERVER, RING_ALLREDUCE, MPI_RING, DDP, ZERO, PIPELINE, TENSOR_PARALLEL,
+    )
+}  # fmt: skip
 
 
 def full_name(name: str) -> str:

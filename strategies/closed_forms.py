@@ -29,6 +29,8 @@ class Job:
     # Of strategies that split the model.
     num_tokens: int = 0  # of one copy of the model in one step
     width: int = 0  # numbers per token that pass from block to block
+    num_blocks: int = 0
+    num_divided: int = 0  # parameters of the linear layers that tensor parallelism divides
     num_embedded: int = 0  # parameters of the token embedding, which are the output head's, too
 
     @property
@@ -127,6 +129,23 @@ def pipeline(options: Options, job: Job) -> Prediction:
     of_copies = 2 * (copies - 1) / copies * (job.num_parameters + shared) * itemsize
     of_norm = 2 * (stages - 1) * NORM_BYTES if options.clip_norm is not None or options.loss_scaling else 0
     moved = (boundaries + 2 * shared * itemsize + of_copies + of_norm) / stages
+    return Prediction(Volume(moved, moved, None, None))
+
+
+def tensor_parallel(options: Options, job: Job) -> Prediction:
+    """Return the volume of P ranks that divide every linear layer, and of the allreduce between their R copies.
+
+    Each block sums the activations of all tokens over the ranks four times, by rings in fp32: the outputs of attention
+    and of the MLP in forward, the gradients of their inputs in backward (Shoeybi et al., Megatron-LM, 2019).
+    """
+    size, itemsize = options.model_parallel_size, NUMBER_FORMATS["fp32"].nbytes
+    copies = job.num_workers // size
+    of_ring = 2 * (size - 1) / size
+    sums = 4 * job.num_blocks * job.num_tokens * job.width * itemsize
+    held = job.num_parameters - job.num_divided + job.num_divided / size
+    of_copies = 2 * (copies - 1) / copies * held * itemsize
+    of_norm = of_ring * NORM_BYTES if options.clip_norm is not None or options.loss_scaling else 0
+    moved = of_ring * sums + of_copies + of_norm
     return Prediction(Volume(moved, moved, None, None))
 
 

@@ -167,8 +167,8 @@ class ModelParallelOptions(Knobs):
     """How one copy of the model is split among ranks."""
 
     model_parallel_size: Annotated[int, Unit("ranks")] = Field(1, ge=1, le=MAX_RANKS)
-    """Ranks that hold one copy of the model together (pipeline). num_workers / model_parallel_size copies train
-    data-parallel, batch_size sequences each. Not given: all workers hold one copy."""
+    """Ranks that hold one copy of the model together (pipeline, tensor_parallel). num_workers / model_parallel_size
+    copies train data-parallel, batch_size sequences each. Not given: all workers hold one copy."""
     num_micro_batches: Annotated[int, Unit("micro-batches")] = Field(1, ge=1, le=MAX_COUNT)
     """Equal parts into which a pipeline cuts the sequences of one pass, so that its stages compute at the same time.
     Not given: as many as stages."""

@@ -14,15 +14,12 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 
-from strategies import process_group
-from strategies.base import Observed, UnusableOptions, WorkerOptimizer
-from strategies.group import Group
+from strategies.base import Observed, UnusableOptions
 from strategies.options import Options
-from strategies.split import Place, Ranks
+from strategies.split import Place, Ranks, SplitModel, gradient, sum_of_squares
 from strategies.volume import Volume
 
 SCHEDULES: dict[str, type[PipelineScheduleSingle]] = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
-BUCKET_ELEMENTS = (25 << 20) // 4  # of one allreduce between copies: DDP's default bucket, in fp32
 
 
 class Part(Protocol):
@@ -44,22 +41,8 @@ class Part(Protocol):
         ...
 
 
-class Pipeline(WorkerOptimizer):
+class Pipeline(SplitModel):
     """Stages of consecutive layers on the ranks of each copy of the model; an allreduce between the copies."""
-
-    def __init__(self, group: Group, options: Options) -> None:
-        if group.size % options.model_parallel_size:
-            raise UnusableOptions(
-                f"{group.size} ranks cannot hold copies of model_parallel_size: {options.model_parallel_size} ranks"
-            )
-        super().__init__(group, options)
-        self.place = Place(group.rank, group.size, options.model_parallel_size)
-        self.moved = Volume()  # by allreduce; the stage counts what it sends and receives
-
-    @property
-    def replica(self) -> int:
-        """Which copy of the model this worker trains, from 0."""
-        return self.place.replica
 
     @property
     def has_loss(self) -> bool:
@@ -71,53 +54,32 @@ class Pipeline(WorkerOptimizer):
         if not hasattr(model, "stage"):
             raise UnusableOptions("the model has no method stage(index, count), which returns one of `count` stages")
         super().prepare(model, optimizer)
-        device = next(model.parameters()).device
-        process_group.start(self.group, device)
-        for parameter in model.parameters():
-            dist.broadcast(parameter.data, 0)
         place, rank = self.place, self.group.rank
-        self._of_replica = Ranks(place.groups_of_replicas(), rank)
-        self._of_part = Ranks(place.groups_of_parts(), rank)
         self._ends = Ranks([[ranks[0], ranks[-1]] for ranks in place.groups_of_replicas() if place.size > 1], rank)
         self._names = held_names(model, place.size)
         stages: Any = model
         module: nn.Module = stages.stage(place.part, place.size)
         self._parameters = list(module.parameters())
         keep_only(self._parameters, model, optimizer)
-        last = set(self._names[-1]) if place.size > 1 else set()
-        self._shared = [model.get_parameter(name) for name in self._names[0] if name in last]
+        shared = shared_names(self._names) & set(self._names[place.part])
+        self._shared = [model.get_parameter(name) for name in sorted(shared)]
         self._stage = ScheduledStage(
-            module, place, self._of_replica.group, device, self.options,
+            module, place, self._of_replica.group, next(module.parameters()).device, self.options,
             lambda loss: self.scaled(loss) / self.options.num_micro_batches,
         )  # fmt: skip
         return self._stage
 
     def synchronize(self) -> None:
         """Add up the shared parameters' gradients of both ends, and take the mean of all copies'."""
-        if self.place.part in (0, self.place.size - 1) and self._shared:
+        if self._shared:
             self._sum(self._ends, [gradient(p) for p in self._shared])
-        if self.place.num_replicas > 1:
-            for bucket in buckets([gradient(p) for p in self._parameters]):
-                torch._foreach_div_(bucket, self.place.num_replicas)
-                self._sum(self._of_part, bucket)
-
-    def _sum(self, ranks: Ranks, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by their sums over some ranks, in one message."""
-        flat = torch.cat([each.flatten() for each in tensors])
-        dist.all_reduce(flat, group=ranks.group)
-        self.moved.add(*vars(ranks.volume_of_sum(flat.numel(), flat.element_size())).values())
-        parts = flat.split_with_sizes([each.numel() for each in tensors])
-        torch._foreach_copy_(list(tensors), [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
+        self._average_over_copies()
 
     def _norm(self, gradients: Sequence[Tensor]) -> float:
         """Add up the squares of all stages, shared parameters' only once."""
         twice = {id(gradient(p)) for p in self._shared} if self.place.part else set()
         own = [each for each in gradients if id(each) not in twice]
-        square = sum((torch.linalg.vector_norm(each, dtype=torch.float64) ** 2 for each in own), torch.zeros(()))
-        total = square.to(torch.float64).reshape(1)
-        if self.place.size > 1:
-            self._sum(self._of_replica, [total])
-        return math.sqrt(float(total))
+        return math.sqrt(self._sum_over_parts(sum_of_squares(own)))
 
     def step(self) -> None:
         """Apply the mean gradient, and begin the next step's times anew."""
@@ -127,7 +89,7 @@ class Pipeline(WorkerOptimizer):
     def observe(self) -> Observed:
         """Return what was sent between stages and between copies, and how this stage spent the step."""
         moved = replace(self._stage.moved)
-        moved.add(*vars(self.moved).values())
+        moved.add(*vars(self.counters).values())
         return replace(
             super().observe(),
             moved=moved,
@@ -143,11 +105,6 @@ class Pipeline(WorkerOptimizer):
         for part in reversed(parts):  # of a shared parameter the first stage's copy stays
             found.update(part)
         return {name: found[name] for name in weights} if parts else dict(weights)
-
-    def close(self) -> None:
-        """End the process groups. Collective."""
-        super().close()
-        process_group.end()
 
 
 class ScheduledStage(nn.Module):
@@ -255,6 +212,11 @@ def held_names(model: nn.Module, count: int) -> list[list[str]]:
     return [[names[p] for p in stages.stage(index, count).parameters()] for index in range(count)]
 
 
+def shared_names(names: Sequence[Sequence[str]]) -> set[str]:
+    """Return the names of the parameters that the first and the last of several stages hold."""
+    return set(names[0]) & set(names[-1]) if len(names) > 1 else set()
+
+
 def keep_only(kept: Sequence[nn.Parameter], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Free all parameters of a model but some, and take them out of the optimizer."""
     own = set(kept)
@@ -264,22 +226,3 @@ def keep_only(kept: Sequence[nn.Parameter], model: nn.Module, optimizer: torch.o
     for parameter in model.parameters():
         if parameter not in own:
             parameter.data = parameter.data.new_empty(0)
-
-
-def gradient(parameter: nn.Parameter) -> Tensor:
-    """Return a parameter's gradient, which every backward pass of its stage sets."""
-    assert parameter.grad is not None
-    return parameter.grad
-
-
-def buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Return the tensors in order, as few lists as can be of at most BUCKET_ELEMENTS each, unless one is larger."""
-    found: list[list[Tensor]] = []
-    free = 0
-    for tensor in tensors:
-        if tensor.numel() > free:
-            found.append([])
-            free = BUCKET_ELEMENTS
-        found[-1].append(tensor)
-        free -= tensor.numel()
-    return found

@@ -39,6 +39,7 @@ class Attention(nn.Module):
     def __init__(self, shape: GPTShape) -> None:
         super().__init__()
         self.n_head = shape.n_head
+        self._width = shape.n_embd // shape.n_head  # of a head
         self.qkv = nn.Linear(shape.n_embd, 3 * shape.n_embd)
         self.proj = nn.Linear(shape.n_embd, shape.n_embd)
 
@@ -48,7 +49,7 @@ class Attention(nn.Module):
         With a cache, x follows the positions in it, and is added to it.
         """
         B, T, _ = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, C/H)
+        q, k, v = self.qkv(x).view(B, T, 3, -1, self._width).permute(2, 0, 3, 1, 4)  # (B, H, T, C/H)
         if cache is not None:
             k, v = cache.append(k, v)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
@@ -127,6 +128,11 @@ class GPT(nn.Module):
     def stage(self, index: int, count: int) -> Stage:
         """Return one of `count` consecutive parts with equally many blocks, which shares this model's parameters."""
         return Stage(self, index, count)
+
+    def split_linears(self) -> dict[str, str]:
+        """Return how tensor parallelism divides each linear layer; the rows of qkv are those of q, k and v."""
+        of_block = {"attention.qkv": "3 columns", "attention.proj": "rows", "fc": "columns", "proj": "rows"}
+        return {f"blocks.{i}.{name}": how for i in range(self.shape.n_layer) for name, how in of_block.items()}
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy of `targets`, nats per token: (B, T), (B, T) -> ()."""

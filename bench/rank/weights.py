@@ -55,4 +55,6 @@ def checksum(weights: Weights) -> int:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)
+    part = getattr(tensor, "to_local", lambda: tensor)()  # of a DTensor this rank's part
+    copy: Tensor = part.detach().to("cpu", copy=True)
+    return copy

@@ -17,8 +17,8 @@ from bench.rank.train import build_model
 from strategies import create
 from strategies.closed_forms import pipeline_bubble
 from strategies.group import SingleGroup
-from strategies.pipeline import buckets, held_names, keep_only
-from strategies.split import Place
+from strategies.pipeline import held_names, keep_only, shared_names
+from strategies.split import Place, buckets
 from tests.support.worlds import CPU, assert_equivalent, small, trained
 
 
@@ -47,6 +47,8 @@ def test_only_the_embedding_is_held_twice(count: int) -> None:
     held = [name for part in names for name in part]
     assert set(held) == {name for name, _ in model.named_parameters()}
     assert [name for name in set(held) if held.count(name) > 1] == ["wte.weight"]
+    assert shared_names(names) == {"wte.weight"}
+    assert all(not shared_names(names) & set(part) for part in names[1:-1])
 
 
 def test_a_stage_frees_what_it_does_not_hold() -> None:

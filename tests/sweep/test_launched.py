@@ -36,6 +36,8 @@ MPI_RING = {"strategy": "mpi_ring"}
 DDP = {"strategy": "ddp"}
 ZERO = {"strategy": "zero"}
 PIPELINE = {"strategy": "pipeline"}
+TENSORS = {"strategy": "tensor_parallel"}
+SPLIT = ("pipeline", "tensor_parallel")
 ACCUMULATE_AND_CLIP = {"gradient_accumulation": 2, "clip_norm": 0.3}
 HOT = {"sharding": "tensors", "vocab_size": 4096}
 HOT_SHARE = 4096 * 48 / 283_056  # of the token embedding in gpt-nano with that vocabulary and 32 positions
@@ -69,9 +71,11 @@ CELLS: list[dict[str, Any]] = [
     {"num_workers": 2, **ZERO, **SGD, **ACCUMULATE_AND_CLIP},
     {"num_workers": 3, **ZERO, "wire_dtype": "bf16"},
     {"num_workers": 4, **ZERO, **SGD, "segment_bytes": 2000},
-    {"num_workers": 3, **PIPELINE, **SGD, "batch_size": 6},
+    {"num_workers": 3, **PIPELINE, **SGD, "batch_size": 6, "clip_norm": 0.3},
     {"num_workers": 2, **PIPELINE, **SGD, "n_layer": 2, "pipeline_schedule": "gpipe", "precision": "bf16"},
     {"num_workers": 4, **PIPELINE, **SGD, **ACCUMULATE_AND_CLIP, "n_layer": 2, "model_parallel_size": 2},
+    {"num_workers": 3, **TENSORS, **SGD},
+    {"num_workers": 4, **TENSORS, **SGD, **ACCUMULATE_AND_CLIP, "n_head": 4, "model_parallel_size": 2},
 ]
 SLEEPING: list[dict[str, Any]] = [
     {"num_workers": 2, "num_servers": 1, **SERVED, **ASLEEP},
@@ -176,9 +180,8 @@ def test_every_topology_trains_the_reference_model_and_counts_every_byte(
     )
     assert record.summary is not None
     assert record.ledger is not None
-    if (
-        record.config.strategy in ("ddp", "pipeline") and record.config.world_size > 1
-    ):  # Gloo uses TCP on one machine, too
+    over_gloo = record.config.strategy in ("ddp", *SPLIT)
+    if over_gloo and record.config.world_size > 1:  # Gloo uses TCP on one machine, too
         assert_on_sockets(record)
     else:
         assert record.ledger.wire_counted_by is None
