@@ -48,7 +48,9 @@ def step_time(cell: Cell, calibration: ClusterCalibration) -> Breakdown:
     """Predict one step. BadInput where the strategy has no model, or the compute or the link is not known."""
     config = cell.config
     of_one = compute.of_cell(cell, calibration)
-    slowest = compute.slowest(config, calibration)
+    # A worker that waits for nobody averages its own jitter; only a lasting difference of speed counts.
+    waits = config.synchronous or not config.kind.has_servers
+    slowest = compute.slowest(config, calibration) if waits else 1 / min(compute.speeds(config, calibration))
     slowed = of_one if slowest == 1 else of_one.times(slowest)
     form = {"none": _alone, "push_pull": _served}.get(config.kind.exchange, _reduced)
     if not config.kind.exchange or config.kind.closed_form is None:
@@ -95,41 +97,43 @@ def _reduced(cell: Cell, calibration: ClusterCalibration, own: Compute) -> Break
 def _served(cell: Cell, calibration: ClusterCalibration, own: Compute) -> Breakdown:
     """Push and pull. A worker that waits for nobody (asp, ssp) meets servers that the others keep busy."""
     config = cell.config
-    waits = config.synchronous
-    workers = cell.senders
-    works = push_pull.works(cell, calibration, own, workers)
-    loads = _loads(works)
-    if waits:
+    works = push_pull.works(cell, calibration, own, cell.senders)
+    spent = loads(works)
+    if config.synchronous:
         step_s, compute_s = _period(cell, calibration, own, works)
     else:
-        mine = push_pull.works(cell, calibration, own, 1)
-        step_s, compute_s = _period(cell, calibration, own, mine)
-        step_s = max(step_s, *loads.values(), 0.0) if loads else step_s
+        step_s, compute_s = unloaded(cell, calibration, own)
+        step_s = max(step_s, *spent.values(), 0.0)
     per_step = 1 / config.sync_every
     has_own = config.num_servers > 0
     return _breakdown(
         cell, step_s, compute_s,
-        worker_link_s=per_step * max(loads.get(push_pull.UP, 0.0), loads.get(push_pull.DOWN, 0.0)),
-        worker_cpu_s=per_step * loads.get(push_pull.WORKER_CPU, 0.0),
-        server_link_s=per_step * _busiest(loads, (0, 1)) if has_own else None,
-        server_cpu_s=per_step * _busiest(loads, (2,)) if has_own else None,
+        worker_link_s=per_step * max(spent.get(push_pull.UP, 0.0), spent.get(push_pull.DOWN, 0.0)),
+        worker_cpu_s=per_step * spent.get(push_pull.WORKER_CPU, 0.0),
+        server_link_s=per_step * _busiest(spent, (0, 1)) if has_own else None,
+        server_cpu_s=per_step * _busiest(spent, (2,)) if has_own else None,
         latency_s=2 * calibration.latency_s * (2 if config.needs_norm else 1) * per_step,
     )  # fmt: skip
 
 
-def _busiest(loads: dict[int, float], kinds: tuple[int, ...]) -> float:
+def _busiest(spent: dict[int, float], kinds: tuple[int, ...]) -> float:
     """Return the load of the busiest server's link or processor."""
-    of_servers = (s for r, s in loads.items() if r >= push_pull.SERVER_UP and (r - push_pull.SERVER_UP) % 3 in kinds)
+    of_servers = (s for r, s in spent.items() if r >= push_pull.SERVER_UP and (r - push_pull.SERVER_UP) % 3 in kinds)
     return max(of_servers, default=0.0)
 
 
-def _loads(works: list[push_pull.Work]) -> dict[int, float]:
+def loads(works: list[push_pull.Work]) -> dict[int, float]:
     """Return the seconds that each resource spends on one exchange."""
-    loads: dict[int, float] = {}
+    spent: dict[int, float] = {}
     for work in works:
         for resource, seconds in (*work.push, *work.serve, *work.reply):
-            loads[resource] = loads.get(resource, 0.0) + seconds
-    return loads
+            spent[resource] = spent.get(resource, 0.0) + seconds
+    return spent
+
+
+def unloaded(cell: Cell, calibration: ClusterCalibration, own: Compute) -> tuple[float, float]:
+    """Return the step of a worker that has the servers to itself, and the compute in it."""
+    return _period(cell, calibration, own, push_pull.works(cell, calibration, own, 1))
 
 
 def _period(
