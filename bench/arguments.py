@@ -125,7 +125,7 @@ def _add_reading(add: Add) -> None:
 
 
 def _add_predicting(add: Add) -> None:
-    """Add predict, which goes beyond what was measured."""
+    """Add predict, which goes beyond what was measured, and validate, which says how well."""
     predict = add(
         "predict", "throughput beyond what was measured, from a results folder or from a target's description"
     )
@@ -151,6 +151,13 @@ def _add_predicting(add: Add) -> None:
     text = "price of a node for an hour: adds the price of a million tokens"
     predict.add_argument("--price-per-node-hour", type=_within(float, 0.0, 1e9), metavar="X", help=text)
     predict.add_argument("--out", type=Path, metavar="FILE.csv", help="also write a row per cell, as in summary.csv")
+
+    validate = add("validate", "how well the model predicts cells that it was not fitted to, beside naive predictors")
+    validate.add_argument("folder", type=Path, metavar="DIR")
+    text = "fit cells of at most so many nodes, predict the others [4]"
+    validate.add_argument("--fit-up-to", type=_within(int, 1, 1 << 14), default=4, metavar="N", help=text)
+    text = "instead of a fit: what psring predict --out wrote before these runs"
+    validate.add_argument("--predictions", type=Path, metavar="FILE.csv", help=text)
 
 
 def _add_preparing(add: Add) -> None:

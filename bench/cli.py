@@ -373,6 +373,13 @@ def _predict(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _validate(arguments: argparse.Namespace) -> int:
+    from bench.predict import validate
+
+    print(validate.as_text(validate.validate(arguments.folder, arguments.fit_up_to, arguments.predictions)))
+    return 0
+
+
 def _compress(arguments: argparse.Namespace) -> int:
     _refuse_ranks("compress")
     from bench.edge import recipe
@@ -488,6 +495,7 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
     "explain": _explain,
     "compare": _compare,
     "predict": _predict,
+    "validate": _validate,
     "generate": _generate,
     "compress": _compress,
     "data": _data,

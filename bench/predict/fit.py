@@ -17,7 +17,7 @@ from bench.predict.allreduce import slowest_link
 from bench.predict.calibration import ClusterCalibration
 from bench.predict.cell import Cell
 from bench.predict.measured import Measured
-from bench.predict.step import step_time
+from bench.predict.simulate import expected
 
 Vector = npt.NDArray[np.float64]
 # What is fitted: where the search begins, and how far a plausible value lies from there. The distance weighs as one
@@ -59,7 +59,7 @@ class Fit:
 
     def half_band(self, cell: Cell) -> float:
         """Return half the 90 % band of the step, as a logarithm: bootstrap, cells left out, and distance."""
-        steps = [step_time(cell, sample).step_s for sample in self.samples]
+        steps = [expected(cell, sample).step_s for sample in self.samples]
         of_fit = float(np.std(np.log(steps))) if steps else 0.0
         distance = math.log(math.prod(self.ranges.beyond(cell, self.calibration).values()))
         return QUANTILE_90 * math.hypot(of_fit, self.spread * (1 + distance))
@@ -117,7 +117,7 @@ def fit(measured: Sequence[Measured], cores: int | None = None) -> Fit:
 
     def residuals(values: Vector, observed: Vector) -> Vector:
         found = _with(start, names, values)
-        steps = [step_time(one.cell, found).step_s for one in measured]
+        steps = [expected(one.cell, found).step_s for one in measured]
         begin, distance = _begin(start, names)
         prior = PRIOR_WEIGHT * (values - begin) / distance
         return np.concatenate([(np.log(steps) - observed) / RESIDUAL, prior])

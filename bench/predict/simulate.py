@@ -19,7 +19,7 @@ from bench.links import parse_links
 from bench.predict import compute, push_pull
 from bench.predict.calibration import ClusterCalibration
 from bench.predict.cell import Cell
-from bench.predict.step import loads, step_time, unloaded
+from bench.predict.step import Breakdown, loads, step_time, unloaded
 
 MEASURED_FROM = 0.2  # of the steps: what came before is start-up
 
@@ -51,6 +51,18 @@ def simulate(cell: Cell, calibration: ClusterCalibration, steps: int = 50, seed:
     jitter = _jitter(config.num_workers, steps, compute.jitter(config, calibration), seed)
     ended, staleness, wait_s = run(timing, jitter, config.staleness_bound)
     return _summary(cell, ended, staleness, wait_s)
+
+
+def expected(cell: Cell, calibration: ClusterCalibration) -> Breakdown:
+    """Return the predicted step: the closed form's, or the simulation's where workers differ and do not wait."""
+    found = step_time(cell, calibration)
+    config = cell.config
+    uneven = len(set(compute.speeds(config, calibration))) > 1 or len(set(_worker_links(cell))) > 1
+    if config.synchronous or not config.kind.has_servers or not (uneven or compute.jitter(config, calibration)):
+        return found
+    made = simulate(cell, calibration, steps=max(10, min(50, config.steps)))
+    exposed_s = max(0.0, made.step_s - found.compute_s - found.straggler_s)
+    return replace(found, step_s=made.step_s, tokens_per_s=made.tokens_per_s, exposed_communication_s=exposed_s)
 
 
 def run(timing: Timing, jitter: np.ndarray, bound: float) -> tuple[np.ndarray, float, float]:

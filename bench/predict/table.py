@@ -16,7 +16,7 @@ from bench.predict.calibration import ClusterCalibration
 from bench.predict.cell import Cell
 from bench.predict.fit import Fit, Ranges
 from bench.predict.grid import alone_tokens_per_s
-from bench.predict.step import step_time
+from bench.predict.simulate import expected
 from strategies.closed_forms import Job
 
 Row = dict[str, object]
@@ -60,7 +60,7 @@ def _row(fit: Fit, cell: Cell, source: str, price: float | None) -> Row:
 
 def _numbers(fit: Fit, cell: Cell, price: float | None) -> Row:
     config, calibration = cell.config, fit.calibration
-    found, half = step_time(cell, calibration), fit.half_band(cell)
+    found, half = expected(cell, calibration), fit.half_band(cell)
     alone = alone_tokens_per_s(cell, calibration)
     per_worker = found.tokens_per_s / alone / config.num_workers if alone else None
     equal_nodes = cell.num_nodes * cell.ranks_per_node
