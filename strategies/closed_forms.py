@@ -165,9 +165,10 @@ def push_pull(options: Options, job: Job) -> Prediction:
     payload, num_messages = payload_bytes(options, job.num_parameters), sum(shard.messages for shard in held.values())
     moved = []
     for rank in range(job.num_workers + options.num_servers):
-        trains, shard = int(rank < job.num_workers), held.get(rank, Shard(0.0, 0))
+        trains, shard = int(rank < job.num_workers), held.get(rank, Shard(0, 1, 0))
         others = job.num_workers - trains  # workers whose pushes travel to this rank
-        nbytes = payload * (trains * (1 - shard.share) + others * shard.share)
+        # Whole numbers up to the division, so that a whole number of bytes is exact.
+        nbytes = payload * (trains * (shard.of - shard.part) + others * shard.part) / shard.of
         messages = trains * (num_messages - shard.messages) + others * shard.messages
         moved.append(Volume(nbytes, nbytes, messages, messages))
     if options.needs_norm:  # every other server sends its share to the first, which sends the sum to all ranks
@@ -199,10 +200,16 @@ def _push_pull_tolerance(options: Options, job: Job, held: Mapping[int, Shard]) 
 
 @dataclass(frozen=True)
 class Shard:
-    """What one rank serves: its part of all parameters, and the messages in which a worker pushes or pulls it."""
+    """What one rank serves: `part` of `of` equal parts, and the messages in which a worker pushes or pulls it."""
 
-    share: float
+    part: int
+    of: int
     messages: int
+
+    @property
+    def share(self) -> float:
+        """Its part of all parameters."""
+        return self.part / self.of
 
 
 def shards(options: Options, job: Job) -> dict[int, Shard]:
@@ -210,13 +217,13 @@ def shards(options: Options, job: Job) -> dict[int, Shard]:
     most = max(1, options.chunk_bytes // NUMBER_FORMATS[options.wire_dtype].nbytes)
     if options.sharding == "tensors":
         return {
-            rank: Shard(sum(sizes) / job.num_parameters, sum(-(-size // most) for size in sizes))
+            rank: Shard(sum(sizes), job.num_parameters, sum(-(-size // most) for size in sizes))
             for rank, sizes in tensors_of_servers(options, job).items()
         }
     parts = server_parts(options.placement, job.num_workers, options.num_servers)
     total = sum(parts.values())
     stripes = -(-job.num_parameters * max(parts.values()) // (most * total))  # of one message per server
-    return {rank: Shard(part / total, stripes) for rank, part in parts.items()}
+    return {rank: Shard(part, total, stripes) for rank, part in parts.items()}
 
 
 def rank_of_tensors(options: Options, job: Job) -> list[int]:

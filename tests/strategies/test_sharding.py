@@ -70,6 +70,8 @@ def test_the_closed_form_has_each_servers_share_and_messages(world: dict[str, ob
     found = push_pull(config, job)
     sent = [volume.bytes_sent or 0 for volume in found.per_rank]
     assert len(sent) == config.world_size
+    if sharding == "tensors":
+        assert all(float(number).is_integer() for number in sent)  # counts are compared without tolerance
     assert sum(sent) == pytest.approx(sum(volume.bytes_received or 0 for volume in found.per_rank))
 
 
