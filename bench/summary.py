@@ -116,6 +116,9 @@ class Summary(BaseModel):
     with other ranks included."""
     server_peak_memory_bytes: float | None = None
     """Largest resident memory of any server; memory shared with other ranks included."""
+    energy_j: Annotated[float | None, Unit("J")] = None
+    """Energy of the processors of all machines during the run, warm-up included, as they count it themselves (RAPL);
+    blank where that cannot be read."""
     probe_ratio_before: float | None = None
     """Time of a bare ring over TCP sockets before the run, over its closed form; on emulated nodes only."""
     probe_ratio_after: float | None = None

@@ -44,6 +44,8 @@ class RankReport:
     in_software: bool = False  # its processor has no instructions for the precision
     checksum: int | None = None  # of the final weights
     cpu_use: CpuUse = IDLE
+    machine: str = ""  # the same on all nodes that one machine emulates
+    energy_j: float | None = None  # of that machine's processors
     evidence: Evidence | None = None  # of the monitor of an emulated node
     overshoots_s: list[float] = field(default_factory=list)  # of the sleeps in measured steps
 
@@ -73,6 +75,7 @@ def columns(config: RunConfig, reports: Sequence[RankReport], device: torch.devi
         **found,
         **losses(reports),
         **resources(reports),
+        "energy_j": energy_j(reports),
         **serving(reports),
         "num_nodes": len({report.host for report in reports}),
         "rank_start": "template" if {report.rank_start for report in reports} == {"template"} else "exec",
@@ -170,6 +173,13 @@ def resources(reports: Sequence[RankReport]) -> dict[str, float | None]:
         columns[f"{role}_cpu_s"] = float(np.mean([r.cpu_s for r in of_role])) if of_role else None
         columns[f"{role}_peak_memory_bytes"] = max((r.peak_memory_bytes for r in of_role), default=None)
     return columns
+
+
+def energy_j(reports: Sequence[RankReport]) -> float | None:
+    """Return the energy of the processors of all machines; None if one of them does not tell it."""
+    found = {report.machine: report.energy_j for report in reports}
+    known = [energy for energy in found.values() if energy is not None]
+    return sum(known) if len(known) == len(found) else None
 
 
 def serving(reports: Sequence[RankReport]) -> dict[str, float | str | None]:

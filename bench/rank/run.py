@@ -17,6 +17,7 @@ from bench import devices, environment, failures, files, inputs, private, proces
 from bench.config import BadInput, RunConfig
 from bench.mpi import JOIN_S, RankInfo, tcp_settings
 from bench.nodes.cpu import CpuMonitor, CpuUse
+from bench.nodes.energy import EnergyMeter, machine
 from bench.nodes.guard import Evidence, Monitor
 from bench.nodes.link import on_node
 from bench.rank import group, numbers, saved, trace
@@ -103,16 +104,17 @@ def _run(
     before = {**scaled, "duplex_factor": duplex_factor(config, ranks) if planned.repeat == 0 else None}
     ranks.barrier()
     monitor = Monitor(ranks, config.patience_s, config.max_foreign_cpu_share) if on_node() else None
-    meter, cores = open_meter(), CpuMonitor()
+    meter, cores, energy = open_meter(), CpuMonitor(), EnergyMeter()
     done = _work(planned, built, meter, tell, tracing=keep_trace is not None)
     built.strategy.close()
     ranks.barrier()
-    wire, cpu_use = Wire.read(meter), cores.end()
+    wire, cpu_use, energy_j = Wire.read(meter), cores.end(), energy.joules()
     if keep_trace is not None:
         traces = ranks.gather(trace.collect(ranks.rank, done.clock, built.strategy))
         if ranks.rank == 0:
             keep_trace(traces)
-    reports = ranks.gather(_report(planned, built, done, wire, cpu_use, monitor.end() if monitor else None))
+    report = _report(planned, built, done, wire, cpu_use, monitor.end() if monitor else None)
+    reports = ranks.gather(replace(report, energy_j=energy_j))
     weights = _final_weights(config, built, ranks)
     rehearsals = rehearse(config, rank_info, ranks) if _is_rehearsed(planned, ranks, reports) else []
     if ranks.rank == 0:
@@ -179,6 +181,7 @@ def _report(
         in_software=computes_in_software(planned.config, built.device),
         checksum=checksum(snapshot(model)) if _is_gated(planned) and not built.strategy.is_server else None,
         cpu_use=cpu_use,
+        machine=machine(),
         evidence=evidence,
         overshoots_s=model.schedule.overshoots_s if isinstance(model, EmulatedGPT) else [],
     )

@@ -12,6 +12,7 @@ import pandas as pd
 from bench.config import GATE_STEPS, MIN_CONVERGENCE
 from bench.predict.explain import PARTS, Explanation
 from bench.records import LABELS
+from bench.report import equal_nodes
 from bench.report.cells import is_kind
 from bench.report.tables import (
     BLANK,
@@ -45,11 +46,16 @@ class Section(NamedTuple):
 
 
 def sections(
-    summary: pd.DataFrame, effects: pd.DataFrame, drawn: list[str], explained: Mapping[str, Explanation]
+    summary: pd.DataFrame,
+    effects: pd.DataFrame,
+    drawn: list[str],
+    explained: Mapping[str, Explanation],
+    total_steps: Mapping[str, int],
 ) -> list[Section]:
     """The sections that have anything to show.
 
-    `effects` compares precisions (`duels.precision_effects`); `explained` has what is known of cells, by name.
+    `effects` compares precisions (`duels.precision_effects`); `explained` has what is known of cells, by name;
+    `total_steps` their steps, warm-up included.
     """
     names = cell_names(summary)
     rows: Sequence[Row] = summary.to_dict("records")  # once: slow for thousands of cells
@@ -58,6 +64,9 @@ def sections(
     reached = [row for row in rows if pd.notna(row["time_to_loss_s"])]
     limited = [row for row in rows if pd.notna(row["min_step_s"] / row["step_s"]) and row["world_size"] > 1]
     parts = [
+        Section("At equal nodes", equal_nodes.TEXT, [], [
+            table(equal_nodes.rows_at_equal_nodes(summary, total_steps), "Four figures", equal_nodes.COLUMNS, names),
+        ]),
         Section("Scaling", SCALING, ["throughput", "scaling_efficiency", "strong_scaling"], [
             table(rows, "Throughput and held-out loss", THROUGHPUT_COLUMNS, names),
             table(rows, "Weak scaling", scaling_columns(""), names),

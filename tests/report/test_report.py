@@ -114,7 +114,9 @@ def all_sections(*runs: RunRecord) -> list[sections.Section]:
     table = records.frame(runs)
     lines = pd.DataFrame(columns=["run_id", "cell", "step", "elapsed_s", "loss"])
     summary = loss.add_costs(with_limits(table, runs), table, lines)
-    return sections.sections(summary, duels.precision_effects(table), [], explained(runs))
+    return sections.sections(
+        summary, duels.precision_effects(table), [], explained(runs), dict.fromkeys(summary["cell"], 25)
+    )
 
 
 def test_tables_of_cells_have_a_row_per_cell() -> None:
