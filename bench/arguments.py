@@ -99,7 +99,7 @@ def _add_measuring(add: Add) -> None:
 
 
 def _add_reading(add: Add) -> None:
-    """Add status, report, explain and compare, which read results."""
+    """Add status, report, explain, published and compare, which read results."""
     status = add("status", "progress of a sweep, from its results folder; also while it runs")
     status.add_argument("folder", type=Path, metavar="DIR")
 
@@ -114,6 +114,12 @@ def _add_reading(add: Add) -> None:
     explain = add("explain", "why each cell takes as long as it does, and what would help most")
     explain.add_argument("folder", type=Path, metavar="DIR")
     explain.add_argument("--cell", metavar="NAME", help="only cells whose names (summary.csv) begin so")
+
+    published = add("published", "others' published measurements, predicted from their settings alone")
+    text = "measurements of your own instead of those that come with psring: docs/published.md says how to write them"
+    published.add_argument("--rows", type=Path, nargs="+", metavar="FILE.yaml", help=text)
+    text = "also write published.csv, published.md and published.svg there"
+    published.add_argument("--out", type=Path, metavar="DIR", help=text)
 
     compare = add("compare", "two folders, or two strategies of one, cell by cell: B against A, with intervals")
     compare.add_argument("a", metavar="A", help="results folder; with --within, a strategy")

@@ -325,6 +325,26 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _published(arguments: argparse.Namespace) -> int:
+    from bench.predict.published.corpus import read_corpus, read_rows
+    from bench.predict.published.score import predict
+    from bench.predict.published.table import as_text, summary
+
+    given = arguments.rows
+    rows = read_corpus() if given is None else [row for file in given for row in read_rows(file)]
+    if arguments.out:
+        from bench.report.published import check_folder
+
+        check_folder(arguments.out)
+    found = [predict(row) for row in rows]
+    print("\n".join([*as_text(found), "", *summary(found)]))
+    if arguments.out:
+        from bench.report.published import write_folder
+
+        print("\n".join(map(str, write_folder(found, arguments.out))))
+    return 0
+
+
 def _explain(arguments: argparse.Namespace) -> int:
     from bench.predict import explain
 
@@ -493,6 +513,7 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
     "status": _status,
     "report": _report,
     "explain": _explain,
+    "published": _published,
     "compare": _compare,
     "predict": _predict,
     "validate": _validate,
