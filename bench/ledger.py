@@ -146,6 +146,8 @@ def predict(config: RunConfig) -> Prediction:
     job = Job(
         config.num_workers,
         shape.tensors,
+        rows=shape.tensor_rows,
+        in_block=shape.in_block,
         num_tokens=config.batch_size * shape.block_size,
         width=shape.n_embd,
         num_blocks=shape.n_layer,

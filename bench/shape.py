@@ -40,6 +40,19 @@ class GPTShape(BaseModel):
         return tuple(size for sizes in self.layer_tensors.values() for size in sizes)
 
     @property
+    def tensor_rows(self) -> tuple[int, ...]:
+        """First dimension of each of them: every weight but the embeddings' is (outputs, inputs), or a vector."""
+        rows: list[int] = []
+        for sizes in self.layer_tensors.values():
+            rows += [sizes[-1]] * len(sizes) if len(sizes) > 1 else [sizes[0] // self.n_embd]
+        return tuple(rows)
+
+    @property
+    def in_block(self) -> tuple[bool, ...]:
+        """Whether each of them belongs to a block."""
+        return tuple(name.startswith("blocks.") for name, sizes in self.layer_tensors.items() for _ in sizes)
+
+    @property
     def flops_per_token(self) -> int:
         """Training FLOPs per token, 6N + 12·L·H·Q·T: PaLM (arXiv:2204.02311), appendix B.
 

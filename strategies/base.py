@@ -78,6 +78,7 @@ class Strategy(ABC):
         self.scaler = LossScaler(options.loss_scaling)
         self.communication_s = 0.0
         self.wait_in_forward_s = 0.0  # of this step so far: waiting for new weights
+        self.wait_in_backward_s = 0.0  # of this step so far: backward stood still for other ranks
         self._hooks: list[RemovableHandle] = []
         self._first_gradient_at: float | None = None
         self._last_gradient_at = 0.0

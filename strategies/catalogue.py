@@ -46,6 +46,7 @@ class Entry:
     exact: bool = False  # promises the model that one process would train; every worker then holds it
     # Each weight is updated on one rank, unless server_role is sum, and forward waits for those of each layer.
     streams_weights: bool = False
+    gathers_weights: bool = False  # passes gather the weights that they read, and free them
     knobs: tuple[str, ...] = ()  # of topology and wire that it reads
     tunes: str = ""  # the knob that its speed depends on most
     sizes: tuple[int, ...] = ()  # that `psring tune` tries for it beside the default, bytes
@@ -186,6 +187,19 @@ ZERO = Entry(
     message_knob="segment_bytes",
     closed_form=closed_forms.zero_ring,
 )
+FSDP = Entry(
+    name="fsdp",
+    path="strategies.fsdp:FSDP",
+    title="PyTorch FSDP2",
+    summary="PyTorch FSDP2: weights, gradients and optimizer state divided among the ranks",
+    family=SHARDED,
+    colour="#e69f00",
+    exact=True,
+    gathers_weights=True,
+    knobs=("wire_dtype", "reshard_after_forward"),
+    closed_form=closed_forms.fsdp,
+    bytes_counted_by="inferred",
+)
 PIPELINE = Entry(
     name="pipeline",
     path="strategies.pipeline:Pipeline",
@@ -220,7 +234,7 @@ TENSOR_PARALLEL = Entry(
 CATALOGUE: dict[str, Entry] = {
     entry.name: entry
     for entry in (
-        LOCAL, INDEPENDENT, PARAMETER_SERVER, RING_ALLREDUCE, MPI_RING, DDP, ZERO, PIPELINE, TENSOR_PARALLEL,
+        LOCAL, INDEPENDENT, PARAMETER_SERVER, RING_ALLREDUCE, MPI_RING, DDP, ZERO, FSDP, PIPELINE, TENSOR_PARALLEL,
     )
 }  # fmt: skip
 

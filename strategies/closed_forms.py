@@ -26,6 +26,9 @@ class Job:
 
     num_workers: int
     tensors: tuple[int, ...]  # elements of each trained tensor, in the order of definition
+    # Of strategies that divide weights.
+    rows: tuple[int, ...] = ()  # first dimension of each
+    in_block: tuple[bool, ...] = ()  # whether each belongs to a block of the model
     # Of strategies that split the model.
     num_tokens: int = 0  # of one copy of the model in one step
     width: int = 0  # numbers per token that pass from block to block
@@ -101,6 +104,25 @@ def horovod_ring(options: Options, job: Job) -> Prediction:
 def ddp_ring(options: Options, job: Job) -> Prediction:
     """Return the volume of rings of full buckets, the fewest possible."""
     return Prediction(_ring(options, job, options.bucket_bytes), None, _ring_tolerance(options, job))
+
+
+def fsdp(options: Options, job: Job) -> Prediction:
+    """Return the volume of FSDP2 on Gloo, one group per block and one for the rest; exact.
+
+    A shard has as many rows of every tensor on every rank, so that tensors are padded to a multiple of N rows. An
+    all-gather passes N-1 shards on. A reduce-scatter is an allreduce inside (Gloo's `reduce_scatter` in torch 2.13): it
+    sends 2(N-1)/N of what it reduces, twice what is needed. Of a step's p passes each gathers a block for its forward
+    and for its backward, the rest of the model once; without resharding after forward all is gathered once per step.
+    """
+    n, passes = job.num_workers, options.gradient_accumulation
+    padded = [size // rows * -(-rows // n) * n for size, rows in zip(job.tensors, job.rows, strict=True)]
+    blocks = sum(size for size, inside in zip(padded, job.in_block, strict=True) if inside)
+    gathered = passes * (sum(padded) + blocks) if options.reshard_after_forward else sum(padded)
+    itemsize = NUMBER_FORMATS[options.wire_dtype].nbytes
+    moved = (n - 1) / n * (gathered * NUMBER_FORMATS["fp32"].nbytes + 2 * sum(padded) * itemsize)
+    if options.clip_norm is not None or options.loss_scaling:
+        moved += 2 * (n - 1) / n * NORM_BYTES
+    return Prediction(Volume(moved, moved, None, None))
 
 
 def _ring(options: Options, job: Job, bucket_bytes: int) -> Volume:

@@ -159,6 +159,9 @@ class WireOptions(Knobs):
     """Horovod's fusion buffer (HOROVOD_FUSION_THRESHOLD), bytes."""
     cycle_time_s: float = Field(0.001, gt=0, le=60)
     """Horovod's cycle time, between two rounds of its negotiation (HOROVOD_CYCLE_TIME), seconds."""
+    reshard_after_forward: Annotated[bool, Unit("true or false")] = True
+    """Whether fsdp frees a block's gathered weights after its forward and gathers them again for its backward (ZeRO
+    stage 3); false: they stay until its backward has used them (ZeRO stage 2)."""
     bucket_bytes: int = Field(25 << 20, ge=1, le=MAX_BUFFER_BYTES)
     """Largest gradient bucket of ddp, bytes."""
 

@@ -27,7 +27,7 @@ def test_every_knob_is_a_flag_of_run_with_its_docstring_as_help() -> None:
 def test_help_names_every_strategy(psring: Callable[..., object]) -> None:
     ended = psring("run", "--help")
     assert ended.returncode == 0
-    for strategy in ("local", "independent", "parameter_server", "ring_allreduce", "mpi_ring", "ddp", "zero"):
+    for strategy in ("local", "independent", "parameter_server", "ring_allreduce", "mpi_ring", "ddp", "zero", "fsdp"):
         assert strategy in ended.stdout
 
 

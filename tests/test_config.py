@@ -179,6 +179,10 @@ def test_an_excluded_cell_need_not_be_possible() -> None:
         ({"steps": "many"}, "steps: input should be a valid integer"),
         ({"strategy": "parameter_server", "num_servers": 1, "launcher": "horovodrun"}, "use launcher: mpirun"),
         ({"strategy": "ddp", "num_workers": 2, "launcher": "none"}, "2 ranks need one"),
+        ({"strategy": "fsdp", "num_workers": 2, "num_servers": 1}, "num_servers: fsdp has no servers"),
+        ({"strategy": "zero", "num_workers": 2, "num_servers": 1}, "num_servers: zero has no servers"),
+        ({"strategy": "fsdp", "num_workers": 2, "compression": "int8"}, "compression: needs a parameter_server"),
+        ({"strategy": "zero", "num_workers": 2, "consistency": "asp"}, "consistency: asp needs a parameter_server"),
     ],
 )
 def test_a_bad_value_is_named_in_one_line(values: dict[str, object], said: str) -> None:

@@ -37,7 +37,8 @@ CHECKS = (
 # Knobs that only say which runs are accepted: the same cell, whatever their values.
 NOT_MEASURED = {"allow_nonfinite_loss", "max_foreign_cpu_share", "timeout_s"}
 IN_OLD_NAMES = {"timeout_s": 600.0}  # so that cells keep the names that committed folders have for them
-ADDED_LATER = {"slowdown", "sharding", *ModelParallelOptions.model_fields}  # the same, where these have their default
+# The same, where these have their default.
+ADDED_LATER = {"slowdown", "sharding", "reshard_after_forward", *ModelParallelOptions.model_fields}
 # In the order of the help text.
 GROUPS: dict[str, tuple[type[Knobs], ...]] = {
     "topology": (Workers, TopologyOptions),

@@ -21,9 +21,8 @@ class Workers(Knobs):
     strategy: str = catalogue.LOCAL.name
     """How gradients become one update: local (one worker), independent (workers that never communicate: the upper
     bound), parameter_server, ring_allreduce (Horovod), mpi_ring (the same ring on mpi4py), ddp (PyTorch
-    DistributedDataParallel), zero (a sharded optimizer on mpi4py), pipeline (the layers split among ranks),
-    tensor_parallel (every layer split among ranks), or your
-    own class as package.module:Class."""
+    DistributedDataParallel), zero (a sharded optimizer on mpi4py), fsdp (PyTorch FSDP2), pipeline (the layers split
+    among ranks), tensor_parallel (every layer split among ranks), or your own class as package.module:Class."""
     num_workers: Annotated[int, Unit("ranks")] = Field(1, ge=1, le=MAX_RANKS)
     """Ranks that train. Under a launcher: its world size less num_servers."""
 

@@ -34,7 +34,8 @@ class SleepSchedule:
     A layer begins at the deadline of the one before it, so that neither oversleeping nor Python's overhead accumulates:
     hooks that copy or enqueue a tensor overlap with compute, as on a GPU, and delay it only if they take longer. What
     does not overlap is a wait for weights or for other ranks, however short. In forward the strategy says whether it
-    waited (`wait_in_forward_s`): the layer then begins when it is reached; so it does MIN_WAIT_S or more after the last
+    waited (`wait_in_forward_s`), and in backward, too, if it blocks that (`wait_in_backward_s`): the layer then begins
+    when it is reached; so it does in forward MIN_WAIT_S or more after the last
     sleep ended. Between phases the time since then is added to the deadline. Thus no strategy gains by waiting often
     and briefly, nor loses by threads of its own that delay the end of a sleep.
 
@@ -75,10 +76,11 @@ class SleepSchedule:
         """Return when the next sleep begins: at the last deadline, unless the strategy has waited since."""
         now, same = time.perf_counter(), phase == self._phase
         between_s = now - self._woke
-        waited_s = self._strategy.wait_in_forward_s if self._strategy else 0.0
-        told = phase == "forward" and waited_s not in (0.0, self._waited_s)  # each step counts anew
+        strategy = self._strategy
+        waited_s = strategy.wait_in_forward_s + strategy.wait_in_backward_s if strategy else 0.0
+        told = waited_s not in (0.0, self._waited_s) and phase != "update"  # each step counts anew
         self._phase, self._waited_s = phase, waited_s
-        if phase == "backward" and same:
+        if phase == "backward" and same and not told:
             return self._deadline
         if told or between_s >= MIN_WAIT_S:
             return now
@@ -126,16 +128,21 @@ class _LayerFunction(torch.autograd.Function):
 class EmulatedLayer(nn.Module):
     """Replaces a module with parameters: the same names and shapes, all zeros."""
 
-    def __init__(self, name: str, original: nn.Module, zeros: Tensor, schedule: SleepSchedule, autocast: bool) -> None:
+    def __init__(
+        self, name: str, original: nn.Module, zeros: Tensor, schedule: SleepSchedule, autocast: bool,
+        in_every_pass: bool,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.name = name
         self.schedule = schedule
+        self._in_every_pass = in_every_pass
         for key, parameter in original.named_parameters():
             self.register_parameter(key, nn.Parameter(zeros[: parameter.numel()].view(parameter.shape)))
-        self._in_order = list(self.parameters())
+        self._keys = [key for key, _ in original.named_parameters()]
         if isinstance(original, nn.Linear) and not autocast:
             # autograd finishes the bias's gradient before the weight's, which passes a transpose; not under autocast.
-            self._in_order.reverse()
+            self._keys.reverse()
+        self._in_order = [self.get_parameter(key) for key in self._keys]
         self._gradients = [zeros[: parameter.numel()].view(parameter.shape) for parameter in self._in_order]
 
     def append_to_graph(self, x: Tensor) -> Tensor:
@@ -144,10 +151,13 @@ class EmulatedLayer(nn.Module):
         self._output = output
         return output
 
-    def forward(self, _: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Sleep; () -> ()."""
         self.schedule.forward(self.name)
-        return self._output
+        if not self._in_every_pass:
+            return self._output
+        self._in_order = [self.get_parameter(key) for key in self._keys]
+        return self.append_to_graph(x)
 
     def gradients(self) -> Iterable[Tensor]:
         """Return new views of the zeros, one per parameter, in the order in which real training finishes gradients."""
@@ -179,7 +189,8 @@ class EmulatedSequence(nn.Module):
 class EmulatedGPT(EmulatedSequence):
     """The module tree of GPT with emulated layers. The output head is tied to wte and needs no layer of its own.
 
-    The autograd graph is built once and used in every pass: it saves no tensors that backward would free.
+    The autograd graph is built once and used in every pass: it saves no tensors that backward would free. Where passes
+    gather the weights (fsdp), parameters are replaced between passes, and each pass builds its own.
     """
 
     def __init__(self, config: RunConfig, durations: Durations, worker: int, strategy: Strategy | None = None) -> None:
@@ -196,7 +207,9 @@ class EmulatedGPT(EmulatedSequence):
             return (
                 EmulatedSequence(children)
                 if children
-                else EmulatedLayer(name, module, zeros, schedule, config.precision != "fp32")
+                else EmulatedLayer(
+                    name, module, zeros, schedule, config.precision != "fp32", config.kind.gathers_weights
+                )
             )
 
         super().__init__({name: emulate(name, child) for name, child in original.named_children()})
@@ -229,7 +242,13 @@ class EmulatedOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Sleep for an update of all parameters."""
         (group,) = self.param_groups
-        group["schedule"].update(group["seconds_per_number"] * sum(p.numel() for p in group["params"]))
+        group["schedule"].update(group["seconds_per_number"] * sum(map(_own_numel, group["params"])))
+
+
+def _own_numel(parameter: Any) -> int:
+    """Return how many elements of a parameter this rank holds."""
+    local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return int(local.numel())
 
 
 class EmptyCorpus(Corpus):

@@ -18,7 +18,8 @@ from mpi4py import MPI  # noqa: E402
 
 # torch._dynamo, because torch imports it in the first optimizer that a process makes: 1 CPU-second per rank.
 for _name in ("torch._dynamo", "bench.nodes.cluster", "bench.rank.run", "strategies.ddp", "strategies.zero",
-              "strategies.parameter_server.worker", "strategies.parameter_server.server"):  # fmt: skip
+              "strategies.fsdp", "strategies.parameter_server.worker",
+              "strategies.parameter_server.server"):  # fmt: skip
     importlib.import_module(_name)
 with contextlib.suppress(ImportError):  # a launch that needs Horovod says that it is missing
     importlib.import_module("strategies.ring_allreduce")

@@ -128,6 +128,7 @@ class Done:
 
     clock: PhaseTimer
     cpu_s: float
+    peak_memory_bytes: int  # before close(), which may make the model whole
     steps: list[StepRecord] = field(default_factory=list)
 
 
@@ -139,7 +140,7 @@ def _work(planned: PlannedRun, built: Built, meter: Meter, tell: Tell | None, tr
         if tracing and isinstance(strategy, KeepsTimeline):
             strategy.start_timeline()
         strategy.serve()
-        return Done(clock, numbers.cpu_s() - cpu_before)
+        return Done(clock, numbers.cpu_s() - cpu_before, numbers.peak_memory_bytes())
     steps: list[StepRecord] = []
     for step in train(config, built.module, strategy, built.corpus, built.device, clock, meter.moved):
         steps.append(step)
@@ -147,7 +148,7 @@ def _work(planned: PlannedRun, built: Built, meter: Meter, tell: Tell | None, tr
             tell(step)
         if tracing and isinstance(strategy, KeepsTimeline) and len(steps) == config.total_steps - trace.STEPS:
             strategy.start_timeline()
-    return Done(clock, numbers.cpu_s() - cpu_before, steps)
+    return Done(clock, numbers.cpu_s() - cpu_before, numbers.peak_memory_bytes(), steps)
 
 
 def _is_gated(planned: PlannedRun) -> bool:
@@ -177,7 +178,7 @@ def _report(
         steps=with_tail(done.steps, observed.moved, wire.moved),
         cpu_s=done.cpu_s,
         rank_start=processes.rank_start,
-        peak_memory_bytes=numbers.peak_memory_bytes(),
+        peak_memory_bytes=done.peak_memory_bytes,
         in_software=computes_in_software(planned.config, built.device),
         checksum=checksum(snapshot(model)) if _is_gated(planned) and not built.strategy.is_server else None,
         cpu_use=cpu_use,

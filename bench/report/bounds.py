@@ -152,9 +152,10 @@ def _bytes(volume: Volume) -> float:
 def _in_one_step(config: RunConfig, found: Durations, link_s: Numbers, slowest: float) -> float:
     """Return the bound of a synchronous step, in which gradients wait for backward and forward for the answer.
 
-    0 where a step does not wait for its own exchange: asp, ssp and steps between two exchanges.
+    0 where a step does not wait for its own exchange (asp, ssp and steps between two exchanges), and where
+    passes gather weights, which travel in forward, too.
     """
-    if config.consistency != "bsp" or config.sync_every > 1:
+    if config.consistency != "bsp" or config.sync_every > 1 or config.kind.gathers_weights:
         return 0.0
     layers = list(config.gpt.layer_tensors)
     forward = np.array([found.forward_s[layer] for layer in layers]) * slowest

@@ -35,7 +35,7 @@ def alone(config: RunConfig) -> Watched:
     return trained(config, create(config.strategy, SingleGroup(), config))
 
 
-@pytest.mark.parametrize("strategy", ["local", "independent", "ring_allreduce", "mpi_ring", "ddp", "zero"])
+@pytest.mark.parametrize("strategy", ["local", "independent", "ring_allreduce", "mpi_ring", "ddp", "zero", "fsdp"])
 @pytest.mark.parametrize("knobs", KNOBS.values(), ids=KNOBS)
 def test_one_worker_trains_the_reference_model(strategy: str, knobs: dict[str, object]) -> None:
     config = small(strategy=strategy, **knobs)
@@ -61,7 +61,7 @@ def test_a_server_and_its_worker_train_the_reference_model(wire_dtype: str, knob
 
 
 @pytest.mark.parametrize("wire_dtype", ["fp32", "fp16"])
-@pytest.mark.parametrize("strategy", ["ring_allreduce", "mpi_ring", "ddp", "zero"])
+@pytest.mark.parametrize("strategy", ["ring_allreduce", "mpi_ring", "ddp", "zero", "fsdp"])
 def test_a_wire_of_one_worker_carries_nothing(strategy: str, wire_dtype: str) -> None:
     config = small(strategy=strategy, wire_dtype=wire_dtype)
     assert_equivalent(config, alone(config))

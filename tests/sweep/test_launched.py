@@ -38,6 +38,7 @@ ZERO = {"strategy": "zero"}
 PIPELINE = {"strategy": "pipeline"}
 TENSORS = {"strategy": "tensor_parallel"}
 SPLIT = ("pipeline", "tensor_parallel")
+FSDP = {"strategy": "fsdp"}
 ACCUMULATE_AND_CLIP = {"gradient_accumulation": 2, "clip_norm": 0.3}
 HOT = {"sharding": "tensors", "vocab_size": 4096}
 HOT_SHARE = 4096 * 48 / 283_056  # of the token embedding in gpt-nano with that vocabulary and 32 positions
@@ -76,11 +77,15 @@ CELLS: list[dict[str, Any]] = [
     {"num_workers": 4, **PIPELINE, **SGD, **ACCUMULATE_AND_CLIP, "n_layer": 2, "model_parallel_size": 2},
     {"num_workers": 3, **TENSORS, **SGD},
     {"num_workers": 4, **TENSORS, **SGD, **ACCUMULATE_AND_CLIP, "n_head": 4, "model_parallel_size": 2},
+    {"num_workers": 2, **FSDP, **SGD, **ACCUMULATE_AND_CLIP},
+    {"num_workers": 3, **FSDP, **ACCUMULATE_AND_CLIP, "wire_dtype": "bf16", "reshard_after_forward": False},
+    {"num_workers": 4, **FSDP, **SGD},
 ]
 SLEEPING: list[dict[str, Any]] = [
     {"num_workers": 2, "num_servers": 1, **SERVED, **ASLEEP},
     {"num_workers": 3, **RING, **ASLEEP},
     {"num_workers": 4, **PIPELINE, **ASLEEP, "n_layer": 2, "model_parallel_size": 2, "batch_size": 8},
+    {"num_workers": 3, **FSDP, **ASLEEP},
 ]
 STRAGGLING: list[dict[str, Any]] = [
     {"num_workers": 3, "num_servers": 1, **SERVED, **ASLEEP, "speed_factor": "1=0.2", **bound}
@@ -180,7 +185,7 @@ def test_every_topology_trains_the_reference_model_and_counts_every_byte(
     )
     assert record.summary is not None
     assert record.ledger is not None
-    over_gloo = record.config.strategy in ("ddp", *SPLIT)
+    over_gloo = record.config.strategy in ("ddp", "fsdp", *SPLIT)
     if over_gloo and record.config.world_size > 1:  # Gloo uses TCP on one machine, too
         assert_on_sockets(record)
     else:
@@ -282,12 +287,21 @@ def test_more_large_messages_may_be_in_flight_than_receives_are_posted(
     assert only_record(tmp_path / "out").status == "ok"
 
 
+@pytest.mark.parametrize("knobs", [{**SERVED, "num_servers": 1}], ids=describe)
 def test_saved_parameters_are_those_of_the_reference(
-    mpirun: Callable[..., object], psring: Callable[..., object], tmp_path: Path
+    mpirun: Callable[..., object], psring: Callable[..., object], tmp_path: Path, knobs: dict[str, Any]
 ) -> None:
     short = flags({"steps": 3, "warmup_steps": 0, **SGD})
-    served = flags({**SERVED, "num_servers": 1})
-    ended = mpirun(3, "run", *served, *short, "--batch-size", 2, "--save-parameters", tmp_path / "served.pt")
+    ended = mpirun(
+        2 + knobs.get("num_servers", 0),
+        "run",
+        *flags(knobs),
+        *short,
+        "--batch-size",
+        2,
+        "--save-parameters",
+        tmp_path / "served.pt",
+    )
     assert ended.returncode == 0, ended.stderr
     assert psring("run", *short, "--batch-size", 4, "--save-parameters", tmp_path / "alone.pt").returncode == 0
     ours, alone = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("served", "alone"))
