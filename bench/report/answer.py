@@ -40,20 +40,49 @@ class Answer(NamedTuple):
     caveats: list[str]
 
 
-def answer(duels: pd.DataFrame, summary: pd.DataFrame, margin: float, bounds: Bounds, unfinished: str = "") -> Answer:
-    """Describe the comparisons of `duels.duels`, which were judged with this margin."""
+def answer(
+    duels: pd.DataFrame, summary: pd.DataFrame, margin: float, bounds: Bounds, unfinished: str = "",
+    measured: pd.DataFrame | None = None,
+) -> Answer:  # fmt: skip
+    """Describe the comparisons of `duels.duels`, which were judged with this margin.
+
+    `measured` is the summary with the numbers of cells of which every launch was rejected: sentences state them, and
+    the headline says that they were disturbed.
+    """
     missing = [unfinished] if unfinished else []
     if duels.empty:
         table = Table("Tokens per second of a ring ÷ those of parameter servers", HEAD, [])
         notes = [*missing, *without_numbers(summary), *caveats(summary, duels)]
         return Answer(nothing_compared(summary), [], table, notes)
-    rows: dict[str, Row] = {str(row["cell"]): row for row in summary.to_dict("records")}
+    measured = summary if measured is None else measured
+    bounds = bounds if measured is summary else Bounds(measured, bounds.configs)
+    rows: dict[str, Row] = {str(row["cell"]): row for row in measured.to_dict("records")}
     duels = duels.assign(setting=settings_of(duels), weakness=weaknesses(duels, rows))
     here = main_place(duels)
-    lines = [*reasons(here, rows, summary, margin, bounds), *other_settings(duels, rows, margin)]
+    lines = [*reasons(here, rows, measured, margin, bounds), *other_settings(duels, rows, margin)]
     compared = summary[summary["cell"].isin({*duels["ring"], *duels["server"]})]
     notes = [*missing, *without_numbers(summary), *caveats(compared, duels)]
-    return Answer(headline_of(here, margin, bounds), lines, duel_table(duels, rows), notes)
+    first = " ".join(filter(None, [headline_of(here, margin, bounds), disturbed(here, rows)]))
+    return Answer(first, lines, duel_table(duels, rows), notes)
+
+
+def only_disturbed(summary: pd.DataFrame) -> pd.Series[bool]:
+    """Whether each cell has numbers of rejected launches alone."""
+    return (summary["status"] != "ok") & summary["tokens_per_s_with_rejected"].notna()
+
+
+def disturbed(duels: pd.DataFrame, rows: Mapping[str, Row]) -> str:
+    """How many of these comparisons need rejected launches, and by how much others may have slowed those; or blank."""
+    found = duels[duels["basis"] == BASES[True]]
+    shares = [rows[cell]["disturbance_of_rejected"] for cell in {*found["ring"], *found["server"]}]
+    most = max((float(share) for share in shares if pd.notna(share)), default=0.0)
+    if not most:
+        return ""
+    which = "all" if len(found) == len(duels) else f"{len(found)} of the {len(duels)}"
+    return (
+        f"Something outside the runs disturbed the launches of {which} comparisons, and may have slowed them by up to "
+        f"{100 * most:.0f} %: a verdict holds in spite of that, what is smaller is not decided."
+    )
 
 
 def as_text(answer: Answer, width: int) -> str:
@@ -307,7 +336,8 @@ def without_numbers(summary: pd.DataFrame) -> list[str]:
     lost = []
     for place in (*cells.PLACES, ""):  # "" is the place of a cell that never ran
         there = summary[summary["place"] == place]
-        counts = there.loc[there["status"] != "ok", "status"].value_counts().sort_index()
+        lacking = there[(there["status"] != "ok") & ~only_disturbed(there)]
+        counts = lacking["status"].value_counts().sort_index()
         if len(counts):
             ends = ", ".join(f"{count} {str(status).replace('_', ' ')}" for status, count in counts.items())
             all_of = f"{counts.sum()} of {plural(len(there), 'cell')} on {place}"

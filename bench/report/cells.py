@@ -135,6 +135,14 @@ def judged(runs: pd.DataFrame) -> pd.DataFrame:
     return runs
 
 
+def with_disturbed(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs, those counted as ok that the guard rejected in a cell without an ok run: all that is known of it."""
+    runs = judged(runs)
+    accepted = runs.loc[runs["status"] == "ok", "cell"]
+    counted = runs["rejected"].astype(bool) & ~runs["cell"].isin(accepted)
+    return runs.assign(status=runs["status"].where(~counted, "ok"))
+
+
 def _failed_gate(runs: pd.DataFrame) -> pd.Series[bool]:
     """Whether the gate judged each run and failed it.
 

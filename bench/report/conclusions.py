@@ -218,9 +218,16 @@ def conditions(duels: pd.DataFrame, rows: Cells, bounds: Bounds) -> str:
         f"M/(B·T) {number(ratio)}" if pd.notna(ratio) else "M/(B·T) not known",
         computing_of(compared[0], row, bounds),
         f"{listed([str(n) for n in sorted({rows[cell]['world_size'] for cell in compared})])} {duels['unit'].iloc[0]}",
-        plural(sum(int(rows[cell]["n"]) for cell in compared), "ok launch", "es"),
+        launches_of([rows[cell] for cell in compared]),
     ]
     return "; ".join(words) + "."
+
+
+def launches_of(rows: Sequence[Row]) -> str:
+    """'30 ok launches and 3 disturbed ones': those of cells that have no other."""
+    disturbed = sum(int(row["n"]) for row in rows if row.get("only_disturbed", False))
+    ok = sum(int(row["n"]) for row in rows) - disturbed
+    return plural(ok, "ok launch", "es") + (f" and {plural(disturbed, 'disturbed one')}" if disturbed else "")
 
 
 def computing_of(cell: str, row: Row, bounds: Bounds) -> str:

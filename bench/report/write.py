@@ -53,7 +53,10 @@ def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MAR
     summary = limits.added_to(summary)
     compared = duels.duels(runs, margin)
     drawn = figures.write_figures(figures.make_figures(summary, compared, losses, margin), folder)
-    found = answer.answer(compared, summary, margin, limits, " ".join([unfinished(folder), *problems]).strip())
+    found = answer.answer(
+        compared, summary, margin, limits, " ".join([unfinished(folder), *problems]).strip(),
+        measured=with_disturbed(runs, summary, losses),
+    )  # fmt: skip
     by_cell = commands.commands(summary, configs)
     context = {
         "name": folder.resolve().name,
@@ -87,6 +90,16 @@ def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MAR
     write_parquet({"runs.parquet": runs, "summary.parquet": summary}, folder)
     images = [f"figures/{name}.{kind}" for name in drawn for kind in figures.KINDS]
     return Report(found, [folder / name for name in (*texts, "runs.parquet", "summary.parquet", *images)])
+
+
+def with_disturbed(runs: pd.DataFrame, summary: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
+    """The summary, a cell without an accepted launch with the numbers of its rejected ones, and `only_disturbed`."""
+    alone = summary.loc[answer.only_disturbed(summary), "cell"]
+    if alone.empty:
+        return summary
+    counted = cells.with_disturbed(runs)
+    table = loss.add_costs(cells.summarize(counted, allow_mixed=True), counted, losses)
+    return table.assign(only_disturbed=table["cell"].isin(alone))
 
 
 def explained(kept: Sequence[records.RunRecord]) -> dict[str, Explanation]:

@@ -50,7 +50,8 @@ def answer_of(*cells_of: Sequence[RunRecord], margin: float = 0.02) -> answer.An
     losses = pd.DataFrame(columns=["run_id", "cell", "step", "elapsed_s", "loss"])
     summary = loss.add_costs(cells.summarize(table), table, losses)
     limits = bounds.Bounds(summary, {run.cell: run.config for run in runs})
-    return answer.answer(duels.duels(table, margin), limits.added_to(summary), margin, limits)
+    summary, measured = limits.added_to(summary), write.with_disturbed(table, summary, losses)
+    return answer.answer(duels.duels(table, margin), summary, margin, limits, measured=measured)
 
 
 def line(found: answer.Answer, title: str) -> str:
@@ -187,6 +188,31 @@ def test_rejected_launches_are_counted_in_their_row_and_a_fragile_verdict_is_cal
     found = answer_of(*none_accepted)
     assert "equivalent" in found.headline or "not decided" in found.headline
     assert "emulated computing, 300 ms a step" in line(found, "Measured with")
+
+
+def test_with_disturbed_launches_alone_the_headline_says_so_and_a_large_effect_shows() -> None:
+    """All that is known of a cell is said, and by how much others may have slowed it."""
+    speeds = {"ring_allreduce": 380.0, "parameter_server": 100.0}
+
+    def study(disturbance: float) -> answer.Answer:
+        return answer_of(*(
+            [make_rejected(speeds[kind["strategy"]] + r, disturbance, repeat=r, num_workers=workers, **kind, **NODES)
+             for r in range(3)]
+            for kind, workers in ((RINGS, 4), (ONE_SERVER, 3))
+        ))  # fmt: skip
+
+    slightly, much = study(0.05), study(4.0)
+    assert "One dedicated server is 3.77× slower than Horovod's ring" in slightly.headline
+    assert slightly.headline.endswith(
+        "Something outside the runs disturbed the launches of all comparisons, and may have slowed them by up to 5 %: "
+        "a verdict holds in spite of that, what is smaller is not decided."
+    )
+    assert slightly.table.rows[0][slightly.table.head.index("verdict")] == "ring faster"
+    assert much.table.rows[0][much.table.head.index("verdict")] == "undecided"
+    assert "by up to 400 %" in much.headline
+    assert "0 ok launches and 6 disturbed ones" in line(slightly, "Measured with")
+    assert "a step of" in line(slightly, "What bounds it")
+    assert not any("Without numbers" in note for note in slightly.caveats)
 
 
 @pytest.mark.parametrize(
