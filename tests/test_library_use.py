@@ -42,6 +42,7 @@ FAILURES = {
         "rank 1 failed: ValueError: no data",
     ),
     "an early end": (TRAIN.format(failure="sys.exit()"), "rank 1 failed: the process ends without strategy.close()"),
+    "fewer steps": (TRAIN.format(failure="break"), "worker 1 has closed, and worker 0 takes a further step"),
     "no prepare on the server": (SERVER.format(act="strategy.serve()"), "serve() before prepare()"),
     "a server that stays away": (SERVER.format(act="time.sleep(60)"), "a rank did not come to prepare() within 5 s"),
     "another model": ("if strategy.is_server: model = torch.nn.Linear(3, 3)\n" + TRAIN, "must build the same"),

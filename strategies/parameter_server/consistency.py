@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 
@@ -44,6 +45,14 @@ class Clocks:
             self._replied[w] = self._pushed[w]
             self._found.largest_lead = max(self._found.largest_lead, self._pushed[w] - slowest)
         return released
+
+    def missing(self, closed: Collection[int]) -> tuple[int, int] | None:
+        """Return a worker that waits for one that has closed, and that one; None if nobody waits in vain."""
+        for done in closed:
+            for worker, (pushed, replied) in enumerate(zip(self._pushed, self._replied, strict=True)):
+                if replied < pushed and pushed > self._pushed[done] + self._staleness:
+                    return worker, done
+        return None
 
     def updated(self, worker: int) -> None:
         """Count an update by one worker's gradient, and the updates by others since its last reply."""

@@ -49,14 +49,14 @@ class Server:
         self._staleness = options.staleness_bound
         self.scaler = LossScaler(options.loss_scaling)
         self.on_norm: Callable[[float], None] = lambda norm: None  # replaced by a worker half on the same rank
-        self._num_open = len(roles.workers)
+        self._closed: set[int] = set()  # workers
         self._seen = Staleness()
         self._idle_s: list[float] = []  # of the rank, at the first and at the last gradient
 
     @property
     def closed(self) -> bool:
         """Whether every worker has closed."""
-        return self._num_open == 0
+        return len(self._closed) == len(self._roles.workers)
 
     def observe(self, observed: Observed) -> Observed:
         """Return `observed` with the staleness of gradients on this server, over all chunks, and its idle time."""
@@ -117,16 +117,27 @@ class Server:
             for index, chunk in enumerate(self._chunks):
                 buffer = self._shard.pushed(index, worker) if self._buffers.is_sent_from(rank) else NOTHING
                 self._progress.expect(rank, chunk.push_tag, buffer, partial(self._pushed, index, worker))
-            self._progress.expect(rank, CLOSE_TAG, NOTHING, self._worker_closed)
-        self._progress.awaited += self._num_open
+            self._progress.expect(rank, CLOSE_TAG, NOTHING, partial(self._worker_closed, worker))
+        self._progress.awaited += len(self._roles.workers)
 
     def finish_weights(self) -> None:
         """Wait until the other workers have the initial weights."""
         wait_all(self._initial)
 
-    def _worker_closed(self) -> None:
-        self._num_open -= 1
+    def _worker_closed(self, worker: int) -> None:
+        self._closed.add(worker)
         self._progress.awaited -= 1
+        for clocks in self._clocks:
+            self._check_steps(clocks)
+
+    def _check_steps(self, clocks: Clocks) -> None:
+        """Raise RuntimeError if a worker waits for the next push of one that has closed."""
+        missing = clocks.missing(self._closed) if self._closed else None
+        if missing:
+            raise RuntimeError(
+                f"worker {missing[1]} has closed, and worker {missing[0]} takes a further step, which needs a gradient "
+                f"of both: give every worker the same number of steps, or use consistency asp"
+            )
 
     def _pushed(self, index: int, worker: int) -> None:
         """Handle a worker's gradient of one chunk."""
@@ -135,6 +146,7 @@ class Server:
         self._buffers.sync()
         self._count(self._roles.workers[worker], received=self._shard.pushed(index, worker).nbytes)
         released = self._clocks[index].push(worker)
+        self._check_steps(self._clocks[index])
         if self._staleness > 0:
             self._update_alone(index, worker)
             self._reply(index, released)

@@ -62,3 +62,16 @@ def test_asp_with_one_worker_is_local(optimizer: str) -> None:
     watched, strategy = served_in_one_process(config)
     assert_equivalent(config, watched)
     assert set(strategy.observe().missed_updates) == {0}
+
+
+@pytest.mark.parametrize(("staleness", "lead"), [(0, 1), (2, 3)])
+def test_a_worker_that_waits_for_one_that_has_closed_is_named(staleness: float, lead: int) -> None:
+    clocks = Clocks(2, staleness, Staleness())
+    for _ in range(lead):
+        assert clocks.missing({1}) is None
+        clocks.push(0)
+    assert clocks.missing({1}) == (0, 1)
+    assert clocks.missing(set()) is None
+    free = Clocks(2, math.inf, Staleness())
+    assert [free.push(0) for _ in range(9)] == [[0]] * 9
+    assert free.missing({1}) is None
