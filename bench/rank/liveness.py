@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import socket
 import threading
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from strategies.group import Group
 
 BEAT_S = 1.0
 MAX_MISSED_BEATS = 6
-BEAT = b"psring"
+BEAT_BYTES = 16
+LOOPBACK = "127.0.0.1"
 
 
 class Heartbeat:
@@ -26,12 +28,15 @@ class Heartbeat:
     def __init__(self, group: Group, on_silence: Callable[[int, str], None]) -> None:
         """Exchange addresses and start the thread. Collective."""
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("", 0))
+        hosts = group.broadcast(group.gather(socket.gethostname()))
+        alone = len(set(hosts)) == 1
+        self._socket.bind((LOOPBACK if alone else "", 0))  # nobody else can reach ranks of one machine
         self._socket.setblocking(False)
-        addresses = group.broadcast(group.gather((socket.gethostname(), self._socket.getsockname()[1])))
-        self._next = addresses[(group.rank + 1) % group.size]
-        self._previous = (group.rank - 1) % group.size
-        self._host = addresses[self._previous][0]
+        self._beat_sent = secrets.token_bytes(BEAT_BYTES)  # only ranks know it: nobody else can beat for a stopped one
+        told = group.broadcast(group.gather((self._socket.getsockname()[1], self._beat_sent)))
+        following, self._previous = (group.rank + 1) % group.size, (group.rank - 1) % group.size
+        self._next = (LOOPBACK if alone else hosts[following], told[following][0])
+        self._host, self._beat_expected = hosts[self._previous], told[self._previous][1]
         self._on_silence = on_silence
         self._stopped = threading.Event()
         self._beat()  # every rank listens by now: one that stops from here on is detected
@@ -40,7 +45,7 @@ class Heartbeat:
 
     def _beat(self) -> None:
         with contextlib.suppress(OSError):  # the host is unknown, or the socket already closed
-            self._socket.sendto(BEAT, self._next)
+            self._socket.sendto(self._beat_sent, self._next)
 
     def _run(self) -> None:
         monitored, missed = False, 0
@@ -58,7 +63,7 @@ class Heartbeat:
         received = False
         with contextlib.suppress(OSError):  # no more datagrams
             while True:
-                received |= self._socket.recv(len(BEAT)) == BEAT
+                received |= self._socket.recv(BEAT_BYTES + 1) == self._beat_expected
         return received
 
     def stop(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import re
+import socket
 import sys
 import threading
 import time
@@ -31,17 +32,20 @@ class Neighbours:
     def gather(self, value: object) -> list[object]:
         self._addresses[self.rank] = value
         self._all_there.wait()
-        return self._addresses
+        everyones = list(self._addresses)
+        self._all_there.wait()
+        return everyones
 
     def broadcast(self, value: object) -> object:
-        return self._addresses
+        return value  # what `gather` returns here is every rank's
 
     def barrier(self) -> None:
         self._all_there.wait()
 
 
 def test_only_the_next_rank_reports_a_silent_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(liveness, "BEAT_S", 0.05)
+    monkeypatch.setattr(liveness, "BEAT_S", 0.02)
+    monkeypatch.setattr(liveness, "MAX_MISSED_BEATS", 50)  # beats of its own: a busy machine delays both sides
     size, silent_rank = 4, 2
     addresses, all_there, reported = [None] * size, threading.Barrier(size), queue.Queue[tuple[int, int]]()
 
@@ -54,12 +58,29 @@ def test_only_the_next_rank_reports_a_silent_one(monkeypatch: pytest.MonkeyPatch
     assert reported.empty()
     with pytest.raises(queue.Empty):
         reported.get(timeout=1.0)  # while all beat
+    beat_seen, listener = hearts[silent_rank]._beat_sent, hearts[silent_rank + 1]._socket.getsockname()
+    assert listener[0] == "127.0.0.1"
     hearts[silent_rank].stop()
-    assert reported.get(timeout=30) == (silent_rank + 1, silent_rank)
+    detected = threading.Event()
+    forger = threading.Thread(target=forge, args=(listener, beat_seen[:-1] + b"x", detected))
+    forger.start()
+    try:
+        assert reported.get(timeout=30) == (silent_rank + 1, silent_rank)
+    finally:
+        detected.set()
     with pytest.raises(queue.Empty):
         reported.get(timeout=1.0)
+    forger.join()
     for rank in set(range(size)) - {silent_rank}:
         hearts[rank].stop()
+
+
+def forge(address: tuple[str, int], beat: bytes, detected: threading.Event) -> None:
+    """Send datagrams that are no rank's beats until the silent rank is detected."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        while not detected.wait(0.005):
+            for datagram in (beat, b"psring", b"", beat * 100):
+                sender.sendto(datagram, address)
 
 
 PROGRAM = """

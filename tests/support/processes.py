@@ -37,7 +37,10 @@ def make_environ(**own: str) -> dict[str, str]:
 
 def is_rank(process: psutil.Process) -> bool:
     """Whether a process is a rank itself, and neither its launcher nor the client that a launcher started for it."""
-    return "OMPI_COMM_WORLD_RANK" in environ_of(process) and process.cmdline()[1 : len(EXECUTED)] == EXECUTED[1:]
+    try:
+        return "OMPI_COMM_WORLD_RANK" in environ_of(process) and process.cmdline()[1 : len(EXECUTED)] == EXECUTED[1:]
+    except psutil.Error:  # it has ended
+        return False
 
 
 def environ_of(process: psutil.Process) -> set[str]:
@@ -50,15 +53,15 @@ def environ_of(process: psutil.Process) -> set[str]:
 
 
 def no_rank_left(marker: str) -> bool:
-    """Whether every process with this environment variable is gone, 5 s after its launcher at the latest."""
-    return gone(marker, within_s=5)
+    """Whether every process with this environment variable is gone soon after its launcher."""
+    return gone(marker)
 
 
 def alive(marker: str) -> list[psutil.Process]:
     return [process for process in psutil.process_iter() if marker in environ_of(process)]
 
 
-def gone(marker: str, within_s: float = 10) -> bool:
+def gone(marker: str, within_s: float = 60) -> bool:
     """Whether no process with this environment variable is left at some time before the deadline.
 
     Looked at twice: a process that is just executing a program has no environment to read.
