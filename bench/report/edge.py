@@ -217,6 +217,7 @@ def method(options: dict[str, Any]) -> list[str]:
         "imported.",
         f"distilled and pruned variants are trained for {get('steps')} steps: {get('distillation_share')} · T² · KL "
         f"of the original's and their own softened distributions (T = {get('temperature')}), the rest cross-entropy. "
+        "They have seen more data than the original, and may have a lower loss where its training ended early. "
         "Only matrices in blocks are pruned and quantised; the embedding, which is also the output head, stays fp32 "
         "(onnx int8 quantises the head's product, too).",
         f"pruned: {get('sparsity')} of the weights are zero; dense kernels compute with the zeros, so it is smaller "
