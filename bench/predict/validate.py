@@ -81,7 +81,7 @@ def _read(path: Path, found: Sequence[Measured]) -> list[Point]:
     """Return the rows of `psring predict --out` whose cells were measured."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = {row["cell"]: row for row in csv.DictReader(file) if row.get("tokens_per_s")}
+            rows = {row["cell"]: row for row in csv.DictReader(file) if row["tokens_per_s"]}
         points = [
             Point(one, *(float(rows[one.name][f"tokens_per_s{end}"]) for end in ("", "_low", "_high")))
             for one in found if one.name in rows
