@@ -157,6 +157,8 @@ def _add_predicting(add: Add) -> None:
     text = "price of a node for an hour: adds the price of a million tokens"
     predict.add_argument("--price-per-node-hour", type=_within(float, 0.0, 1e9), metavar="X", help=text)
     predict.add_argument("--out", type=Path, metavar="FILE.csv", help="also write a row per cell, as in summary.csv")
+    text = "also draw who is fastest over nodes and links, and over nodes and model sizes (.png, .svg or .pdf)"
+    predict.add_argument("--map", type=Path, metavar="FILE", help=text)
 
     validate = add("validate", "how well the model predicts cells that it was not fitted to, beside naive predictors")
     validate.add_argument("folder", type=Path, metavar="DIR")

@@ -380,8 +380,10 @@ def _predict(arguments: argparse.Namespace) -> int:
         **{name: getattr(arguments, name) for name in ("link", "model", "device", "mfu")},
     )
     cells = read_sweep(arguments.sweep, {}).runs(str(arguments.sweep)) if arguments.sweep else None
-    if arguments.out:
-        check_writable(arguments.out)
+    for file in filter(None, (arguments.out, arguments.map)):
+        check_writable(file)
+    if arguments.map and arguments.map.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise BadInput(f"--map: {arguments.map} ends in none of .png, .svg and .pdf")
     answer = command.predict(
         command.Request(
             arguments.folder, arguments.target, cells, arguments.calibration, change, arguments.price_per_node_hour
@@ -389,6 +391,13 @@ def _predict(arguments: argparse.Namespace) -> int:
     )
     if arguments.out:
         table.write(arguments.out, answer.rows)
+    if arguments.map:
+        from bench.report.plotting import import_matplotlib
+
+        import_matplotlib()
+        from bench.report import maps
+
+        maps.write(arguments.map, answer.configs, answer.fit.calibration, answer.change)
     print(command.as_text(answer))
     return 0
 

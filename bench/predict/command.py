@@ -41,6 +41,8 @@ class Answer:
     fit: Fit
     rows: list[Row]
     heading: str
+    configs: list[RunConfig]  # one per strategy, whose maps can be drawn
+    change: Change
 
 
 def predict(request: Request) -> Answer:
@@ -73,7 +75,7 @@ def predict(request: Request) -> Answer:
         f"fitted to {len(found)} cells of {request.folder}, {low:.0f} to {high:.0f} nodes; "
         f"a cell that the fit has not seen is off by {fitted.spread:.1%}"
     )
-    return Answer(fitted, rows, heading)
+    return Answer(fitted, rows, heading, grid.templates(found), change)
 
 
 def _of_target(request: Request, text: str) -> Answer:
@@ -88,7 +90,7 @@ def _of_target(request: Request, text: str) -> Answer:
     found = table.default_fit(calibration, SPREAD_UNMEASURED)
     cells = grid.changed(configs, change, calibration, _rate(found))
     rows = table.rows(found, cells, text, request.price_per_node_hour)
-    return Answer(found, rows, f"{text}: from data sheets and default costs, nothing measured")
+    return Answer(found, rows, f"{text}: from data sheets and default costs, nothing measured", configs, change)
 
 
 def _without_emulation(fitted: Fit) -> Fit:

@@ -36,13 +36,14 @@ def winners(
 
     Equal workers: dedicated servers are nodes beside the workers instead of in their place, a quarter as many.
     """
-    name = "model" if across[0] in PRESETS else "link"
+    of_models = across[0] in PRESETS
     squares = []
     for value in across:
+        changed_to = replace(change, model=value) if of_models else replace(change, link=value)
         for number in nodes:
             rates: dict[str, float] = {}
             for config in configs:
-                for cell in _cells(config, calibration, replace(change, **{name: value}), number, equal_workers):
+                for cell in _cells(config, calibration, changed_to, number, equal_workers):
                     try:
                         rate = step_time(cell, calibration).tokens_per_s
                     except BadInput:
@@ -74,4 +75,6 @@ def label_of(config: RunConfig) -> str:
 def point(configs: Sequence[RunConfig]) -> tuple[str | None, str]:
     """Return the link and the model that a map's user has."""
     links = [config.link for config in configs if config.link and "=" not in config.link]
-    return (min(LINKS, key=lambda link: abs(parse_rate(link) - parse_rate(links[0]))) if links else None), configs[0].model
+    return (min(LINKS, key=lambda link: abs(parse_rate(link) - parse_rate(links[0]))) if links else None), configs[
+        0
+    ].model

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from bench.config import BadInput, make_config
-from bench.predict import ClusterCalibration, step_time
+from bench.predict import ClusterCalibration, maps, step_time
 from bench.predict.cell import Cell
 from bench.predict.fit import fit
-from bench.predict.grid import parse_counts
+from bench.predict.grid import Change, parse_counts, templates
 from bench.predict.measured import Measured, read
 
 STUDY = Path(__file__).parents[2] / "results/2026-11-26-topology"
@@ -130,6 +130,22 @@ def test_bad_input_is_one_line(psring: Psring, words: tuple[object, ...], said: 
     assert ended.returncode == 2
     assert said in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+def test_maps_hold_a_winner_for_every_point(study: list[Measured]) -> None:
+    configs, calibration = templates(study), fit(study).calibration
+    found = maps.winners(configs, calibration, Change(), ("200mbit", "1gbit"), nodes=(2, 8))
+    assert [(square.across, square.nodes) for square in found] == [
+        ("200mbit", 2), ("200mbit", 8), ("1gbit", 2), ("1gbit", 8)
+    ]  # fmt: skip
+    assert all(square.lead >= 1 for square in found)
+
+
+def test_maps_are_drawn(psring: Psring, tmp_path: Path) -> None:
+    ended = psring("predict", STUDY, "--map", tmp_path / "map.png")
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    assert psring("predict", STUDY, "--map", tmp_path / "map.txt").returncode == 2
 
 
 def test_counts() -> None:

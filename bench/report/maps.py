@@ -1,0 +1,83 @@
+"""The maps of `psring predict --map`: who is fastest over nodes and links, and over nodes and model sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from bench import files
+from bench.config import RunConfig
+from bench.links import parse_rate
+from bench.predict import maps
+from bench.predict.calibration import ClusterCalibration
+from bench.predict.grid import Change
+from bench.predict.maps import Square
+from bench.report.looks import GREY, INK
+from strategies import catalogue
+
+TIE = 1.02  # a lead below it is no difference (docs/method.md)
+SERVERS = {"dedicated servers": "#d55e00", "colocated servers": "#e69f00", "mixed servers": "#cc79a7"}
+
+
+def write(path: Path, configs: Sequence[RunConfig], calibration: ClusterCalibration, change: Change) -> None:
+    """Draw the four maps into a file, whose ending (png, svg, pdf) is its format; the user's point has a ring."""
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    link, model = maps.point(configs)
+    seen: dict[str, str] = {}
+    for row, (across, mine) in zip(
+        figure.subplots(2, 2), ((maps.LINKS, change.link or link), (maps.MODELS, change.model or model)), strict=True
+    ):
+        for panel, equal_workers in zip(row, (False, True), strict=True):
+            squares = maps.winners(configs, calibration, change, across, equal_workers)
+            seen |= _draw(panel, squares, across, mine, max(config.world_size for config in configs))
+            held = "equal workers, servers beside them" if equal_workers else "equal nodes, servers among them"
+            panel.set_title(f"Fastest at {held}", loc="left", fontsize=10)
+    handles = [Patch(color=colour, label=label) for label, colour in seen.items()]
+    handles.append(Patch(facecolor=GREY, alpha=0.3, label="no difference (within 2 %)"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    with files.replacing(path) as file:
+        figure.savefig(file, format=path.suffix.lstrip(".").lower(), dpi=150)
+
+
+def _draw(
+    panel: Axes, squares: Sequence[Square], across: Sequence[str], mine: str | None, nodes: int
+) -> dict[str, str]:
+    """Draw one map; return the colour of each strategy in it."""
+    seen = {}
+    for square in (square for square in squares if square.nodes > 1):
+        x, y = maps.NODES.index(square.nodes), across.index(square.across)
+        tie = square.lead < TIE
+        colour = GREY if tie else _colour(square.winner)
+        panel.add_patch(_square(x, y, colour, 0.3 if tie else 1.0))
+        if not tie:
+            seen[square.winner] = colour
+            panel.text(x, y, f"{square.lead:.3g}×", ha="center", va="center", fontsize=6, color=INK)
+    if mine in across:
+        x = min(range(len(maps.NODES)), key=lambda i: abs(maps.NODES[i] - nodes))
+        panel.plot(x, across.index(mine), "o", markersize=16, fillstyle="none", color=INK, markeredgewidth=2)
+    panel.set_xlim(0.5, len(maps.NODES) - 0.5)
+    panel.set_ylim(-0.5, len(across) - 0.5)
+    panel.set_xticks(range(1, len(maps.NODES)), [f"{n:,}" for n in maps.NODES[1:]], fontsize=7)
+    panel.set_yticks(range(len(across)), [_shown(word) for word in across], fontsize=8)
+    panel.set_xlabel("nodes")
+    return seen
+
+
+def _square(x: int, y: int, colour: str, alpha: float) -> Patch:
+    return Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, color=colour, alpha=alpha, linewidth=0)
+
+
+def _shown(word: str) -> str:
+    if not word.endswith("bit"):
+        return word
+    rate = parse_rate(word)
+    return f"{rate / 1e9:g} Gbit/s" if rate >= 10**9 else f"{rate / 1e6:g} Mbit/s"
+
+
+def _colour(label: str) -> str:
+    found = {entry.title: entry.colour for entry in catalogue.CATALOGUE.values()} | SERVERS
+    return found.get(label, GREY)
