@@ -228,6 +228,8 @@ TENSOR_PARALLEL = Entry(
     splits="heads",
     unsupported={
         ("compute", "emulated"): "tensor_parallel cannot sleep through parts of layers; use compute: real",
+        ("precision", "bf16"): "tensor_parallel would round partial sums to bf16 before they are added; use fp32",
+        ("precision", "fp16"): "tensor_parallel would round partial sums to fp16 before they are added; use fp32",
         ("compute", "none"): "tensor_parallel cannot leave out its computing; use compute: real",
     },
 )

@@ -60,6 +60,11 @@ class SleepSchedule:
         self._slowdown = slowdown(self._config, self._worker, self._step)
         self._passes += 1
 
+    def begin_part(self) -> None:
+        """Begin a pipeline's forward or backward of a micro-batch, now that what it needs from other ranks is here."""
+        self._deadline = self._woke = time.perf_counter()
+        self._phase = ""
+
     def forward(self, layer: str) -> None:
         """Sleep for one layer's forward."""
         self._sleep(self._start("forward"), self._durations.forward_s[layer] / self._parts)

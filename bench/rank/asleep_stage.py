@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bench.config import RunConfig
 
 if TYPE_CHECKING:
-    from bench.rank.asleep import EmulatedGPT, EmulatedLayer
+    from bench.rank.asleep import EmulatedGPT, EmulatedLayer, SleepSchedule
 
 
 class _Enter(torch.autograd.Function):
@@ -27,15 +27,17 @@ class _Enter(torch.autograd.Function):
 
 
 class _Leave(torch.autograd.Function):
-    """From the scalar of the last layer to zeros that are sent."""
+    """From the scalar of the last layer to zeros that are sent; its backward is the first of a micro-batch."""
 
     @staticmethod
-    def forward(_: Any, scalar: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def forward(ctx: Any, scalar: Tensor, shape: tuple[int, ...], schedule: SleepSchedule) -> Tensor:
+        ctx.schedule = schedule
         return torch.zeros(shape)
 
     @staticmethod
-    def backward(_: Any, *__: Tensor) -> Any:
-        return torch.zeros(()), None
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        ctx.schedule.begin_part()
+        return torch.zeros(()), None, None
 
 
 class EmulatedStage(nn.Module):
@@ -62,14 +64,14 @@ class EmulatedStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Sleep for one micro-batch's forward; (b, 0) or (b, T, C) -> (b, T, C), of the last stage ()."""
         self._schedule.begin_pass()
+        self._schedule.begin_part()
         scalar = torch.zeros(()) if self._is_first else _Enter.apply(x)  # type: ignore[no-untyped-call]
         for layer in self._layers:
             scalar = layer.append_to_graph(scalar)
         for module in self._called:
             module(scalar)
-        if self._is_last:
-            return scalar
-        out: Tensor = _Leave.apply(scalar, (len(x), self._shape.block_size, self._shape.n_embd))  # type: ignore[no-untyped-call]
+        shape = () if self._is_last else (len(x), self._shape.block_size, self._shape.n_embd)
+        out: Tensor = _Leave.apply(scalar, shape, self._schedule)  # type: ignore[no-untyped-call]
         return out
 
     def like_input(self, rows: Tensor) -> Tensor:

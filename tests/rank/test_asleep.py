@@ -341,3 +341,25 @@ def test_emulated_steps_have_times_and_no_loss() -> None:
         for step in steps_of(config, strategy, []):
             assert step.loss is None
             assert step.step_s > 0
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_stage_sleeps_its_layers_however_long_it_waits_for_others(clock: Clock, index: int) -> None:
+    config = emulated(strategy="pipeline", num_workers=2, num_micro_batches=2)
+    times, stage = durations(config), asleep(config).stage(index, 2)
+    rows = torch.zeros(2, 0, dtype=torch.int64)
+    began, outputs = clock.now, []
+    for _ in range(2):
+        clock.now += 1  # until the micro-batch arrives
+        received = torch.zeros(stage.like_input(rows).shape, requires_grad=True) if index else rows
+        outputs.append(stage(received))
+    for output in outputs:
+        clock.now += 1  # until its gradient arrives
+        output.backward(torch.zeros_like(output))
+    own = [name for name in times.forward_s if any(name == each.name for each in layers_of(stage))]
+    slept_s = sum(times.forward_s[name] + times.backward_s[name] for name in own)
+    assert clock.now - began == pytest.approx(4 + slept_s)
+
+
+def layers_of(module: nn.Module) -> list[Any]:
+    return [each for each in module.modules() if hasattr(each, "name")]

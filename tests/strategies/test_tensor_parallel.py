@@ -26,7 +26,6 @@ KNOBS: dict[str, dict[str, object]] = {
     "plain": {},
     "decay": {"optimizer": "sgd", "weight_decay": 0.1, "learning_rate": 0.1},
     "accumulation, clipping": {"gradient_accumulation": 2, "clip_norm": 0.1},
-    "fp16": {"precision": "fp16"},
 }
 
 
@@ -108,6 +107,7 @@ def test_the_volume_is_that_of_four_rings_per_block_and_of_copies() -> None:
         ({"n_head": 2}, "2 heads (n_head) do not divide among 4 ranks; choose one of 1, 2"),
         ({"num_workers": 3, "model_parallel_size": 2}, "2 does not divide num_workers: 3"),
         ({"compute": "none"}, "use compute: real"),
+        ({"precision": "bf16"}, "partial sums to bf16"),
     ],
 )
 def test_what_cannot_be_divided_is_unsupported(knobs: dict[str, object], said: str) -> None:
