@@ -17,7 +17,7 @@ from bench.ledger import predict
 from bench.records import RunRecord
 from bench.sweep.launch import run_flags
 from strategies.parameter_server.progress import LARGE_BYTES, MAX_AHEAD
-from tests.support.processes import PSRING, run_command
+from tests.support.processes import PSRING, REPOSITORY, run_command
 
 pytestmark = pytest.mark.launcher
 
@@ -287,7 +287,7 @@ def test_more_large_messages_may_be_in_flight_than_receives_are_posted(
     assert only_record(tmp_path / "out").status == "ok"
 
 
-@pytest.mark.parametrize("knobs", [{**SERVED, "num_servers": 1}], ids=describe)
+@pytest.mark.parametrize("knobs", [{**SERVED, "num_servers": 1}, FSDP], ids=describe)
 def test_saved_parameters_are_those_of_the_reference(
     mpirun: Callable[..., object], psring: Callable[..., object], tmp_path: Path, knobs: dict[str, Any]
 ) -> None:
@@ -308,3 +308,33 @@ def test_saved_parameters_are_those_of_the_reference(
     assert ours.keys() == alone.keys()
     for name, reference in alone.items():
         assert torch.linalg.norm(ours[name] - reference) <= 1e-5 * (torch.linalg.norm(reference) + 1e-3)
+
+
+BROKEN_AVERAGE = """
+import torch.distributed as dist
+from strategies.fsdp import FSDP, ReduceScatter
+
+class Summed(ReduceScatter):
+    def __call__(self, output_tensor, input_tensor, group, op, async_op=False):
+        return super().__call__(output_tensor, input_tensor, group, dist.ReduceOp.SUM, async_op)
+
+class Summing(FSDP):
+    exact = gathers_weights = True
+    def _shard(self, model):
+        super()._shard(model)
+        for group in self._groups():
+            group.set_custom_reduce_scatter(Summed(self._scattered))
+"""
+
+
+def test_a_reduce_scatter_that_sums_instead_of_averaging_is_caught(
+    mpirun: Callable[..., object], tmp_path: Path
+) -> None:
+    """As some builds of Gloo did (pytorch#162338)."""
+    (tmp_path / "summing.py").write_text(BROKEN_AVERAGE)
+    broken = [*flags(SHORT), "--strategy", "summing:Summing"]
+    ended = mpirun(2, "run", *broken, "--out", tmp_path / "out", PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
+    assert ended.returncode == 1, ended.stderr
+    record = only_record(tmp_path / "out")
+    assert record.status == "invalid"
+    assert "another model than one process" in (record.reason or "")
