@@ -144,7 +144,7 @@ def stopped(case: Case) -> tuple[int, str]:
     case.wait_for(1, "parameter_server")
     os.kill(rank(1), signal.SIGSTOP)
     code, _ = end(process)
-    late = [record.reason for record in records.read(case.out) if "does not answer" in record.reason]
+    late = [record.reason for record in records.read(case.out) if "stopped responding" in record.reason]
     assert late, "no rank detected the stopped rank"
     return code, late[0]
 
