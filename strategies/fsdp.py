@@ -64,7 +64,7 @@ class FSDP(WorkerOptimizer):
         A block is an element of a list or sequence of modules with parameters.
         """
         policy = MixedPrecisionPolicy(reduce_dtype=torch_dtype(self.options.wire_dtype))
-        mesh = init_device_mesh(self._device.type, (self.group.size,))
+        mesh = init_device_mesh(self._device.type, (self.group.size,), mesh_dim_names=(process_group.mesh_name(),))
         lists = [module for module in model.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
         blocks = [block for each in lists for block in each if next(block.parameters(), None) is not None]
         self._model = model

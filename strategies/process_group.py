@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -16,6 +18,12 @@ from torch.distributed import (  # type: ignore[attr-defined]  # re-exports from
 from strategies.group import Group
 from strategies.nccl import require_own_gpu
 
+_runs = itertools.count()
+# Every process group of this process, and its store, until the process ends. The garbage collector would free a group
+# at any later time, and the destructor of a Gloo group joins its threads while it holds the interpreter lock: a rank
+# that is in the middle of another run stops answering.
+_kept: list[object] = []
+
 
 def start(group: Group, device: torch.device) -> None:
     """Start the default process group of all ranks, for tensors on `device`. Collective."""
@@ -23,7 +31,24 @@ def start(group: Group, device: torch.device) -> None:
     # TORCH_DISTRIBUTED_DEBUG=DETAIL checks every collective, and torch 2.13 crashes under it with a TCPStore.
     set_debug_level(DebugLevel.OFF)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=_rendezvous(group), rank=group.rank, world_size=group.size)
+    store = _rendezvous(group)
+    dist.init_process_group(backend, store=store, rank=group.rank, world_size=group.size)
+    _kept.extend((store, dist.group.WORLD))
+
+
+def subgroup(ranks: Sequence[int]) -> dist.ProcessGroup | None:
+    """Return the group of these ranks, None on the others. Collective over all ranks."""
+    found = dist.new_group(list(ranks))
+    _kept.append(found)
+    return found if isinstance(found, dist.ProcessGroup) else None
+
+
+def mesh_name() -> str:
+    """Return a name for a device mesh that no mesh of an earlier run in this process had.
+
+    torch keeps what it derives from a mesh for any equal one, also after the process groups of that mesh have ended.
+    """
+    return f"run{next(_runs)}"
 
 
 def end() -> None:

@@ -56,7 +56,7 @@ class Ranks:
 
     def __init__(self, lists: list[list[int]], rank: int) -> None:
         """Start the group of each list, None where this rank is in none of them. Collective among all ranks."""
-        started = [dist.new_group(ranks) for ranks in lists]
+        started = [process_group.subgroup(ranks) for ranks in lists]
         own = [(group, ranks) for group, ranks in zip(started, lists, strict=True) if rank in ranks]
         self.group: dist.ProcessGroup | None = own[0][0] if own else None
         ranks = own[0][1] if own else [rank]

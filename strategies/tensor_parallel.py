@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
+from strategies import process_group
 from strategies.base import UnusableOptions
 from strategies.split import SplitModel, gradient, sum_of_squares
 
@@ -40,7 +41,9 @@ class TensorParallel(SplitModel):
                     parameter.data = division.contiguous(parameter.data)
         group = self._of_replica.group
         assert group is not None
-        mesh = DeviceMesh.from_group(group, next(model.parameters()).device.type)
+        mesh = DeviceMesh.from_group(
+            group, next(model.parameters()).device.type, mesh_dim_names=(process_group.mesh_name(),)
+        )
         parallelize_module(model, mesh, {name: STYLES[each.style]() for name, each in self._layers.items()})
         self._install_counters(model)
         self._held = dict(model.named_parameters())

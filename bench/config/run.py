@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import model_validator
@@ -143,4 +143,12 @@ class RunConfig(AllKnobs):
         """Return why no library can run this valid config, None if one can."""
         reasons = self.kind.unsupported.items()
         of_library = (why for (knob, value), why in reasons if getattr(self, knob) == value)
-        return next(itertools.chain(of_library, model_parallel.unsplittable(self)), None)
+        return next(itertools.chain(of_library, self._added_in_wire_dtype(), model_parallel.unsplittable(self)), None)
+
+    def _added_in_wire_dtype(self) -> Iterator[str]:
+        """Yield why gradients of several passes are not added in fp32: no bound of the gate would hold then."""
+        if self.kind.gathers_weights and self.gradient_accumulation > 1 and self.wire_dtype != "fp32":
+            yield (
+                f"FSDP2 adds the gradients of several passes in {self.wire_dtype}; "
+                "use wire_dtype: fp32, or gradient_accumulation: 1"
+            )

@@ -14,6 +14,7 @@ from bench.predict.compute import layer_durations
 from bench.predict.measured import Measured
 from bench.scale_model import parse_target
 from bench.shape import PRESETS, GPTShape
+from strategies import catalogue
 
 # What a target is predicted for: one strategy of each exchange, and every placement of servers.
 OF_TARGET: tuple[dict[str, object], ...] = (
@@ -82,7 +83,7 @@ def of_target(text: str) -> tuple[list[RunConfig], Change]:
     for knobs in OF_TARGET:
         served = {"num_servers": 1} if knobs.get("placement") in ("dedicated", "mixed") else {}
         values = config.model_dump(exclude_unset=True, exclude={"strategy", "num_workers"})
-        workers = config.num_workers if knobs["strategy"] == "parameter_server" else max(2, config.num_workers)
+        workers = config.num_workers if catalogue.find(knobs["strategy"]).has_servers else max(2, config.num_workers)
         configs.append(make_config({**values, **knobs, **served, "num_workers": workers}, "target"))
     servers = (target.num_servers,) if target.num_servers else ()
     return configs, Change(num_nodes=(config.num_workers,), num_servers=servers)

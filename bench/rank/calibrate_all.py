@@ -14,6 +14,7 @@ from bench.intervals import Estimate
 from bench.mpi import ALONE, RankInfo, tcp_settings
 from bench.rank import group, transport
 from bench.rank.calibrate import calibrate
+from strategies import catalogue
 from strategies.environment import mpi_environment
 from strategies.group import Group
 
@@ -35,7 +36,8 @@ def calibrate_all(config: RunConfig, rank_info: RankInfo, link: str | None) -> C
     os.environ.update(mpi_environment(os.environ) | tcp_settings(config))
     group.set_deadline(config.timeout_s)
     try:
-        ranks = group.join(["mpi_ring"] if rank_info.starts_mpi else ["local"], rank_info, config)
+        joining = catalogue.MPI_RING if rank_info.starts_mpi else catalogue.LOCAL
+        ranks = group.join([joining.name], rank_info, config)
         return _measure(config, rank_info, ranks, link)
     except BadInput:
         raise

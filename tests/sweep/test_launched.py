@@ -78,7 +78,7 @@ CELLS: list[dict[str, Any]] = [
     {"num_workers": 3, **TENSORS, **SGD},
     {"num_workers": 4, **TENSORS, **SGD, **ACCUMULATE_AND_CLIP, "n_head": 4, "model_parallel_size": 2},
     {"num_workers": 2, **FSDP, **SGD, **ACCUMULATE_AND_CLIP},
-    {"num_workers": 3, **FSDP, **ACCUMULATE_AND_CLIP, "wire_dtype": "bf16", "reshard_after_forward": False},
+    {"num_workers": 3, **FSDP, "clip_norm": 0.3, "wire_dtype": "bf16", "reshard_after_forward": False},
     {"num_workers": 4, **FSDP, **SGD},
 ]
 SLEEPING: list[dict[str, Any]] = [

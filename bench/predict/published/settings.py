@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from bench.config import BadInput
 from bench.devices import DEVICES
 from bench.links import parse_rate
 from bench.predict.published.models import Model
+from strategies import catalogue
 from strategies.options import Given
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=1 << 14)]
+ARMS = tuple(kind.name for kind in (catalogue.PARAMETER_SERVER, catalogue.RING_ALLREDUCE, catalogue.FSDP))
 WIRE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+def _arm(name: str) -> str:
+    if name not in ARMS:
+        raise ValueError(f"choose one of {', '.join(ARMS)}")
+    return name
+
+
+Arm = Annotated[str, AfterValidator(_arm)]
 
 
 class Settings(Given):
@@ -25,7 +36,7 @@ class Settings(Given):
 
     model: str
     """A name in models.yaml, or in the file's own section `models`."""
-    strategy: Literal["parameter_server", "ring_allreduce", "fsdp"]
+    strategy: Arm
     """What exchanges gradients; ring_allreduce also for Horovod and DDP."""
     num_gpus: Count
     """Workers in all: GPUs, or machines that compute on CPU."""
@@ -75,6 +86,11 @@ class Settings(Given):
     """Coefficient of variation of a worker's computing, from step to step."""
 
     @property
+    def kind(self) -> catalogue.Entry:
+        """What psring knows of the strategy."""
+        return catalogue.find(self.strategy)
+
+    @property
     def num_nodes(self) -> int:
         """Nodes with workers."""
         return -(-self.num_gpus // self.gpus_per_node)
@@ -87,7 +103,7 @@ class Settings(Given):
     @property
     def servers(self) -> int:
         """Number of servers; BadInput if nothing says it."""
-        if self.strategy != "parameter_server":
+        if not self.kind.has_servers:
             return 0
         if self.num_servers is not None:
             return self.num_servers

@@ -12,6 +12,7 @@ from bench.predict.cell import Tensor
 from bench.predict.compute import expected_maximum
 from bench.predict.published.models import Model
 from bench.predict.published.settings import WIRE_BYTES, Settings
+from strategies import catalogue
 from strategies.options import MAX_MESSAGE_BYTES
 
 # CPU per message: what a step of tens to hundreds of milliseconds hardly depends on. Adding and copying are in the rate
@@ -50,7 +51,7 @@ class Step:
 def step(settings: Settings, model: Model) -> Step:
     """Predict one step; BadInput if the settings do not fit together."""
     compute_s = settings.step_compute_s(model)
-    if settings.strategy == "fsdp":
+    if settings.kind.family == catalogue.SHARDED:
         step_s, bound = _fully_sharded(settings, model, compute_s)
     elif not settings.pushes or not settings.pipelined:
         step_s, bound = _phases(settings, model, compute_s)
@@ -74,7 +75,7 @@ def _bytes_per_s(settings: Settings) -> float:
 def _calibration(settings: Settings) -> ClusterCalibration:
     """Return the costs. A flat ring passes the GPUs of a node one after another: the slowest hop sets its rate."""
     rate, local = _bytes_per_s(settings), settings.local_bytes_per_s
-    if settings.workers_per_node > 1 and not settings.adds_in_node and settings.strategy == "ring_allreduce":
+    if settings.workers_per_node > 1 and not settings.adds_in_node and settings.kind.family == catalogue.RING:
         rate = min(rate, local)
     return ClusterCalibration(
         bytes_per_s=rate, local_bytes_per_s=local, latency_s=settings.latency_s, message_cpu_s=MESSAGE_CPU_S,
@@ -84,7 +85,7 @@ def _calibration(settings: Settings) -> ClusterCalibration:
 
 
 def _cell(settings: Settings, model: Model, compute_s: float) -> Cell:
-    shards = settings.servers if settings.placement == "colocated" and settings.strategy == "parameter_server" else None
+    shards = settings.servers if settings.placement == "colocated" and settings.kind.has_servers else None
     config = _config(settings)
     senders = settings.num_nodes if settings.adds_in_node else settings.num_gpus
     return Cell(
@@ -110,7 +111,7 @@ def _cached_config(
         "strategy": strategy, "num_workers": num_gpus, "compute": "none", "launcher": "mpirun",
         "wire_dtype": wire_dtype,
     }  # fmt: skip
-    if strategy == "parameter_server":
+    if catalogue.find(strategy).has_servers:
         given["placement"] = placement
         if placement != "colocated":
             given["num_servers"] = servers
@@ -120,7 +121,7 @@ def _cached_config(
         given |= FUSION
     config = make_config(given, "published")
     # Without validation, which compares the number of servers with that of the tensors of the config's GPT.
-    return config.model_copy(update={"sharding": sharding}) if strategy == "parameter_server" else config
+    return config.model_copy(update={"sharding": sharding}) if catalogue.find(strategy).has_servers else config
 
 
 @lru_cache(maxsize=1024)
@@ -179,7 +180,7 @@ def _fully_sharded(settings: Settings, model: Model, compute_s: float) -> tuple[
 
 def check(settings: Settings) -> None:
     """Raise BadInput unless a run with these settings is possible."""
-    if settings.strategy != "fsdp":
+    if settings.kind.family != catalogue.SHARDED:
         _config(settings)
-    if settings.strategy == "parameter_server" and settings.servers < 1:
+    if settings.kind.has_servers and settings.servers < 1:
         raise BadInput("num_servers: 0 servers; a parameter server has at least 1")
