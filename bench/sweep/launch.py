@@ -13,6 +13,7 @@ import psutil
 
 from bench import files, hosts, private
 from bench.config import BadInput, RunConfig
+from bench.environment import cores
 from bench.mpi import find_launcher, is_open_mpi, without_launcher
 from bench.nodes import nap
 from bench.nodes.layout import INTERFACE, Cluster, hostfile
@@ -73,8 +74,11 @@ def with_own_hostfile(config: RunConfig, path: Path) -> RunConfig:
 def environment(config: RunConfig, nodes: Cluster | None = None) -> dict[str, str]:
     """Return what a launcher and its ranks have in their environment; ranks on this machine find a template there."""
     own = {**without_launcher(os.environ), **mpi_environment(os.environ), "PYTHONUNBUFFERED": "1"}
-    own |= nap.environment(own) if nodes else {}
-    if not _on_this_machine(config, nodes):
+    on_this_machine = _on_this_machine(config, nodes)
+    # Linux 6.18 sets a process that yields behind all others: one that has polled for long does not run for seconds.
+    if nodes or (on_this_machine and config.world_size > cores()):
+        own |= nap.environment(own)
+    if not on_this_machine:
         return own
     own["TMPDIR"] = str(private.temporary_folder())  # a launcher that is killed leaves its files where they are removed
     return own | template.environment(own)

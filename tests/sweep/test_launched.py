@@ -136,7 +136,7 @@ def assert_steps_add_up(out: Path, record: RunRecord) -> None:
         for name, mean in vars(volume).items():
             values = [step[prefix + name] for step in steps if prefix + name in step]
             if mean is None:
-                assert set(values) <= {""}
+                assert not values or "" in values  # one worker whose count is unknown makes the mean unknown
             else:
                 assert sum(map(float, values)) / len(steps) == pytest.approx(mean, rel=1e-12)
 
