@@ -19,9 +19,8 @@ from strategies.group import Group
 from strategies.nccl import require_own_gpu
 
 _runs = itertools.count()
-# Every process group of this process, and its store, until the process ends. The garbage collector would free a group
-# at any later time, and the destructor of a Gloo group joins its threads while it holds the interpreter lock: a rank
-# that is in the middle of another run stops answering.
+# Every process group of this process, and its store, until the process ends: freed by the garbage collector, a group
+# would join its threads in the middle of another run.
 _kept: list[object] = []
 
 
