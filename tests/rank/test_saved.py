@@ -33,7 +33,9 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 
 def test_it_is_a_state_dict_for_everybody_else(tmp_path: Path) -> None:
     saved.write(tmp_path / "m.pt", weights(), SHAPE, "stdlib")
-    GPT(SHAPE).load_state_dict(torch.load(tmp_path / "m.pt", weights_only=True))
+    model = GPT(SHAPE)
+    model.load_state_dict(torch.load(tmp_path / "m.pt", weights_only=True))
+    torch.testing.assert_close(snapshot(model), weights(), rtol=0, atol=0)
 
 
 def test_without_metadata_the_number_of_heads_is_asked_for(tmp_path: Path) -> None:
