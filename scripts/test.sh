@@ -10,4 +10,7 @@ mypy
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 NO_MKDOCS_2_WARNING=1 mkdocs build --strict --site-dir "$site"  # a broken link or anchor fails it
-pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"  # a file mostly computes or mostly waits for ranks
+# A file mostly computes or mostly waits for ranks. A worker that dies ends the run: xdist waits for ever for the files
+# of a worker that it has replaced (pytest-xdist issue 1378).
+timeout --foreground --signal INT --kill-after 60 3000 \
+  pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 "$@"

@@ -19,9 +19,6 @@ from strategies.group import Group
 from strategies.nccl import require_own_gpu
 
 _runs = itertools.count()
-# Every process group of this process, and its store, until the process ends: freed by the garbage collector, a group
-# would join its threads in the middle of another run.
-_kept: list[object] = []
 
 
 def start(group: Group, device: torch.device) -> None:
@@ -32,13 +29,11 @@ def start(group: Group, device: torch.device) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     store = _rendezvous(group)
     dist.init_process_group(backend, store=store, rank=group.rank, world_size=group.size)
-    _kept.extend((store, dist.group.WORLD))
 
 
 def subgroup(ranks: Sequence[int]) -> dist.ProcessGroup | None:
     """Return the group of these ranks, None on the others. Collective over all ranks."""
     found = dist.new_group(list(ranks))
-    _kept.append(found)
     return found if isinstance(found, dist.ProcessGroup) else None
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -22,7 +23,7 @@ ENDLESS = ["run", "--steps", "1000000", "--n-layer", "1", "--data", "synthetic",
 ENDS = ["run", "--steps", "1", "--n-layer", "1", "--data", "synthetic", "--eval-batches", "0"]
 
 
-FILES = (0, 1, 2, 107)  # a launcher may give its ranks more than the standard streams
+STREAMS = (0, 1, 2)
 
 
 class Forked:
@@ -79,13 +80,13 @@ def forked() -> Iterator[Callable[..., Forked]]:
         each.end()
 
 
-def standing(process: psutil.Process) -> dict[str, object]:
-    """What the kernel says of a process that a command may depend on."""
+def standing(process: psutil.Process, files: Sequence[int] = STREAMS) -> dict[str, object]:
+    """What the kernel says of a process that a command may depend on, its open `files` among it."""
     status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     return {
         "environ": process.environ(),
         "folder": process.cwd(),
-        "files": [os.readlink(path) for number in FILES if (path := Path(f"/proc/{process.pid}/fd/{number}")).exists()],
+        "files": [os.readlink(path) for number in files if (path := Path(f"/proc/{process.pid}/fd/{number}")).exists()],
         "namespaces": [os.readlink(f"/proc/{process.pid}/ns/{name}") for name in (*NAMESPACES, "user", "pid")],
         "rights": [line for line in status if line.startswith(("Umask", "Uid", "Gid", "Groups", "Cap"))],
         "nice": process.nice(),
@@ -103,11 +104,13 @@ def test_a_forked_process_is_as_its_client(forked: Callable[..., Forked], tmp_pa
         resource.setrlimit(resource.RLIMIT_NOFILE, (500, 1000))
 
     with (tmp_path / "in").open("w+") as file:
-        os.dup2(file.fileno(), FILES[-1])
-        pair = forked(cwd=tmp_path, preexec_fn=change, stdin=file, pass_fds=[FILES[-1]])
-        os.close(FILES[-1])
+        # A launcher may give its ranks more than the standard streams. The number must be free here: what is open
+        # under it belongs to whatever this process has run before.
+        given = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 100)
+        pair = forked(cwd=tmp_path, preexec_fn=change, stdin=file, pass_fds=[given])
+        os.close(given)
     assert pair.rank.ppid() != pair.client.pid
-    mine, its = standing(pair.rank), standing(pair.client)
+    mine, its = (standing(process, (*STREAMS, given)) for process in (pair.rank, pair.client))
     mine["arguments"] = [word for word in pair.rank.cmdline() if word][-len(ENDLESS) :]
     assert mine == its
     assert its["folder"] == str(tmp_path)
