@@ -13,15 +13,15 @@ import numpy as np
 
 from bench.config import BadInput
 from bench.intervals import median_interval
-from bench.predict import measured
+from bench.predict import crossings, measured
 from bench.predict.calibration import ClusterCalibration
+from bench.predict.crossings import MARGIN, Rated, same_work
 from bench.predict.fit import Fit, fit, regime
 from bench.predict.grid import alone_tokens_per_s
 from bench.predict.measured import Measured
 from bench.predict.simulate import expected
 from bench.predict.table import bytes_sent
 
-MARGIN = 0.02  # measured differences below it are no verdict (docs/method.md)
 Predictor = Callable[[Measured], float]  # seconds of a step
 
 
@@ -42,12 +42,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Validation:
-    """Held-out points, the number of fitted cells, those that could not be predicted, and naive predictions."""
+    """Held-out points, the number of fitted cells, those that could not be predicted, naive predictions, crossovers."""
 
     points: list[Point]
     num_fitted: int
     refused: list[str]
     naive: dict[str, list[float]]  # tokens per second, in the order of points
+    crossings: list[crossings.Crossing]  # of curves through held-out cells and, with a fit, the cells that it saw
 
 
 def validate(folder: Path, most_nodes: int, predictions: Path | None = None) -> Validation:
@@ -55,7 +56,7 @@ def validate(folder: Path, most_nodes: int, predictions: Path | None = None) -> 
     found = measured.read(folder)
     if predictions is not None:
         points = _read(predictions, found)
-        return Validation(points, 0, [], _naive(points, []))
+        return Validation(points, 0, [], _naive(points, []), _crossings(points))
     seen = [one for one in found if one.cell.num_nodes <= most_nodes]
     held_out = [one for one in found if one.cell.num_nodes > most_nodes]
     if not seen or not held_out:
@@ -69,7 +70,12 @@ def validate(folder: Path, most_nodes: int, predictions: Path | None = None) -> 
     points = [_point(fitted, one) for one in known]
     if not points:
         raise BadInput(f"{folder}: no held-out cell has a regime that was fitted ({', '.join(refused)})")
-    return Validation(points, len(seen), refused, _naive(points, seen))
+    crossed = _crossings([*(_point(fitted, one) for one in seen), *points])
+    return Validation(points, len(seen), refused, _naive(points, seen), crossed)
+
+
+def _crossings(points: Sequence[Point]) -> list[crossings.Crossing]:
+    return crossings.crossings([Rated(point.one, point.predicted) for point in points])
 
 
 def _point(fitted: Fit, one: Measured) -> Point:
@@ -163,8 +169,8 @@ def score(points: Sequence[Point], predicted: Sequence[float]) -> Scores:
 
 def _comparable(a: Measured, b: Measured) -> bool:
     """Whether two cells are rivals: equal nodes, links and work per worker."""
-    same = ("link", "model", "n_layer", "n_embd", "block_size", "batch_size", "precision", "speed_factor")
-    return a.cell.num_nodes == b.cell.num_nodes and all(getattr(a.config, k) == getattr(b.config, k) for k in same)
+    same_place = a.cell.num_nodes == b.cell.num_nodes and a.config.link == b.config.link
+    return same_place and same_work(a.config, b.config)
 
 
 def _differ(a: Measured, b: Measured) -> bool:
@@ -200,4 +206,4 @@ def as_text(found: Validation) -> str:
         lines.append(
             f"{name:24}{s.mape:8.1%}{s.largest:9.1%}{s.bias:+8.1%}{s.kendall_tau:7.2f}  {s.wrong_winners} of {s.pairs}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *crossings.as_text(found.crossings)])
