@@ -40,7 +40,9 @@ class NodeMemory:
         node = comm.Split_type(MPI.COMM_TYPE_SHARED)
         assert isinstance(node, MPI.Intracomm)
         window = None
-        if node.size > 1 and node.bcast(_has_room(node.allreduce(nbytes))):  # its first rank decides for all
+        # mpi4py's allreduce() of objects would hold Python's lock while it waits: no heartbeat, if a rank has stopped.
+        needed = sum(node.allgather(nbytes))
+        if node.size > 1 and node.bcast(_has_room(needed)):  # its first rank decides for all
             window = MPI.Win.Allocate_shared(nbytes + ALIGNMENT * (nbytes > 0), 1, comm=node)
             window.Lock_all()
             ranks = range(comm.size)
