@@ -397,7 +397,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         import_matplotlib()
         from bench.report import maps
 
-        maps.write(arguments.map, answer.configs, answer.fit.calibration, answer.change)
+        maps.write(arguments.map, answer.configs, answer.fit, answer.change)
     print(command.as_text(answer))
     return 0
 

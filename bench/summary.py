@@ -130,9 +130,10 @@ class Summary(BaseModel):
     """Share of the machine's cores that other processes used, or other machines took, during the run; blank for runs
     under 0.5 s."""
     disturbance: float | None = None
-    """By which share of its time others may have slowed the run: the largest of f/(1 − f) with f foreign_cpu_share, but
-    at most the sum of all ranks' run delays; the distance of probe_ratio_before from 1; 0.2 s per TCP timeout over the
-    time of all steps."""
+    """By which share of its time others may have slowed the run at most: the largest of f/(1 − f) with f
+    foreign_cpu_share, but at most the sum of all ranks' run delays; the distance of probe_ratio_before from 1; 0.2 s
+    per TCP timeout over the time of all steps. With emulated or no compute at most what the mean step took above the
+    shortest one that its links and its compute allow."""
     packet_drops: Annotated[int | None, Unit("packets")] = None
     """Packets that the nodes' shaped links dropped; on emulated nodes only, as all of the following up to napping."""
     retransmitted_share: float | None = None

@@ -8,6 +8,7 @@ link that it cannot fill) is a cost: a column beside its speed. A rejected run k
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -195,18 +196,21 @@ def link_columns(nodes: Sequence[Evidence], steps: int) -> dict[str, float | boo
     }
 
 
-def disturbance(ranks: Sequence[CpuUse], columns: Mapping[str, Any], steps_s: float) -> float:
-    """Return by which share of its time others may have slowed a run: the largest of three estimates.
+def disturbance(
+    ranks: Sequence[CpuUse], columns: Mapping[str, Any], steps_s: float, above_shortest: float = math.inf
+) -> float:
+    """Return by which share of its time others may have slowed a run at most: the largest of three estimates.
 
     Others' share f of the cores leaves 1 - f for the run, but they cannot have delayed it by more than its ranks waited
     for a core; the bare ring before it was longer than its closed form; each TCP timeout stopped a connection.
-    `columns` are those of `cpu_columns` and `link_columns`, `steps_s` the seconds of all steps.
+    `columns` are those of `cpu_columns` and `link_columns`, `steps_s` the seconds of all steps. Nothing can have slowed
+    a run by more than `above_shortest`, the share of time that it took more than its links and its compute need.
     """
     foreign, delayed = columns["foreign_cpu_share"] or 0.0, sum(rank.run_delay_share for rank in ranks)
     share = min(foreign, delayed, 0.99)
     stopped_s = RETRANSMISSION_TIMEOUT_S * float(columns.get("tcp_timeouts", 0))
     probe = float(columns.get("probe_ratio_before", 1.0))
-    return max(share / (1 - share), abs(probe - 1), stopped_s / steps_s)
+    return min(max(share / (1 - share), abs(probe - 1), stopped_s / steps_s), max(0.0, above_shortest))
 
 
 def rejection(

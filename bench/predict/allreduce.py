@@ -21,6 +21,7 @@ from bench.predict.cell import Cell
 from bench.predict.compute import Compute
 from strategies.closed_forms import Job
 
+MAX_PIECES = 512  # more hardly change the result
 Bucket = tuple[float, float]  # when its last gradient is ready after backward began, and its bytes
 
 
@@ -38,9 +39,9 @@ class Cost:
         """Return what an allreduce takes beside its bytes on the link."""
         return self.latency_s + self.message_cpu_s + (self.local_s_per_byte + self.cpu_s_per_byte) * nbytes
 
-    def occupied_s(self, nbytes: float) -> float:
-        """Return what the busiest of its resources spends, where other allreduces pass beside its latency."""
-        on_processor = self.message_cpu_s + self.cpu_s_per_byte * nbytes
+    def occupied_s(self, nbytes: float, number: float) -> float:
+        """Return what the busiest resource spends on `number` allreduces whose latencies pass beside each other."""
+        on_processor = number * self.message_cpu_s + self.cpu_s_per_byte * nbytes
         return max(self.link_s_per_byte * nbytes, self.local_s_per_byte * nbytes, on_processor)
 
 
@@ -118,13 +119,13 @@ def last_end(cell: Cell, calibration: ClusterCalibration, compute: Compute) -> f
         tau = cell.config.cycle_time_s + calibration.cycle_s
         link = Link(calibration.burst_bytes * of_one.link_s_per_byte)
         return _fused(gradients, of_one, link, cell.config.fusion_threshold_bytes, tau)
-    buckets = _segments(cell, compute) if kind == "segments" else _buckets(gradients, cell.config.bucket_bytes)
-    free = end = 0.0
     link = Link(calibration.burst_bytes * of_one.link_s_per_byte)
-    for ready, nbytes in buckets:
-        start = max(ready, free)
-        end = max(end, link.send(start, of_one.link_s_per_byte * nbytes) + of_one.besides_s(nbytes))
-        free = start + of_one.occupied_s(nbytes) if kind == "segments" else end
+    if kind == "segments":
+        return _segmented(cell, compute, of_one, link)
+    end = 0.0
+    for ready, nbytes in _buckets(gradients, cell.config.bucket_bytes):
+        start = max(ready, end)
+        end = link.send(start, of_one.link_s_per_byte * nbytes) + of_one.besides_s(nbytes)
     return end
 
 
@@ -163,11 +164,20 @@ def _buckets(gradients: list[Bucket], limit: float) -> Iterator[Bucket]:
             total = 0.0
 
 
-def _segments(cell: Cell, compute: Compute) -> list[Bucket]:
-    """Return mpi_ring's buckets: equal ranges of the flat gradient, one message of segment_bytes per rank."""
-    size = cell.config.segment_bytes * cell.senders
-    number = max(1, math.ceil(cell.payload / size))
-    return list(zip(*pieces(cell, compute, number), strict=True))
+def _segmented(cell: Cell, compute: Compute, of_one: Cost, link: Link) -> float:
+    """Return the end of mpi_ring's buckets: equal ranges of the flat gradient, one message of segment_bytes per rank.
+
+    Many buckets are taken together, so that at most MAX_PIECES are followed.
+    """
+    buckets = max(1, math.ceil(cell.payload / (cell.config.segment_bytes * cell.senders)))
+    number = min(buckets, MAX_PIECES)
+    together, free, end = buckets / number, 0.0, 0.0
+    for ready, nbytes in zip(*pieces(cell, compute, number), strict=True):
+        start = max(ready, free)
+        last = of_one.besides_s(nbytes / together)  # of the last bucket; the others' pass beside it
+        end = max(end, link.send(start, of_one.link_s_per_byte * nbytes) + last)
+        free = start + of_one.occupied_s(nbytes, together)
+    return end
 
 
 def pieces(cell: Cell, compute: Compute, number: int) -> tuple[list[float], list[float]]:

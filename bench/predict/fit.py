@@ -61,8 +61,12 @@ class Fit:
         """Return half the 90 % band of the step, as a logarithm: bootstrap, cells left out, and distance."""
         steps = [expected(cell, sample).step_s for sample in self.samples]
         of_fit = float(np.std(np.log(steps))) if steps else 0.0
+        return math.hypot(QUANTILE_90 * of_fit, self.half_band_of_distance(cell))
+
+    def half_band_of_distance(self, cell: Cell) -> float:
+        """Return the same without the bootstrap, which takes a prediction per sample."""
         distance = math.log(math.prod(self.ranges.beyond(cell, self.calibration).values()))
-        return QUANTILE_90 * math.hypot(of_fit, self.spread * (1 + distance))
+        return QUANTILE_90 * self.spread * (1 + distance)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,8 @@ from bench.config import BadInput, RunConfig
 from bench.links import parse_rate
 from bench.predict.calibration import ClusterCalibration
 from bench.predict.cell import Cell
+from bench.predict.crossings import MARGIN
+from bench.predict.fit import Fit
 from bench.predict.grid import Change, changed
 from bench.predict.step import step_time
 from bench.shape import PRESETS
@@ -26,10 +29,11 @@ class Square:
     across: str  # the link or the model
     winner: str
     lead: float
+    decided: bool  # whether the lead exceeds the margin, and the 90 % bands of the first two do not overlap
 
 
 def winners(
-    configs: Sequence[RunConfig], calibration: ClusterCalibration, change: Change, across: Sequence[str],
+    configs: Sequence[RunConfig], fit: Fit, change: Change, across: Sequence[str],
     equal_workers: bool = False, nodes: Sequence[int] = NODES,
 ) -> list[Square]:  # fmt: skip
     """Return the winner at each number of nodes and each link (or model, if `across` are presets).
@@ -41,19 +45,27 @@ def winners(
     for value in across:
         changed_to = replace(change, model=value) if of_models else replace(change, link=value)
         for number in nodes:
-            rates: dict[str, float] = {}
+            rates: dict[str, tuple[float, Cell]] = {}
             for config in configs:
-                for cell in _cells(config, calibration, changed_to, number, equal_workers):
+                for cell in _cells(config, fit.calibration, changed_to, number, equal_workers):
                     try:
-                        rate = step_time(cell, calibration).tokens_per_s
+                        rate = step_time(cell, fit.calibration).tokens_per_s
                     except BadInput:
                         continue
                     label = label_of(cell.config)
-                    rates[label] = max(rate, rates.get(label, 0.0))
+                    rates[label] = max((rate, cell), rates.get(label, (0.0, cell)), key=lambda found: found[0])
             if len(rates) > 1:
-                best, second, *_ = sorted(rates, key=lambda label: -rates[label])
-                squares.append(Square(number, value, best, rates[best] / rates[second]))
+                best, second, *_ = sorted(rates, key=lambda label: -rates[label][0])
+                lead = rates[best][0] / rates[second][0]
+                squares.append(Square(number, value, best, lead, decided(lead, rates[best][1], rates[second][1], fit)))
     return squares
+
+
+def decided(lead: float, best: Cell, second: Cell, fit: Fit) -> bool:
+    """Return whether a lead of one cell over another exceeds the margin and what the model may be off by."""
+    if lead <= 1 + MARGIN or math.log(lead) <= fit.half_band_of_distance(best) + fit.half_band_of_distance(second):
+        return False  # without the slower part of the bands
+    return math.log(lead) > fit.half_band(best) + fit.half_band(second)
 
 
 def _cells(

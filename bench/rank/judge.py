@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from bench.config import RunConfig
 from bench.ledger import Ledger
-from bench.nodes import guard
+from bench.nodes import guard, limits
 from bench.rank import equivalence, numbers
 from bench.rank.convergence import convergence, convergence_failure
 from bench.rank.data import Corpus
@@ -69,6 +70,16 @@ def judge_surroundings(config: RunConfig, reports: Sequence[RankReport], ledger:
     used = [report.cpu_use for report in reports]
     columns: dict[str, Any] = guard.cpu_columns(used)
     columns |= guard.link_columns(evidence, config.total_steps) if evidence else {}
-    columns["disturbance"] = guard.disturbance(used, columns, numbers.steps_s(reports))
-    limits = ledger.wire_ratios(), ledger.header_shares()
-    return Judgement(columns, guard.rejection(columns, config.max_foreign_cpu_share, *limits))
+    columns["disturbance"] = guard.disturbance(
+        used, columns, numbers.steps_s(reports), _above_shortest(config, reports)
+    )
+    ratios = ledger.wire_ratios(), ledger.header_shares()
+    return Judgement(columns, guard.rejection(columns, config.max_foreign_cpu_share, *ratios))
+
+
+def _above_shortest(config: RunConfig, reports: Sequence[RankReport]) -> float:
+    """Return which share of time a run took more than its links and its compute need; infinite if that is not known."""
+    shortest_s = limits.shortest_step_s(config, reports[0].observed.allreduce_algorithm)
+    if not shortest_s:
+        return math.inf
+    return config.tokens_per_step / (numbers.tokens_per_s(config, reports) * shortest_s) - 1

@@ -102,8 +102,7 @@ def timing(config: RunConfig, reports: Sequence[RankReport]) -> dict[str, float 
     Throughput is all tokens over the slowest worker's time. Phases are means over workers and steps, so that they add
     up.
     """
-    workers = [[s for s in report.steps if not s.warmup] for report in reports if not report.is_server]
-    step_s = np.array([[step.step_s for step in steps] for steps in workers])  # (W, steps)
+    workers, step_s = _measured(reports)
     slowest = step_s.reshape(len(workers), -1, config.sync_every).mean(axis=2).max(axis=0)
     steps = [step for steps in workers for step in steps]
     means = {f"{name}_s": _mean(steps, f"{name}_s") for name in (*PHASES, "communication")}
@@ -112,11 +111,23 @@ def timing(config: RunConfig, reports: Sequence[RankReport]) -> dict[str, float 
     overlap = max(0.0, 1 - means["exposed_communication_s"] / total) if communicates and total > 0 else None
     return {
         **means,
-        "tokens_per_s": config.tokens_per_step * config.steps / float(step_s.sum(axis=1).max()),
+        "tokens_per_s": tokens_per_s(config, reports),
         "step_s": float(np.median(slowest)),
         "step_s_p95": float(np.percentile(slowest, 95)),
         "overlap_fraction": overlap,
     }
+
+
+def tokens_per_s(config: RunConfig, reports: Sequence[RankReport]) -> float:
+    """Return all tokens of the measured steps over the slowest worker's time."""
+    _, step_s = _measured(reports)
+    return config.tokens_per_step * config.steps / float(step_s.sum(axis=1).max())
+
+
+def _measured(reports: Sequence[RankReport]) -> tuple[list[list[StepRecord]], np.ndarray]:
+    """Return the measured steps of every worker and their seconds (workers, steps)."""
+    workers = [[s for s in report.steps if not s.warmup] for report in reports if not report.is_server]
+    return workers, np.array([[step.step_s for step in steps] for steps in workers])
 
 
 def steps_s(reports: Sequence[RankReport]) -> float:

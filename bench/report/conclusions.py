@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from bench.report.bounds import COMPUTE, NETWORK, SERVER_LINK, Bounds, durations_of
+from bench.nodes.limits import COMPUTE, NETWORK, SERVER_LINK
+from bench.report.bounds import Bounds, durations_of
 from bench.report.sentences import arm_name, capital, faster_by, listed, plural, sizes
 from bench.report.tables import BYTES, SECONDS, Row, interval, number, scaled
 from bench.report.verdicts import EQUIVALENT

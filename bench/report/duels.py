@@ -5,9 +5,13 @@ Pure functions of the table that `records.frame` returns; `verdicts` says what a
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bench.report.cells import (
@@ -83,25 +87,43 @@ class Rejections:
 
     def __init__(self, runs: pd.DataFrame) -> None:
         self._accepted, self._every = (throughputs(runs, with_rejected=yes) for yes in (False, True))
-        rejected = runs[runs["rejected"]]
-        self._count = rejected.groupby("cell").size().to_dict()
-        self._disturbance = rejected.groupby("cell")["disturbance"].max().fillna(0.0).to_dict()
+        self._count = runs[runs["rejected"]].groupby("cell").size().to_dict()
+        self._slowed = slowed_at_most(runs)
 
     def compare(self, one: str, other: str) -> tuple[Ratio, dict[str, object]]:
         """Return the ratio of two cells' tokens_per_s, and the columns about their rejected launches.
 
         These are `rejected` (how many of both cells), `with_rejected` (the Ratio that includes them) and `basis`:
         `accepted`, or `with rejected` where the accepted launches alone are too few for a verdict. Such a ratio is
-        judged with the largest disturbance added to the margin: a large effect shows in spite of a small disturbance.
+        judged with the disturbance of the more disturbed cell added to the margin: a large effect shows in spite of a
+        small disturbance.
         """
         ratio = paired(self._accepted.get(one, {}), self._accepted.get(other, {}))
         every = paired(self._every.get(one, {}), self._every.get(other, {}))
         needed = ratio.n < MIN_PAIRS and every.n > ratio.n
         if needed:
-            disturbance = max(self._disturbance.get(cell, 0.0) for cell in (one, other))
+            disturbance = max(self._of_pairs(one, other), self._of_pairs(other, one))
             ratio = every = every._replace(disturbance=disturbance)
         count = sum(self._count.get(cell, 0) for cell in (one, other))
         return ratio, {"rejected": count, "basis": BASES[needed], "with_rejected": every}
+
+    def _of_pairs(self, one: str, other: str) -> float:
+        """By which share others may have slowed a cell in the repeats that it shares with another: geometric mean."""
+        common = self._every[one].keys() & self._every[other].keys()
+        return math.expm1(fmean(self._slowed[one][repeat] for repeat in common))
+
+
+def slowed_at_most(runs: pd.DataFrame) -> dict[str, dict[int, float]]:
+    """By cell and repeat the mean log of the factor by which others may have slowed its launches; accepted ones by 1.
+
+    The mean over repeats is what the mean log ratio of two cells may be off by.
+    """
+    found = measured_runs(runs, with_rejected=True)
+    shares = found["disturbance"].where(found["rejected"], 0.0).astype(float).fillna(0.0)
+    logs: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for cell, repeat, log in zip(found["cell"], found["repeat"], np.log1p(shares), strict=True):
+        logs[str(cell)][int(repeat)].append(float(log))
+    return {cell: {repeat: fmean(each) for repeat, each in repeats.items()} for cell, repeats in logs.items()}
 
 
 def _pairs(cells: pd.DataFrame) -> Iterator[tuple[str, Row, Row]]:

@@ -13,17 +13,17 @@ from bench import files
 from bench.config import RunConfig
 from bench.links import parse_rate
 from bench.predict import maps
-from bench.predict.calibration import ClusterCalibration
+from bench.predict.fit import Fit
 from bench.predict.grid import Change
 from bench.predict.maps import Square
 from bench.report.looks import GREY, INK
 from strategies import catalogue
 
-TIE = 1.02  # a lead below it is no difference (docs/method.md)
+NO_DIFFERENCE = "no difference: a lead within 2 %, or within the 90 % bands of the first two"
 SERVERS = {"dedicated servers": "#d55e00", "colocated servers": "#e69f00", "mixed servers": "#cc79a7"}
 
 
-def write(path: Path, configs: Sequence[RunConfig], calibration: ClusterCalibration, change: Change) -> None:
+def write(path: Path, configs: Sequence[RunConfig], fit: Fit, change: Change) -> None:
     """Draw the four maps into a file, whose ending (png, svg, pdf) is its format; the user's point has a ring."""
     figure = Figure(figsize=(11, 8), layout="constrained")
     link, model = maps.point(configs)
@@ -32,12 +32,12 @@ def write(path: Path, configs: Sequence[RunConfig], calibration: ClusterCalibrat
         figure.subplots(2, 2), ((maps.LINKS, change.link or link), (maps.MODELS, change.model or model)), strict=True
     ):
         for panel, equal_workers in zip(row, (False, True), strict=True):
-            squares = maps.winners(configs, calibration, change, across, equal_workers)
+            squares = maps.winners(configs, fit, change, across, equal_workers)
             seen |= _draw(panel, squares, across, mine, max(config.world_size for config in configs))
             held = "equal workers, servers beside them" if equal_workers else "equal nodes, servers among them"
             panel.set_title(f"Fastest at {held}", loc="left", fontsize=10)
     handles = [Patch(color=colour, label=label) for label, colour in seen.items()]
-    handles.append(Patch(facecolor=GREY, alpha=0.3, label="no difference (within 2 %)"))
+    handles.append(Patch(facecolor=GREY, alpha=0.3, label=NO_DIFFERENCE))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     with files.replacing(path) as file:
         figure.savefig(file, format=path.suffix.lstrip(".").lower(), dpi=150)
@@ -50,10 +50,9 @@ def _draw(
     seen = {}
     for square in (square for square in squares if square.nodes > 1):
         x, y = maps.NODES.index(square.nodes), across.index(square.across)
-        tie = square.lead < TIE
-        colour = GREY if tie else _colour(square.winner)
-        panel.add_patch(_square(x, y, colour, 0.3 if tie else 1.0))
-        if not tie:
+        colour = _colour(square.winner) if square.decided else GREY
+        panel.add_patch(_square(x, y, colour, 1.0 if square.decided else 0.3))
+        if square.decided:
             seen[square.winner] = colour
             panel.text(x, y, f"{square.lead:.3g}×", ha="center", va="center", fontsize=6, color=INK)
     if mine in across:

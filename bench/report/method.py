@@ -38,8 +38,9 @@ def method(margin: float, slowdown: float = 1.0) -> list[str]:
         "A launch is rejected only for what its strategy cannot cause: other processes on the cores, emulated links "
         "below their rate before the run, lost or uncounted packets. Rejected launches are replaced within a bound, "
         "counted, and in no median. Each verdict is also given with them; one that changes is fragile. Where the "
-        "accepted launches are too few for a verdict, rejected ones are included and the largest disturbance is added "
-        "to the margin.",
+        "accepted launches are too few for a verdict, rejected ones are included and the disturbance of the more "
+        "disturbed cell is added to the margin: by what others may have slowed its launches at most, as the geometric "
+        "mean over repeats. On emulated nodes that is no more than what a step took above the shortest possible.",
         "Cells on a network, on emulated nodes and on one machine are never joined by a line or a ratio.",
         "The equivalence error of a cell is the maximum over its launches.",
     ]

@@ -151,8 +151,12 @@ def replacements(
         return attempts.get((run.config.digest(), run.repeat), [])
 
     def is_due(run: PlannedRun) -> bool:
+        """Whether a run is replaced, and if so count it."""
         rejected = bool(tried(run)) and all(record.is_rejected for record in tried(run))
-        return rejected and used[run.config.digest()] < max_per_cell
+        if not rejected or used[run.config.digest()] >= max_per_cell:
+            return False
+        used[run.config.digest()] += 1
+        return True
 
     due = [
         [run.model_copy(update={"attempt": len(tried(run))}) for run in planned if is_due(run)] for planned in launches

@@ -11,7 +11,7 @@ from bench.records import PlannedRun, RunRecord
 from bench.sweep import estimate, folder, work
 from bench.sweep.estimate import RunTimes, format_duration
 from bench.sweep.file import Sweep, read_recorded_sweep
-from bench.sweep.plan import missing, plan
+from bench.sweep.plan import missing, plan, replacements
 
 
 def of_folder(out: Path) -> str:
@@ -46,14 +46,26 @@ def run_id_now(record: RunRecord) -> str:
 def describe(
     launches: Sequence[list[PlannedRun]], found: Sequence[RunRecord], sweep: Sweep, *, interrupted: bool
 ) -> list[str]:
-    """Return how many planned runs are missing and why, and what the same command adds: two sentences, or none."""
+    """Return how many planned runs are missing and why, how many were disturbed, and what the same command adds."""
     here = [record.model_copy(update={"run_id": run_id_now(record)}) for record in found]
-    impossible = {record.run_id for record in here if record.status == "unsupported"}
-    todo = [[run for run in planned if run.run_id not in impossible] for planned in missing(launches, here)]
+    times = RunTimes(found, work.by_probe(sweep.probed))
+    return [
+        *_missing(launches, here, sweep, times, interrupted=interrupted),
+        *_disturbed(replacements(launches, here, sweep.max_replacements), times),
+    ]
+
+
+def _missing(
+    launches: Sequence[list[PlannedRun]], found: Sequence[RunRecord], sweep: Sweep, times: RunTimes, *,
+    interrupted: bool,
+) -> list[str]:  # fmt: skip
+    """Return how many planned runs have no record or failed, and what running them costs: two sentences, or none."""
+    impossible = {record.run_id for record in found if record.status == "unsupported"}
+    todo = [[run for run in planned if run.run_id not in impossible] for planned in missing(launches, found)]
     runs = [run for planned in todo for run in planned]
     if not runs:
         return []
-    failed = {record.run_id for record in here} & {run.run_id for run in runs}
+    failed = {record.run_id for record in found} & {run.run_id for run in runs}
     never = len(runs) - len(failed)
     why = (
         "the sweep was interrupted"
@@ -61,11 +73,23 @@ def describe(
         else f"the budget of {sweep.budget} ended before them"
     )
     parts = [f"{never} have not run ({why})"] * (never > 0) + [f"{len(failed)} failed"] * bool(failed)
-    cost = estimate.cost(todo, RunTimes(found, work.by_probe(sweep.probed)))
     total = sum(map(len, launches))
     return [
         f"{len(runs)} of {total} planned runs are missing: {' and '.join(parts)}.",
-        f"The same command runs them in about {format_duration(cost.seconds)} and adds {_launches_added(runs, here)}.",
+        f"The same command runs them in about {format_duration(estimate.cost(todo, times).seconds)} and adds "
+        f"{_launches_added(runs, found)}.",
+    ]
+
+
+def _disturbed(due: Sequence[list[PlannedRun]], times: RunTimes) -> list[str]:
+    """Return how many rejected launches the same command replaces, and what that costs: a sentence, or none."""
+    count, seconds = sum(map(len, due)), format_duration(estimate.cost(due, times).seconds)
+    if not count:
+        return []
+    which, them = (f"{count} runs were", "them") if count > 1 else ("1 run was", "it")
+    return [
+        f"{which} disturbed from outside: while nothing else uses this machine, the same command replaces {them} in "
+        f"about {seconds}."
     ]
 
 

@@ -110,6 +110,13 @@ def test_a_disturbance_is_a_share_of_the_runs_time() -> None:
     assert guard.disturbance(waiting, {"foreign_cpu_share": None}, 10.0) == 0
 
 
+@given(st.floats(-0.1, 2.0), st.floats(0.0, 1.0))
+def test_nothing_slowed_a_run_by_more_than_it_took_above_its_shortest_time(above: float, foreign: float) -> None:
+    ranks = [replace(IDLE, run_delay_share=1.0)]
+    found = guard.disturbance(ranks, {"foreign_cpu_share": foreign}, 10.0, above)
+    assert found == min(max(0.0, above), guard.disturbance(ranks, {"foreign_cpu_share": foreign}, 10.0))
+
+
 def test_columns_show_the_worst_node() -> None:
     found = guard.link_columns([node(), node(drops=3, timeouts=1)], steps=2)
     assert (found["packet_drops"], found["tcp_timeouts"]) == (3, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from bench.config import BadInput, make_config
 from bench.predict import ClusterCalibration, maps, step_time
 from bench.predict.cell import Cell
-from bench.predict.fit import fit
+from bench.predict.fit import Fit, fit
 from bench.predict.grid import Change, parse_counts, templates
 from bench.predict.measured import Measured, read
 
@@ -24,6 +25,11 @@ Psring = Callable[..., CompletedProcess[str]]
 @pytest.fixture(scope="module")
 def study() -> list[Measured]:
     return read(STUDY)
+
+
+@pytest.fixture(scope="module")
+def fitted(study: list[Measured]) -> Fit:
+    return fit(study)
 
 
 def errors(measured: list[Measured], most_nodes: int) -> dict[str, float]:
@@ -51,19 +57,18 @@ def test_a_fit_finds_the_costs_that_made_the_runs(study: list[Measured]) -> None
         assert step_time(one.cell, found).step_s == pytest.approx(one.step_s, rel=0.005)
 
 
-def test_bands_widen_with_distance(study: list[Measured]) -> None:
-    found = fit(study)
+def test_bands_widen_with_distance(study: list[Measured], fitted: Fit) -> None:
     cell = next(one.cell for one in study if one.config.strategy == "mpi_ring" and one.config.num_workers == 8)
     far = Cell(cell.config.model_copy(update={"num_workers": 4096}))
-    assert found.half_band(far) > 2 * found.half_band(cell)
-    assert found.ranges.beyond(far, found.calibration) == {"nodes": pytest.approx(512)}
-    assert found.ranges.beyond(cell, found.calibration) == {}
+    assert fitted.half_band(far) > 2 * fitted.half_band(cell)
+    assert fitted.ranges.beyond(far, fitted.calibration) == {"nodes": pytest.approx(512)}
+    assert fitted.ranges.beyond(cell, fitted.calibration) == {}
 
 
-def test_a_regime_that_was_not_measured_is_refused(study: list[Measured]) -> None:
+def test_a_regime_that_was_not_measured_is_refused(fitted: Fit) -> None:
     config = make_config({"strategy": "parameter_server", "consistency": "asp", "num_workers": 3}, "test")
     with pytest.raises(BadInput, match="parameter_server dedicated asp: not measured in DIR"):
-        fit(study).check_regime(Cell(config), "DIR")
+        fitted.check_regime(Cell(config), "DIR")
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -132,13 +137,31 @@ def test_bad_input_is_one_line(psring: Psring, words: tuple[object, ...], said: 
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_maps_hold_a_winner_for_every_point(study: list[Measured]) -> None:
-    configs, calibration = templates(study), fit(study).calibration
-    found = maps.winners(configs, calibration, Change(), ("200mbit", "1gbit"), nodes=(2, 8))
+def test_maps_hold_a_winner_for_every_point(study: list[Measured], fitted: Fit) -> None:
+    found = maps.winners(templates(study), fitted, Change(), ("200mbit", "1gbit"), nodes=(2, 8))
     assert [(square.across, square.nodes) for square in found] == [
         ("200mbit", 2), ("200mbit", 8), ("1gbit", 2), ("1gbit", 8)
     ]  # fmt: skip
     assert all(square.lead >= 1 for square in found)
+
+
+def test_a_lead_within_the_bands_is_no_difference(study: list[Measured], fitted: Fit) -> None:
+    """Ring and colocated servers were measured as equivalent on 8 nodes; one server is far behind."""
+    rings = [config for config in templates(study) if config.placement != "dedicated" or not config.kind.has_servers]
+    assert not any(square.decided for square in maps.winners(rings, fitted, Change(), ("250mbit",), nodes=(8,)))
+    one_server = [config for config in templates(study) if config.kind.name != "mpi_ring"]
+    one_server = [c for c in one_server if not c.kind.has_servers or c.placement == "dedicated"]
+    (clear,) = maps.winners(one_server, fitted, Change(num_servers=(1,)), ("250mbit",), nodes=(8,))
+    assert clear.decided
+    assert clear.winner == "Horovod ring"
+    assert not maps.winners(one_server, replace(fitted, spread=1.0), Change(), ("250mbit",), nodes=(8,))[0].decided
+
+
+@pytest.mark.parametrize("lead", [1.0, 1.019])
+def test_a_lead_within_the_margin_is_no_difference(study: list[Measured], fitted: Fit, lead: float) -> None:
+    cell, certain = study[0].cell, replace(fitted, spread=0.0, samples=())
+    assert not maps.decided(lead, cell, cell, certain)
+    assert maps.decided(1.03, cell, cell, certain)
 
 
 def test_maps_are_drawn(psring: Psring, tmp_path: Path) -> None:

@@ -70,6 +70,18 @@ def test_a_large_effect_shows_in_spite_of_a_small_disturbance() -> None:
     assert meet(3.8, 0.05)[0] == "undecided"  # nor can it be called equivalent
 
 
+def test_one_disturbed_launch_of_several_counts_with_its_share() -> None:
+    def limit(*disturbances: float) -> float:
+        ring = [run for r, share in enumerate(disturbances) for run in rejected("ring", [10.0], r, disturbance=share)]
+        server = rejected("server", [10.0] * len(disturbances), disturbance=0.0)
+        found, _ = duels.Rejections(records.frame([*ring, *server])).compare(ring[0].cell, server[0].cell)
+        return found.disturbance
+
+    assert limit(0.5, 0.5, 0.5) == pytest.approx(0.5)
+    assert limit(0.5, 0.0, 0.0) == pytest.approx(1.5 ** (1 / 3) - 1)  # what the mean log ratio may be off by
+    assert limit(0.0, 0.0, 0.0) == 0
+
+
 def test_a_cell_that_was_never_measured_has_no_ratio() -> None:
     (one,) = arm("ring", [10.0])
     found = duels.Rejections(records.frame([one])).compare(one.cell, "another")

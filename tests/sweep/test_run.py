@@ -15,6 +15,7 @@ from bench import environment, records
 from bench.config import BadInput, RunConfig
 from bench.records import PlannedRun, RunRecord
 from bench.sweep import plan as planning
+from bench.sweep import remaining
 from bench.sweep import run as sweep
 from bench.sweep.file import read_sweep
 from bench.sweep.launch import Outcome
@@ -130,11 +131,15 @@ def test_rejected_launches_are_replaced_after_their_repeat_and_kept(tmp_path: Pa
     assert sweep.run_sweep(plan, "plan", tmp_path, QUIET, instant) == []
 
 
+@pytest.mark.parametrize("budget", [None, "1h"])  # with a budget a whole stage is replaced at once
 @pytest.mark.parametrize(
     ("repeats", "declared", "bound"), [(1, None, 1), (2, None, 1), (6, None, 3), (3, 2, 2), (3, 0, 0)]
 )
-def test_replacements_have_a_bound(tmp_path: Path, repeats: int, declared: int | None, bound: int) -> None:
-    plan = make_sweep([{"strategy": "local"}], repeats=repeats).model_copy(update={"replacements": declared})
+def test_replacements_have_a_bound(
+    tmp_path: Path, repeats: int, declared: int | None, bound: int, budget: str | None
+) -> None:
+    more = {"replacements": declared, "budget": budget}
+    plan = make_sweep([{"strategy": "local"}], repeats=repeats).model_copy(update=more)
     done = sweep.run_sweep(plan, "plan", tmp_path, QUIET, rejecting(lambda run: not run.attempt))
     assert Counter((record.attempt > 0, record.status) for record in done if record.attempt) == (
         {(True, "ok"): bound} if bound else {}
@@ -147,7 +152,9 @@ def test_a_machine_that_stays_busy_gets_one_replacement_and_more_when_it_is_idle
     plan = make_sweep([{"strategy": "local"}], repeats=4)
     done = sweep.run_sweep(plan, "plan", tmp_path, QUIET, rejecting(lambda run: True))
     assert names(done) == [(0, 0, "invalid"), (0, 1, "invalid"), *((repeat, 0, "invalid") for repeat in (1, 2, 3))]
+    assert remaining.of_folder(tmp_path).startswith("1 run was disturbed from outside: while nothing else uses this")
     assert names(sweep.run_sweep(plan, "plan", tmp_path, QUIET, instant)) == [(0, 2, "ok")]  # 2 of 4 may be replaced
+    assert remaining.of_folder(tmp_path) == ""
 
 
 def test_an_invalid_run_that_was_not_rejected_is_repeated(tmp_path: Path) -> None:
