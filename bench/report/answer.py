@@ -18,7 +18,7 @@ from bench.report import cells, conclusions
 from bench.report.bounds import Bounds
 from bench.report.duels import BASES, WORK
 from bench.report.sections import label_counts
-from bench.report.sentences import capital, counted, headline, listed, plural, sentences, team_of
+from bench.report.sentences import OPEN, capital, counted, headline, listed, plural, sentences, team_of
 from bench.report.tables import BLANK, Row, Table, interval, number
 from bench.report.verdicts import MIN_PAIRS, NO_VERDICT
 from bench.shape import GPTShape
@@ -155,20 +155,30 @@ def reasons(
 
 
 def other_settings(duels: pd.DataFrame, rows: Mapping[str, Row], margin: float) -> list[tuple[str, str]]:
-    """Sentences about every setting, if there are several, and whether distributing pays in the other places."""
-    told = list(duels.groupby("setting", sort=False))
-    if len(told) == 1:
-        return []
-    lines = [(capital(str(setting)), " ".join(sentences(found, margin))) for setting, found in told[:MAX_LINES]]
-    if len(told) > MAX_LINES:
-        rest = len(told) - MAX_LINES
-        lines.append((f"And {plural(rest, 'more setting')}", "See the table of all comparisons."))
-    for place, found in duels.groupby("place", sort=False):
-        if place != main_place(duels)["place"].iloc[0]:
-            setting = main_setting(found)
+    """Sentences about the settings that the headline does not describe, and whether distributing pays elsewhere."""
+    main = main_place(duels)["place"].iloc[0]
+    told: list[tuple[str, str]] = []
+    paying: list[tuple[str, str]] = []
+    for place, here in duels.groupby("place", sort=False):
+        if place != main or here["setting"].nunique() > 1:
+            told += told_of(str(place), here, margin)
+        if place != main:
+            setting = main_setting(here)
             title = f"Worth distributing ({setting['setting'].iloc[0]})"
-            lines.append((title, conclusions.worth(conclusions.largest(setting), rows)))
-    return lines
+            paying.append((title, conclusions.worth(conclusions.largest(setting), rows)))
+    lines, rest = told[:MAX_LINES], len(told) - MAX_LINES
+    if rest > 0:
+        lines.append((f"And {plural(rest, 'more setting')}", "See the table of all comparisons."))
+    return lines + paying
+
+
+def told_of(place: str, here: pd.DataFrame, margin: float) -> list[tuple[str, str]]:
+    """Sentences about each setting of a place; if nothing is decided in any of several, one that counts them."""
+    if here["setting"].nunique() > 1 and here["verdict"].isin(OPEN).all():
+        groups = [found for _, found in here.groupby(["server_name", "ring_name", "equal"], sort=False)]
+        return [(capital(place), " ".join(counted(found) for found in groups[:MAX_COUNTED]))]
+    settings = here.groupby("setting", sort=False)
+    return [(capital(str(setting)), " ".join(sentences(found, margin))) for setting, found in settings]
 
 
 def nothing_compared(summary: pd.DataFrame) -> str:
@@ -205,7 +215,7 @@ def duel_table(duels: pd.DataFrame, rows: Mapping[str, Row]) -> Table:
     lines = [duel_row(duel, rows[duel["ring"]], rows[duel["server"]]) for duel in duels.to_dict("records")]
     *_, losses, rejected, weak = map(set, zip(*lines, strict=True))
     idle = {
-        "setting": duels["setting"].nunique() == 1, "held-out loss": losses == {NO_LOSS}, "rejected": rejected == {"0"},
+        "setting": duels["setting"].nunique() == 1, "held-out loss": losses == {BLANK}, "rejected": rejected == {"0"},
         "weakened by": weak == {BLANK},
     }  # fmt: skip
     kept = [place for place, head in enumerate(HEAD) if not idle.get(head, False)]
@@ -268,12 +278,12 @@ def weakened(ring: Row, server: Row) -> str:
 
 
 OF_PLACE = {"emulated", "emulated_compute", "loopback", "few_launches"}  # in the caveats
-NO_LOSS = f"{BLANK} : {BLANK}"
 
 
 def versus(ring: Row, server: Row, field: str) -> str:
-    """A number of both cells, the ring's first."""
-    return f"{number(ring[field])} : {number(server[field])}"
+    """A number of both cells, the ring's first; a dash if neither has it."""
+    known = pd.notna(ring[field]) or pd.notna(server[field])
+    return f"{number(ring[field])} : {number(server[field])}" if known else BLANK
 
 
 def caveats(compared: pd.DataFrame, duels: pd.DataFrame) -> list[str]:

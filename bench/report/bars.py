@@ -9,13 +9,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.report.labels import TEXT, wrapped
+from bench.report.labels import LINE, TEXT, wrapped
 from bench.report.looks import INK, PANEL, PAPER, PHASES, curves
 from bench.report.panels import SIZE, decorate, largest_settings, say_how_many, shown_labels, size_name, title_of
 
 MAX_BARS = 30  # of more, those at the largest size of each curve of a setting are shown
-WIDTH, BAR, FRAME = 7.6, 0.2, 0.9  # inches: the figure, a bar, the frame of a panel
-BAR_LETTERS = 30  # of a line of a bar's name
+WIDTH, BAR, FRAME = 7.6, 0.2, 0.9  # inches: the figure, a bar whose name is one line, the frame of a panel
+BAR_LETTERS = 36  # of a line of a bar's name
 MIN_SHARE = 0.0005  # of the longest bar; a shorter phase cannot be seen and is not in the key
 
 
@@ -23,7 +23,7 @@ def step_time(ok: pd.DataFrame) -> Figure:
     """Phases of a step as a stacked bar per cell; the tick is the step time of the slowest worker."""
     settings = list(to_show(ok).groupby(PANEL, sort=False))
     shown = largest_settings(settings)
-    heights = [FRAME + BAR * len(rows) for _, rows in shown]
+    heights = [FRAME + height_of_bars(rows) for _, rows in shown]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.5), layout="constrained", facecolor=PAPER)
     panels = figure.subplots(len(shown), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axes, (key, rows) in zip(panels, shown, strict=True):
@@ -44,14 +44,25 @@ def to_show(ok: pd.DataFrame) -> pd.DataFrame:
     return ok if len(ok) <= MAX_BARS else ok[largest]
 
 
-def _draw(axes: Axes, rows: pd.DataFrame) -> list[str]:
-    """Draw the bars of a setting; return their names."""
+def bars_of(rows: pd.DataFrame) -> list[tuple[str, dict[Any, Any]]]:
+    """The name of each bar of a setting, in lines of BAR_LETTERS, and its cell."""
     unit = "rank" if "rank" in size_name(rows) else "node"
-    bars = [
-        (str(row[SIZE]) if place else f"{label}, {row[SIZE]} {unit}{'s' * (row[SIZE] > 1)}", row)
+    return [
+        (str(row[SIZE]) if place else wrapped(f"{label}, {row[SIZE]} {unit}{'s' * (row[SIZE] > 1)}", BAR_LETTERS), row)
         for label, _, curve in curves(rows)
         for place, row in enumerate(curve.sort_values(SIZE).to_dict("records"))
     ]
+
+
+def height_of_bars(rows: pd.DataFrame) -> float:
+    """Inches that the bars of a setting need: each as much as the name with the most lines."""
+    names = [name for name, _ in bars_of(rows)]
+    return len(names) * max(BAR, *(LINE * len(name.splitlines()) + 0.03 for name in names))
+
+
+def _draw(axes: Axes, rows: pd.DataFrame) -> list[str]:
+    """Draw the bars of a setting; return their names."""
+    bars = bars_of(rows)
     start = np.zeros(len(bars))
     longest = float(rows["step_s"].max()) * 1e3
     for phase, colour in PHASES.items():
@@ -63,8 +74,8 @@ def _draw(axes: Axes, rows: pd.DataFrame) -> list[str]:
     whole = [float(row["step_s"]) * 1e3 for _, row in bars]
     mark: Any = {"color": INK, "markersize": 9, "markeredgewidth": 1.6}
     axes.plot(whole, range(len(bars)), "|", label="step of the slowest worker", **mark)
-    names = [wrapped(name, BAR_LETTERS) for name, _ in bars]
-    axes.set_yticks(range(len(bars)), names, fontsize=TEXT)
+    names = [name for name, _ in bars]
+    axes.set_yticks(range(len(bars)), names, fontsize=TEXT, linespacing=1.0)
     axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.set_xlim(left=0)
     return names

@@ -10,6 +10,7 @@ from bench.report.loss import bytes_of_all_ranks
 from bench.report.panels import SIZE
 from bench.report.tables import BYTES, SECONDS, Columns, Row, in_units, interval, number, plain
 
+TITLE = "Latency, throughput, volume and resources"
 TEXT = (
     "Every strategy at the largest number of nodes that most of them ran on; dedicated servers count as nodes. Latency "
     "is the time of a step; throughput is that of all workers, and per node; volume is what all ranks send in a step; "

@@ -40,9 +40,10 @@ from bench.report.verdicts import MARGIN
 
 KINDS = ("svg", "png", "pdf")
 DESCRIPTIONS = {
-    "overview": "First: tokens per second against size, both axes logarithmic; dotted: size × baseline. Second: tokens "
-    "per second of the ring ÷ those of servers at equal size, on an axis that is linear near 1 and logarithmic beyond. "
-    "Bars: intervals over launches. Curves that coincide are dashed in turn, their markers side by side.",
+    "overview": "Tokens per second against size, both axes logarithmic, or a row per cell where there is one size; "
+    "dotted: size × baseline. Where ring and servers are compared, their ratio at equal size, on an axis that is "
+    "linear near 1 and logarithmic beyond. Bars: intervals over launches. Curves that coincide are dashed in turn, "
+    "their markers side by side.",
     "overview_narrow": "The same for a phone or one column of a paper.",
     "throughput": "Tokens per second against size, both axes logarithmic; dotted: size × baseline. Bars: intervals "
     "over launches.",

@@ -1,8 +1,8 @@
 """Colour, line, marker and label of a cell, the same in every figure and table.
 
 A strategy has one colour (Okabe and Ito's palette, safe for colour-blind readers), a placement of servers one marker;
-other knobs that vary in the sweep change the line style. In a sweep of a single strategy, its variants have different
-colours.
+other knobs that vary in the sweep change the line style. Where a single strategy communicates, its variants have
+different colours: a colour per setting of the knobs, or if none varies per arrangement of servers.
 """
 
 from __future__ import annotations
@@ -37,21 +37,33 @@ Curve = tuple[str, dict[str, Any], pd.DataFrame]
 
 def with_looks(ok: pd.DataFrame) -> pd.DataFrame:
     """The cells with two more columns: `curve`, its label, and `look`, the style of its line (plot keywords)."""
-    fields = ["strategy", "num_servers", "placement", *knobs_within_places(ok)]
-    variants, lines = defaultdict[str, Iterator[int]](itertools.count), defaultdict[Any, Iterator[int]](itertools.count)
-    alone = ok["strategy"].nunique() == 1
+    knobs = knobs_within_places(ok)
+    fields = ["strategy", "num_servers", "placement", *knobs]
+    lines, variant = defaultdict[Any, Iterator[int]](itertools.count), variants_of_the_only(ok, knobs)
     keys = ok.assign(num_servers=servers_of_curve(ok))
     ok = ok.assign(curve="", look=None)
     for key, every in keys.groupby(fields, sort=False, dropna=False):
         strategy = str(every["strategy"].iloc[0])
+        colour = colour_of_variant(strategy, variant[every.index[0]])
         look = {
-            "color": colour_of_variant(strategy, next(variants[strategy]) if alone else 0),
-            "linestyle": LINES[next(lines[strategy, every["placement"].iloc[0]]) % len(LINES)],
+            "color": colour,
+            "linestyle": LINES[next(lines[strategy, every["placement"].iloc[0], colour]) % len(LINES)],
             "marker": marker_of(every.iloc[0]),
         }  # fmt: skip
         ok.loc[every.index, "curve"] = curve_label(dict(zip(fields, key, strict=True)))
         ok.loc[every.index, "look"] = pd.Series([look] * len(every), index=every.index)
     return ok
+
+
+def variants_of_the_only(ok: pd.DataFrame, knobs: list[str]) -> pd.Series[int]:
+    """The number of each cell's variant, from 0, where a single strategy communicates; else 0 for every cell."""
+    numbers = pd.Series(0, index=ok.index)
+    talking = that_communicate(ok)
+    if talking["strategy"].nunique() == 1:
+        vary = [field for field in knobs if talking[field].nunique(dropna=False) > 1]
+        apart = talking.assign(num_servers=servers_of_curve(ok))[vary or ["num_servers", "placement"]]
+        numbers[talking.index] = apart.groupby(list(apart), sort=False, dropna=False).ngroup()
+    return numbers
 
 
 def servers_of_curve(ok: pd.DataFrame) -> pd.Series:

@@ -65,7 +65,7 @@ def sections(
     limited = [row for row in rows if pd.notna(row["min_step_s"] / row["step_s"]) and row["world_size"] > 1]
     parts = [
         Section("At equal nodes", equal_nodes.TEXT, [], [
-            table(equal_nodes.rows_at_equal_nodes(summary, total_steps), "Four figures", equal_nodes.COLUMNS, names),
+            table(equal_nodes.rows_at_equal_nodes(summary, total_steps), equal_nodes.TITLE, equal_nodes.COLUMNS, names),
         ]),
         Section("Scaling", SCALING, ["throughput", "scaling_efficiency", "strong_scaling"], [
             table(rows, "Throughput and held-out loss", THROUGHPUT_COLUMNS, names),
@@ -248,10 +248,10 @@ PHASES = (
     "of all communication time that is not exposed. CPU time is that of a rank's process in the whole run."
 )
 LIMIT_COLUMNS: Columns = {
-    **in_units(
-        SECONDS, step="step_s", shortest_step="min_step_s", computing="compute_s", workers_link="worker_link_s",
-        servers_link="server_link_s",
-    ),
+    **in_units(SECONDS, **{
+        "step": "step_s", "shortest step": "min_step_s", "computing": "compute_s", "worker's link": "worker_link_s",
+        "server's link": "server_link_s",
+    }),
     "step ÷ shortest": lambda row: number(row["step_s"] / row["min_step_s"]),
     "bounded by": lambda row: str(row["bounded_by"]),
 }  # fmt: skip

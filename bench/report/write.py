@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup, escape
 
 from bench import files, records
 from bench.config import BadInput
@@ -133,8 +134,13 @@ def environment_of(template: str) -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=template.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters |= {"markdown": markdown, "compact": tables.compact}
+    environment.filters |= {"markdown": markdown, "compact": tables.compact, "coded": coded}
     return environment
+
+
+def coded(text: str) -> Markup:
+    """Text for HTML in which what stands between backticks is code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def markdown(text: str) -> str:

@@ -102,15 +102,19 @@ def test_the_headline_of_the_committed_study() -> None:
     assert found.headline == (
         "On emulated nodes: At 2, 4 and 8 nodes use Horovod's ring or colocated servers: they are equivalent (within "
         "2 %). One dedicated server is 3.57× slower than Horovod's ring at 8 nodes: its link is the bottleneck from 3 "
-        "workers on. 4 workers + 4 servers are 1.72× slower than Horovod's ring at 8 nodes: only 4 of its 8 nodes "
+        "workers on. 4 workers + 4 servers are 1.72× slower than Horovod's ring at 8 nodes: only 4 of the 8 nodes "
         "train. 4 workers + 4 servers train 4.0 % faster than Horovod's ring of 4 but take 8 nodes."
     )
 
 
 def test_the_paragraphs_of_the_committed_study() -> None:
     found = answer_of(*topology())
-    assert line(found, "What bounds it").startswith("At 8 nodes: Horovod's ring: a step of ")
-    assert "(the server's link 987 ms, waiting for gradients 30.7 ms)" in line(found, "What bounds it")
+    assert line(found, "What bounds it").startswith(
+        "At 8 nodes: Horovod's ring: bounded by computing (300 ms, and 67.3 ms of communication that it cannot hide); "
+        "a step takes "
+    )
+    alone = "bounded by the server's link (987 ms, and 30.7 ms of waiting for gradients); a step takes "
+    assert f"One dedicated server: {alone}" in line(found, "What bounds it")
     assert line(found, "Where one dedicated server stops scaling") == (
         "From 3 workers on its link is the bottleneck: every worker's payload takes it 141 ms a step, computing takes "
         "300 ms. However many workers follow, 7,270 tokens/s is the limit. Measured, in tokens/s: 3,240 with 1 worker, "
@@ -151,7 +155,7 @@ def test_without_computing_the_links_alone_are_the_bound() -> None:
     nodes = {"model": "gpt-micro", "link": "200mbit", "labels": ("emulated",), "compute": "none"}
     found = answer_of(arm(4, [900.0] * 3, **RINGS, **nodes), arm(3, [300.0] * 3, **ONE_SERVER, **nodes))
     assert "its link is the bottleneck from 1 worker on" in found.headline
-    assert "(each worker's link 211 ms)" in line(found, "What bounds it")
+    assert "bounded by each worker's link (211 ms); a step takes " in line(found, "What bounds it")
     assert "no computing" in line(found, "Measured with")
 
 
@@ -211,7 +215,7 @@ def test_with_disturbed_launches_alone_the_headline_says_so_and_a_large_effect_s
     assert much.table.rows[0][much.table.head.index("verdict")] == "undecided"
     assert "by up to 400 %" in much.headline
     assert "0 ok launches and 6 disturbed ones" in line(slightly, "Measured with")
-    assert "a step of" in line(slightly, "What bounds it")
+    assert "a step takes" in line(slightly, "What bounds it")
     assert not any("Without numbers" in note for note in slightly.caveats)
 
 
@@ -279,6 +283,29 @@ def test_the_most_realistic_place_has_the_headline_and_every_place_says_whether_
         "Worth distributing": "Yes",
         "Worth distributing (one machine, fp32, 8 sequences per worker)": "No",
     }
+
+
+def test_another_place_in_which_nothing_is_decided_has_one_sentence() -> None:
+    """The headline describes the only setting of the main place; the table has every comparison."""
+    here = [
+        arm(2, [rate, rate], batch_size=batch, **kind)
+        for batch, faster in ((2, 135.0), (8, 103.0)) for kind, rate in ((RINGS, faster), (ONE_SERVER, 100.0))
+    ]  # fmt: skip
+    titles = dict(answer_of(*topology(), *here).lines)
+    assert titles["One machine"] == (
+        "One dedicated server against Horovod's ring at equal workers, each setting at its largest size: no verdict in "
+        "2 of 2 settings (fewer than 3 pairs of launches; ring ÷ servers 1.03 to 1.35)."
+    )
+    assert not any(title.startswith(("One machine,", "Emulated nodes")) for title in titles)
+    decided = [arm(2, [rate] * 3, batch_size=4, **kind) for kind, rate in ((RINGS, 200.0), (ONE_SERVER, 100.0))]
+    several = [title for title, _ in answer_of(*topology(), *here, *decided).lines if title.startswith("One machine")]
+    assert len(several) == 3
+
+
+def test_a_loss_that_neither_has_is_one_dash() -> None:
+    nothing: dict[str, Any] = {"held_out_loss": np.nan}
+    assert answer.versus(nothing, nothing, "held_out_loss") == "—"
+    assert answer.versus({"held_out_loss": 2.5}, nothing, "held_out_loss") == "2.50 : —"
 
 
 def test_time_to_the_loss_decides_whether_distributing_pays() -> None:
