@@ -14,15 +14,14 @@ import pandas as pd
 
 from bench.config import MIN_CONVERGENCE
 from bench.records import LABELS
-from bench.report import cells, conclusions
+from bench.report import cells, conclusions, uncompared
 from bench.report.bounds import Bounds
 from bench.report.duels import BASES, WORK
 from bench.report.sections import label_counts
-from bench.report.sentences import OPEN, capital, counted, headline, listed, plural, sentences, team_of
+from bench.report.sentences import OPEN, capital, counted, headline, plural, sentences, team_of
 from bench.report.tables import BLANK, Row, Table, interval, number
 from bench.report.verdicts import MIN_PAIRS, NO_VERDICT
 from bench.shape import GPTShape
-from strategies import catalogue
 
 HEAD = ["setting", "at equal", "ring", "servers", "pairs", "ring ÷ servers", "verdict", "p", "held-out loss",
         "rejected", "weakened by"]  # fmt: skip
@@ -53,7 +52,7 @@ def answer(
     if duels.empty:
         table = Table("Tokens per second of a ring ÷ those of parameter servers", HEAD, [])
         notes = [*missing, *without_numbers(summary), *caveats(summary, duels)]
-        return Answer(nothing_compared(summary), [], table, notes)
+        return Answer(uncompared.headline(summary), [], table, notes)
     measured = summary if measured is None else measured
     bounds = bounds if measured is summary else Bounds(measured, bounds.configs)
     rows: dict[str, Row] = {str(row["cell"]): row for row in measured.to_dict("records")}
@@ -179,35 +178,6 @@ def told_of(place: str, here: pd.DataFrame, margin: float) -> list[tuple[str, st
         return [(capital(place), " ".join(counted(found) for found in groups[:MAX_COUNTED]))]
     settings = here.groupby("setting", sort=False)
     return [(capital(str(setting)), " ".join(sentences(found, margin))) for setting, found in settings]
-
-
-def nothing_compared(summary: pd.DataFrame) -> str:
-    """Why there is no answer, and how far what did run scales."""
-    ok = summary[summary["status"] == "ok"]
-    if ok.empty:
-        return "No answer: no run has numbers."
-    rings = ok[ok["strategy"].map(lambda name: catalogue.find(name).family == catalogue.RING)]
-    servers = ok[cells.is_kind(ok, "has_servers")]
-    if len(rings) and len(servers):
-        if (servers["consistency"] != "bsp").all():
-            return "No answer: only asynchronous servers ran, which learn less from a token than a ring."
-        ran = [listed([str(n) for n in sorted(found["world_size"].unique())]) for found in (rings, servers)]
-        return f"No answer: a ring (ranks: {ran[0]}) and servers ({ran[1]}) have no launch of equal work in common."
-    missing = "ring" if len(servers) else "parameter server" if len(rings) else "ring and no parameter server"
-    return f"No answer: no {missing} has numbers, so there is nothing to compare.{fastest(ok)}"
-
-
-def fastest(ok: pd.DataFrame) -> str:
-    """' Horovod's ring on 8 workers trains 6.47× as fast as one process.': the largest speedup, or blank."""
-    known = ok[(ok["num_workers"] > 1) & ok["speedup"].notna()]
-    if known.empty:
-        return ""
-    row: Row = known.sort_values("speedup").to_dict("records")[-1]
-    kind = catalogue.find(row["strategy"])
-    name = capital(kind.phrase or kind.title)
-    against = "one process" if row["baseline"] == catalogue.LOCAL.name else row["baseline"]
-    speed = conclusions.times(row, "speedup")
-    return f" {name} with {row['num_workers']} workers trains {speed} as fast as {against}."
 
 
 def duel_table(duels: pd.DataFrame, rows: Mapping[str, Row]) -> Table:

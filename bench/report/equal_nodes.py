@@ -45,11 +45,11 @@ def rows_at_equal_nodes(summary: pd.DataFrame, total_steps: Mapping[str, int]) -
     for role in ("worker", "server"):
         ok[f"{role}_cpu_per_step_s"] = ok[f"{role}_cpu_s"] / steps
     ok["energy_per_step_j"] = ok["energy_j"] / steps
-    chosen = [_at_most_common_size(group) for _, group in ok.groupby(SETTING, sort=False)]
+    chosen = [at_most_common_size(group) for _, group in ok.groupby(SETTING, sort=False)]
     return [row for group in chosen for row in group.sort_values("tokens_per_s", ascending=False).to_dict("records")]
 
 
-def _at_most_common_size(cells: pd.DataFrame) -> pd.DataFrame:
+def at_most_common_size(cells: pd.DataFrame) -> pd.DataFrame:
     """Return the cells of the size at which most strategies ran, of several the largest; none if that is one cell."""
     counts = cells[cells[SIZE] > 1].groupby(SIZE)["strategy"].agg(["nunique", "size"])
     counts = counts[counts["size"] > 1]

@@ -96,7 +96,7 @@ def marker_of(cell: pd.Series) -> str:
 def colour_of_variant(strategy: str, variant: int) -> str:
     """The colour of the variant-th variant of the only strategy: first the strategy's, then the others."""
     own = catalogue.find(strategy).colour
-    palette = [own, *(colour for colour in COLOURS if colour not in (own, INK))]
+    palette = [own, *(colour for colour in COLOURS if colour not in (own, INK, GREY)), GREY]
     return palette[variant % len(palette)]
 
 

@@ -241,6 +241,20 @@ def test_where_nothing_can_be_compared_the_answer_says_why(runs: list[list[RunRe
     assert found.table.rows == []
 
 
+def test_without_a_ring_the_arrangements_at_equal_nodes_are_ranked() -> None:
+    servers: dict[str, Any] = {**ONE_SERVER, **NODES}
+    whole, ranges = ({**servers, **COLOCATED, "sharding": sharding} for sharding in ("tensors", "ranges"))
+    found = answer_of(
+        arm(8, [8000.0] * 2, **whole), arm(8, [20000.0] * 2, **ranges), arm(7, [6000.0] * 2, **servers),
+        arm(2, [30000.0] * 2, **ranges),
+    )  # fmt: skip
+    assert found.headline == (
+        "No answer: no ring has numbers, so there is nothing to compare. Fastest at 8 nodes: colocated servers, "
+        "sharding ranges, 20,000 (20,000–20,000) tokens/s. Of that, in medians: colocated servers, sharding tensors 40 "
+        "%; 1 server, sharding ranges 30 %."
+    )
+
+
 @pytest.mark.parametrize(
     ("one", "other", "names"),
     [
