@@ -252,7 +252,7 @@ OF_PLACE = {"emulated", "emulated_compute", "loopback", "few_launches"}  # in th
 
 def versus(ring: Row, server: Row, field: str) -> str:
     """A number of both cells, the ring's first; a dash if neither has it."""
-    known = pd.notna(ring[field]) or pd.notna(server[field])
+    known = any(pd.notna(row[field]) for row in (ring, server))
     return f"{number(ring[field])} : {number(server[field])}" if known else BLANK
 
 

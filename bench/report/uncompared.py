@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from bench.report import cells, conclusions
@@ -47,7 +49,7 @@ def fastest(ok: pd.DataFrame) -> str:
 def ranked(ok: pd.DataFrame) -> str:
     """' Fastest at 8 nodes: …, 21,150 tokens/s; … reaches 71 % of that.': of the setting with most cells, or blank."""
     groups = [at_most_common_size(group) for _, group in with_looks(ok).groupby(SETTING, sort=False)]
-    rows: list[Row] = max(groups, key=len).sort_values("tokens_per_s", ascending=False).to_dict("records")
+    rows: Sequence[Row] = max(groups, key=len).sort_values("tokens_per_s", ascending=False).to_dict("records")
     if not rows:
         return ""
     first, others = rows[0], rows[1:MAX_RANKED]
