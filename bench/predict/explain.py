@@ -57,6 +57,7 @@ class Explanation:
     shortest_s: float | None  # the step if nothing but computing and links took time; None: not known
     bound: str  # the resource that takes longest; empty where it is not known
     advice: Advice | None  # what would gain most; None: nothing worth having, or not known
+    why_no_bound: str = ""  # why shortest_s is not known
 
     @property
     def unexplained_s(self) -> float:
@@ -88,13 +89,20 @@ def explain(cells: Sequence[Measured]) -> list[Explanation]:
 
 def is_known(one: Measured) -> bool:
     """Whether the model has the cell's links, its strategy and the time of its layers."""
-    if one.config.link is None or not one.config.kind.exchange:
-        return False
+    return not why_unknown(one)
+
+
+def why_unknown(one: Measured) -> str:
+    """Return why the model cannot divide a cell's step; empty if it can."""
+    if one.config.link is None:
+        return "the rate of its links is not known (ranks of one machine, or a network that psring did not make)"
+    if not one.config.kind.exchange:
+        return f"{one.config.strategy} has no model of its messages"
     try:
         layer_durations(one.config, ClusterCalibration(flops_per_s=1.0))
-    except BadInput:  # the file of the layers' times (compute_from) is elsewhere
-        return False
-    return True
+    except BadInput:
+        return "the file of its layers' times (compute_from) is elsewhere"
+    return ""
 
 
 def of_cell(one: Measured, calibration: ClusterCalibration) -> Explanation:
@@ -115,7 +123,8 @@ def of_phases(one: Measured) -> Explanation:
         COMPUTE: one.forward_backward_s + one.optimizer_s, EXPOSED: one.exposed_communication_s, LOOP: one.data_s,
     }  # fmt: skip
     alone = not one.config.kind.communicates or one.config.world_size == 1
-    return Explanation(one.name, one.config, one.step_s, parts, None, "compute" if alone else "", None)
+    why = "" if alone else why_unknown(one)
+    return Explanation(one.name, one.config, one.step_s, parts, None, "compute" if alone else "", None, why)
 
 
 def _parts(one: Measured, calibration: ClusterCalibration) -> Iterator[tuple[str, float]]:
@@ -166,7 +175,7 @@ def _without(cell: Cell, update: bool = False, **knobs: object) -> Cell:
 
 def describe(found: Explanation) -> list[str]:
     """Return the lines of one cell for people."""
-    far = ""
+    far = f", no bound: {found.why_no_bound}" if found.why_no_bound else ""
     if found.shortest_s is not None:
         above = found.step_s / found.shortest_s - 1
         far = f", {abs(above):.1%} {'above' if above >= 0 else 'below'} what computing and links allow "

@@ -70,7 +70,7 @@ STYLE: Any = {
 
 
 @contextmanager
-def _settings() -> Iterator[None]:
+def matplotlib_settings() -> Iterator[None]:
     """Matplotlib's defaults with STYLE, whatever the user's matplotlibrc says; the former settings afterwards."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -82,7 +82,7 @@ def write_figures(figures: dict[str, Figure], folder: Path) -> list[str]:
     """Write figures/<name>.svg, .png and .pdf for every figure; return the names."""
     out = files.own_folder(folder, "figures")
     no_date: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {}, "pdf": {"CreationDate": None}}
-    with _settings():
+    with matplotlib_settings():
         for name, figure in figures.items():
             layout = figure.get_layout_engine()
             if layout is not None:
@@ -119,7 +119,7 @@ def make_figures(
         "loss_against_time": (lambda: loss_against_time(ok, losses), bool(losses["loss"].notna().any())),
         "front": (lambda: front(ok), bool(ok["bytes_to_loss"].notna().any())),
     }
-    with _settings():
+    with matplotlib_settings():
         return {name: make() for name, (make, possible) in makers.items() if possible}
 
 

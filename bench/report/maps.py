@@ -16,7 +16,7 @@ from bench.predict import maps
 from bench.predict.fit import Fit
 from bench.predict.grid import Change
 from bench.predict.maps import Square
-from bench.report.looks import GREY, INK
+from bench.report.looks import GREY, INK, PAPER
 from strategies import catalogue
 
 NO_DIFFERENCE = "no difference: a lead within 2 %, or within the 90 % bands of the first two"
@@ -25,42 +25,53 @@ SERVERS = {"dedicated servers": "#d55e00", "colocated servers": "#e69f00", "mixe
 
 def write(path: Path, configs: Sequence[RunConfig], fit: Fit, change: Change) -> None:
     """Draw the four maps into a file, whose ending (png, svg, pdf) is its format; the user's point has a ring."""
-    figure = Figure(figsize=(11, 8), layout="constrained")
+    drawn = figure(configs, fit, change, maps.LINKS, maps.MODELS, maps.NODES)
+    with files.replacing(path) as file:
+        drawn.savefig(file, format=path.suffix.lstrip(".").lower(), dpi=150)
+
+
+def figure(
+    configs: Sequence[RunConfig], fit: Fit, change: Change, links: Sequence[str], models: Sequence[str],
+    nodes: Sequence[int],
+) -> Figure:  # fmt: skip
+    """Return the four maps over these links, models and nodes; the user's point has a ring."""
+    made = Figure(figsize=(11, 2 + 0.3 * (len(links) + len(models))), layout="constrained", facecolor=PAPER)
     link, model = maps.point(configs)
     seen: dict[str, str] = {}
+    heights = [len(links), len(models)]
     for row, (across, mine) in zip(
-        figure.subplots(2, 2), ((maps.LINKS, change.link or link), (maps.MODELS, change.model or model)), strict=True
-    ):
+        made.subplots(2, 2, height_ratios=heights), ((links, change.link or link), (models, change.model or model)),
+        strict=True,
+    ):  # fmt: skip
         for panel, equal_workers in zip(row, (False, True), strict=True):
-            squares = maps.winners(configs, fit, change, across, equal_workers)
-            seen |= _draw(panel, squares, across, mine, max(config.world_size for config in configs))
+            squares = maps.winners(configs, fit, change, across, equal_workers, nodes)
+            seen |= _draw(panel, squares, across, mine, max(config.world_size for config in configs), nodes)
             held = "equal workers, servers beside them" if equal_workers else "equal nodes, servers among them"
             panel.set_title(f"Fastest at {held}", loc="left", fontsize=10)
     handles = [Patch(color=colour, label=label) for label, colour in seen.items()]
     handles.append(Patch(facecolor=GREY, alpha=0.3, label=NO_DIFFERENCE))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-    with files.replacing(path) as file:
-        figure.savefig(file, format=path.suffix.lstrip(".").lower(), dpi=150)
+    made.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    return made
 
 
 def _draw(
-    panel: Axes, squares: Sequence[Square], across: Sequence[str], mine: str | None, nodes: int
+    panel: Axes, squares: Sequence[Square], across: Sequence[str], mine: str | None, own: int, nodes: Sequence[int]
 ) -> dict[str, str]:
-    """Draw one map; return the colour of each strategy in it."""
+    """Draw one map, a ring at `own` nodes; return the colour of each strategy in it."""
     seen = {}
     for square in (square for square in squares if square.nodes > 1):
-        x, y = maps.NODES.index(square.nodes), across.index(square.across)
+        x, y = nodes.index(square.nodes), across.index(square.across)
         colour = _colour(square.winner) if square.decided else GREY
         panel.add_patch(_square(x, y, colour, 1.0 if square.decided else 0.3))
         if square.decided:
             seen[square.winner] = colour
             panel.text(x, y, f"{square.lead:.3g}×", ha="center", va="center", fontsize=6, color=INK)
     if mine in across:
-        x = min(range(len(maps.NODES)), key=lambda i: abs(maps.NODES[i] - nodes))
+        x = min(range(len(nodes)), key=lambda i: abs(nodes[i] - own))
         panel.plot(x, across.index(mine), "o", markersize=16, fillstyle="none", color=INK, markeredgewidth=2)
-    panel.set_xlim(0.5, len(maps.NODES) - 0.5)
+    panel.set_xlim(0.5, len(nodes) - 0.5)
     panel.set_ylim(-0.5, len(across) - 0.5)
-    panel.set_xticks(range(1, len(maps.NODES)), [f"{n:,}" for n in maps.NODES[1:]], fontsize=7)
+    panel.set_xticks(range(1, len(nodes)), [f"{n:,}" for n in nodes[1:]], fontsize=7)
     panel.set_yticks(range(len(across)), [_shown(word) for word in across], fontsize=8)
     panel.set_xlabel("nodes")
     return seen

@@ -12,8 +12,9 @@ import pandas as pd
 from bench.config import GATE_STEPS, MIN_CONVERGENCE
 from bench.predict.explain import PARTS, Explanation
 from bench.records import LABELS
-from bench.report import equal_nodes
+from bench.report import beyond, equal_nodes
 from bench.report.cells import is_kind
+from bench.report.modelled import Modelled
 from bench.report.tables import (
     BLANK,
     BYTES,
@@ -49,12 +50,12 @@ def sections(
     summary: pd.DataFrame,
     effects: pd.DataFrame,
     drawn: list[str],
-    explained: Mapping[str, Explanation],
+    modelled: Modelled,
     total_steps: Mapping[str, int],
 ) -> list[Section]:
     """The sections that have anything to show.
 
-    `effects` compares precisions (`duels.precision_effects`); `explained` has what is known of cells, by name;
+    `effects` compares precisions (`duels.precision_effects`); `modelled` has what the model of cost says of cells;
     `total_steps` their steps, warm-up included.
     """
     names = cell_names(summary)
@@ -77,9 +78,13 @@ def sections(
             table(rows, "Phases of a step", PHASE_COLUMNS, names),
             table(rows, "Resources", RESOURCE_COLUMNS, names),
         ]),
-        Section("Where a step's time goes", PARTS_TEXT, [], [
-            table([r for r in rows if r["cell"] in explained], "Parts of a step", parts_columns(explained), names),
+        Section("Where a step's time goes", f"{PARTS_TEXT} {beyond.parts_remark(modelled)}".strip(), [], [
+            table(
+                [r for r in rows if r["cell"] in modelled.explained], "Parts of a step",
+                parts_columns(modelled.explained), names,
+            ),
         ]),
+        Section(beyond.TITLE, beyond.text(modelled), list(beyond.DESCRIPTIONS), []),
         Section("Communication volume", VOLUME, ["communication_volume"], [
             table(rows, "Bytes sent per worker per step", VOLUME_COLUMNS, names),
         ]),
@@ -101,7 +106,7 @@ def sections(
         )
         for part in parts
     ]
-    return [part for part in shown if part.figures or part.tables]
+    return [part for part in shown if part.figures or part.tables or part.title == beyond.TITLE]
 
 
 def label_table(summary: pd.DataFrame) -> Table:

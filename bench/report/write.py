@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +16,20 @@ from markupsafe import Markup, escape
 
 from bench import files, records
 from bench.config import BadInput
-from bench.predict import explain, measured
-from bench.predict.explain import Explanation
-from bench.report import answer, bounds, cells, commands, duels, figures, loss, method, sections, tables
+from bench.report import (
+    answer,
+    beyond,
+    bounds,
+    cells,
+    commands,
+    duels,
+    figures,
+    loss,
+    method,
+    modelled,
+    sections,
+    tables,
+)
 from bench.report.answer import Answer
 from bench.report.looks import INK, PAPER
 from bench.report.verdicts import MARGIN
@@ -27,7 +37,6 @@ from bench.sweep import remaining
 
 TEMPLATES = Path(__file__).with_name("templates")
 MAX_ROWS = 60  # of a table in report.md
-MAX_EXPLAINED = 60  # cells; `psring explain` prints all
 
 
 class Report(NamedTuple):
@@ -53,7 +62,9 @@ def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MAR
     limits = bounds.Bounds(summary, configs)
     summary = limits.added_to(summary)
     compared = duels.duels(runs, margin)
-    drawn = figures.write_figures(figures.make_figures(summary, compared, losses, margin), folder)
+    predicted = modelled.of_runs(kept)
+    made = figures.make_figures(summary, compared, losses, margin) | beyond.figures(summary, predicted)
+    drawn, descriptions = figures.write_figures(made, folder), figures.DESCRIPTIONS | beyond.DESCRIPTIONS
     found = answer.answer(
         compared, summary, margin, limits, " ".join([unfinished(folder), *problems]).strip(),
         measured=with_disturbed(runs, summary, losses),
@@ -67,18 +78,17 @@ def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MAR
             summary,
             duels.precision_effects(runs, margin),
             drawn,
-            explained(kept),
+            predicted,
             {cell: config.total_steps for cell, config in configs.items()},
         ),
         "drawn": drawn,
         "method": method.method(margin, float(runs["slowdown"].max())),
-        "descriptions": figures.DESCRIPTIONS,
+        "descriptions": descriptions,
         "environment": read_environment(folder / "environment.json"),
         "sweep": read_text(folder / "sweep.yaml"),
     }
     pictures = {
-        name: inline_svg(read_text(folder / "figures" / f"{name}.svg"), name, figures.DESCRIPTIONS[name])
-        for name in drawn
+        name: inline_svg(read_text(folder / "figures" / f"{name}.svg"), name, descriptions[name]) for name in drawn
     }
     texts = {
         "runs.csv": runs.to_csv(index=False),
@@ -101,12 +111,6 @@ def with_disturbed(runs: pd.DataFrame, summary: pd.DataFrame, losses: pd.DataFra
     counted = cells.with_disturbed(runs)
     table = loss.add_costs(cells.summarize(counted, allow_mixed=True), counted, losses)
     return table.assign(only_disturbed=table["cell"].isin(alone))
-
-
-def explained(kept: Sequence[records.RunRecord]) -> dict[str, Explanation]:
-    """What the steps of the first MAX_EXPLAINED cells whose links are known consist of, by cell."""
-    known = [one for one in measured.group(kept) if explain.is_known(one)]
-    return {one.cell: one for one in explain.explain(known[:MAX_EXPLAINED])}
 
 
 def unfinished(folder: Path) -> str:

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from bench import files, records
 from bench.config import BadInput
 from bench.records import LABELS, RunRecord
-from bench.report import answer, bounds, cells, duels, loss, sections, tables
-from bench.report.write import environment_of, explained, flatten, inline_svg, markdown, write_report
+from bench.report import answer, bounds, cells, duels, loss, modelled, sections, tables
+from bench.report.write import environment_of, flatten, inline_svg, markdown, write_report
 from tests.support.synthetic import demo_records, make_failure, make_record, make_steps
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -115,7 +115,7 @@ def all_sections(*runs: RunRecord) -> list[sections.Section]:
     lines = pd.DataFrame(columns=["run_id", "cell", "step", "elapsed_s", "loss"])
     summary = loss.add_costs(with_limits(table, runs), table, lines)
     return sections.sections(
-        summary, duels.precision_effects(table), [], explained(runs), dict.fromkeys(summary["cell"], 25)
+        summary, duels.precision_effects(table), [], modelled.of_runs(runs), dict.fromkeys(summary["cell"], 25)
     )
 
 
@@ -141,7 +141,7 @@ def test_where_links_are_known_the_parts_of_a_step_are_shown() -> None:
     runs = [make_record(strategy="ring_allreduce", num_workers=n, **asleep) for n in (2, 4)]
     (shown,) = (one for part in all_sections(*runs) for one in part.tables if one.caption == "Parts of a step")
     row = dict(zip(shown.head, shown.rows[0], strict=True))
-    known = explained(runs)[runs[0].cell]
+    known = modelled.of_runs(runs).explained[runs[0].cell]
     assert row["computing"] == tables.scaled(known.parts["computing"], tables.SECONDS)
     assert row["unexplained"] == f"{100 * known.unexplained_share:.1f} %"
     assert row["hot tensor"] == tables.BLANK
