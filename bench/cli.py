@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import faulthandler
 import gc
 import os
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from bench.arguments import knobs, parse
 from bench.config import CLUSTER_VARIABLE, AgreedBadInput, BadInput, DiskFull, RunConfig, make_config
-from bench.output import tolerant
+from bench.output import OutputLost, tolerant
 from bench.sweep.file import read_sweep
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 OTHER_RANKS_WAIT_S = 3.0
+# What the system says of a path that a user gave and that nothing can be read from or written to.
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,9 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with tolerant():
             code = _main(argv)
-    except OSError as error:
+    except OutputLost as error:
         with suppress(OSError):
-            print(f"psring: standard output cannot be written: {error.strerror}", file=sys.stderr, flush=True)
+            print(f"psring: standard output cannot be written: {error}", file=sys.stderr, flush=True)
         return code or EXIT_FAILED
     return code
 
@@ -56,6 +59,11 @@ def _main(argv: Sequence[str] | None) -> int:
     except DiskFull as error:
         print(f"psring: {error}", file=sys.stderr)
         return EXIT_FAILED
+    except OSError as error:
+        if error.errno not in UNUSABLE or error.filename is None:
+            raise
+        _print_once(BadInput(f"{error.filename}: cannot be used: {error.strerror}"))
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("psring: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -374,14 +382,18 @@ def _predict(arguments: argparse.Namespace) -> int:
     from bench.predict import command, grid, table
 
     change = grid.Change(
-        num_nodes=grid.parse_counts(arguments.num_nodes, "--num-nodes") if arguments.num_nodes else (),
+        num_nodes=grid.parse_counts(arguments.num_nodes, "--num-nodes") if arguments.num_nodes is not None else (),
         num_servers=grid.parse_servers(arguments.num_servers),
-        ranks_per_node=arguments.nodes_of,
-        **{name: getattr(arguments, name) for name in ("link", "model", "device", "mfu")},
+        ranks_per_node=arguments.nodes_of or 1,
+        mfu=arguments.mfu or grid.DEFAULT_MFU,
+        **{name: getattr(arguments, name) for name in ("link", "model", "device")},
     )
+    _check_predicting(arguments)
     cells = read_sweep(arguments.sweep, {}).runs(str(arguments.sweep)) if arguments.sweep else None
+    reads = [arguments.sweep, arguments.calibration]
     for file in filter(None, (arguments.out, arguments.map)):
-        check_writable(file)
+        check_writable(file, reads)
+        reads.append(file)
     if arguments.map and arguments.map.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise BadInput(f"--map: {arguments.map} ends in none of .png, .svg and .pdf")
     answer = command.predict(
@@ -400,6 +412,22 @@ def _predict(arguments: argparse.Namespace) -> int:
         maps.write(arguments.map, answer.configs, answer.fit, answer.change)
     print(command.as_text(answer))
     return 0
+
+
+def _check_predicting(arguments: argparse.Namespace) -> None:
+    """Raise BadInput for a flag that would change nothing."""
+
+    def given(*names: str) -> list[str]:
+        return [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) is not None]
+
+    changes = given("num_servers", "link", "model", "device")
+    if arguments.sweep and (found := given("target", "num_nodes") + changes):
+        raise BadInput(f"{found[0]}: --sweep names the cells; write it there, or leave --sweep out")
+    of_folder = arguments.folder and not arguments.sweep and arguments.num_nodes is None
+    if of_folder and (found := given("nodes_of") + changes):
+        raise BadInput(f"{found[0]}: changes nothing without --num-nodes; add --num-nodes 8,64, say")
+    if arguments.mfu is not None and arguments.device is None:
+        raise BadInput("--mfu: is a share of the peak of --device; give both")
 
 
 def _validate(arguments: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from bench.config import BadInput, RunConfig, first_problem
 from bench.config.emulation import MAX_STEP_S
 from bench.devices import DEVICES
+from bench.files import read_json
 from bench.shape import GPTShape
 from strategies.options import Given
 
@@ -144,14 +145,14 @@ def _of_device(config: RunConfig) -> Durations:
 def _calibrated(config: RunConfig, path: Path) -> Durations:
     """Read a calibration; BadInput if it was measured for another config."""
     try:
-        found = Calibration.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(
-            f"compute_from: {path} cannot be read ({error}); make it: psring calibrate --out {path}"
-        ) from None
+        found = Calibration.model_validate(read_json(path))
     except ValidationError as error:
         problem = first_problem(error, Calibration.model_fields)
         raise BadInput(f"compute_from: {path}: {problem}; make it anew: psring calibrate --out {path}") from None
+    except ValueError as error:
+        raise BadInput(
+            f"compute_from: {path} cannot be read ({error}); make it: psring calibrate --out {path}"
+        ) from None
     pairs = [(name, getattr(found, name), getattr(config, name)) for name in MUST_MATCH]
     pairs += [(name, value, getattr(config.gpt, name)) for name, value in found.shape]
     for name, theirs, ours in pairs:

@@ -11,11 +11,15 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from bench.config import BadInput, DiskFull
+
+MAX_TEXT_BYTES = 1 << 26  # of a file of settings or of a table
+# Files that hold what was measured: no flag replaces them.
+MEASURED = ("runs.jsonl", "variants.jsonl", "launches.jsonl")
 
 
 @contextlib.contextmanager
@@ -59,13 +63,26 @@ def own_folder(folder: Path, name: str) -> Path:
     return path
 
 
-def check_writable(path: Path) -> None:
-    """Raise BadInput if no file can be written there: no folder, no permission, or something else than a file."""
+def check_writable(path: Path, reads: Iterable[Path | None] = ()) -> None:
+    """Raise BadInput if no file can be written there: no folder, no permission, or something else than a file.
+
+    Nor may it be one of those that the command `reads`, or one that holds what a sweep has measured.
+    """
     _check_regular(path)
+    if path.name in MEASURED:
+        raise BadInput(f"{path}: a file of this name holds what was measured; give another name")
+    if any(_is_same(path, other) for other in reads if other is not None):
+        raise BadInput(f"{path}: is also what this command reads or writes; give another name")
     if not path.parent.is_dir():
         raise BadInput(f"{path}: cannot be written: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
         raise BadInput(f"{path}: cannot be written: no permission in {path.parent}")
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return path.samefile(other)
+    return path.absolute() == other.absolute()
 
 
 def _check_regular(path: Path) -> None:
@@ -103,13 +120,47 @@ def _umask() -> int:
     return mask
 
 
-def read_regular(path: Path) -> bytes:
-    """Return the content of a regular file; OSError for anything else, without waiting: a device never ends."""
+def read_regular(path: Path, most: int | None = None) -> bytes:
+    """Return the content of a regular file of at most so many bytes; OSError for anything else.
+
+    It does not wait: a device never ends.
+    """
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with os.fdopen(number, "rb") as file:
-        if not stat.S_ISREG(os.fstat(number).st_mode):
+        found = os.fstat(number)
+        if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is no regular file")
+        if most is not None and found.st_size > most:
+            raise OSError(errno.EFBIG, f"it has more than {most} bytes")
         return file.read()
+
+
+def read_text(path: Path, most: int = MAX_TEXT_BYTES) -> str:
+    """Return the text of a regular file in UTF-8, without its BOM; ValueError, with the reason, if there is none."""
+    try:
+        return read_regular(path, most).decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(error.strerror) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not UTF-8") from None
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds; ValueError, with the reason, if it cannot be read or means more than one thing."""
+    try:
+        return json.loads(read_text(path), object_pairs_hook=_each_once)
+    except RecursionError:
+        raise ValueError("it has too many levels of lists and tables") from None
+    except ValueError as error:
+        raise ValueError(str(error).partition(";")[0]) from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return found
 
 
 def write_whole(path: Path, text: str) -> None:

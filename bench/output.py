@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 
+class OutputLost(Exception):
+    """Standard output could not be written, for another reason than a closed pipe."""
+
+
 class Lost(io.TextIOBase):
     """A text stream that goes on without its reader; `error` is the first error other than a closed pipe."""
 
@@ -67,7 +71,7 @@ class Lost(io.TextIOBase):
 def tolerant() -> Iterator[None]:
     """In a block, standard output and standard error are `Lost` streams; a closed one is the null device.
 
-    OSError at the end of the block if standard output could not be written for another reason than a closed pipe.
+    OutputLost at the end of the block if standard output could not be written for another reason than a closed pipe.
     """
     before = sys.stdout, sys.stderr
     for stream in before:
@@ -83,4 +87,4 @@ def tolerant() -> Iterator[None]:
         finally:
             sys.stdout, sys.stderr = before
     if out.error:
-        raise out.error
+        raise OutputLost(out.error.strerror)

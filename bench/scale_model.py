@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from bench.config import BadInput, RunConfig, make_config
+from bench.config import BadInput, RunConfig, make_config, shorten
 from bench.devices import DEVICES
 from bench.durations import durations
 from bench.links import parse_links, parse_rate
@@ -32,16 +32,17 @@ MIN_COMPUTE_S = 0.02  # with less, a wake-up 0.1 ms late would matter
 STEPS = {"steps": 10, "warmup_steps": 3}
 REPEATS = 5
 
+_COUNT, _NUMBER = "[0-9]{1,9}", r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
 _PARTS: dict[str, str] = {
     "model": "|".join(PRESETS),
-    "link": r"[\d.]+[kmg]bit",
-    "device": rf"({'|'.join(DEVICES)}) at ([\d.]+) ?% mfu",
-    "num_nodes": r"(\d+) nodes?",
-    "num_servers": r"(\d+) servers?",
-    "batch_size": r"batch (\d+)",
+    "link": rf"{_NUMBER}[kmg]bit",
+    "device": rf"({'|'.join(DEVICES)}) at ({_NUMBER}) ?% mfu",
+    "num_nodes": rf"({_COUNT}) nodes?",
+    "num_servers": r"([1-9][0-9]{0,8}) servers?",
+    "batch_size": rf"batch ({_COUNT})",
     "precision": "fp32|bf16|fp16",
     "wire_dtype": "wire (fp32|bf16|fp16)",
-    "compute_cv": r"cv ([\d.]+)",
+    "compute_cv": rf"cv ({_NUMBER})",
 }
 
 
@@ -66,15 +67,21 @@ def parse_target(text: str) -> Target:
             ((name, found) for name, form in _PARTS.items() if (found := re.fullmatch(form, part.strip()))), ("", None)
         )
         if found is None:
-            raise BadInput(f"target: {part.strip()!r} is not understood; write, for example, {EXAMPLE!r}")
+            raise BadInput(f"target: {shorten(part.strip())} is not understood; write, for example, {EXAMPLE!r}")
+        if name in given:
+            raise BadInput(f"target: {part.strip()!r} is a second {name.removeprefix('num_')}; leave one out")
         given[name] = found.groups() if name == "device" else (found.groups() or (found[0],))[0]
     for name in ("model", "link", "device", "num_nodes"):
         if name not in given:
-            raise BadInput(f"target: no {name.removeprefix('num_')} in {text!r}; write, for example, {EXAMPLE!r}")
+            raise BadInput(
+                f"target: no {name.removeprefix('num_')} in {shorten(text)}; write, for example, {EXAMPLE!r}"
+            )
     parse_rate(given["link"])
     device, percent = given.pop("device")
     precision = "bf16" if "bf16" in DEVICES[device].peak_flops_per_s else "fp16"
-    num_servers = given.pop("num_servers", None)
+    nodes, num_servers = int(given["num_nodes"]), given.pop("num_servers", None)
+    if num_servers is not None and int(num_servers) >= nodes:
+        raise BadInput(f"target: {num_servers} servers leave no worker of {nodes} nodes; write fewer servers")
     values = {
         "strategy": "ring_allreduce", "num_workers": given.pop("num_nodes"), "compute": "emulated",
         "device_model": device, "device_mfu": float(percent) / 100, "precision": precision, **given,
@@ -129,8 +136,6 @@ def _scaled(target: Target, text: str, cores: int) -> RunConfig:
     nodes, max_nodes = target.num_nodes, NODES_PER_CORE * cores
     if not 2 <= nodes <= max_nodes:
         raise BadInput(f"target: {nodes} nodes; {cores} cores can emulate 2 to {max_nodes}")
-    if target.num_servers and target.num_servers >= nodes:
-        raise BadInput(f"target: {target.num_servers} servers leave no worker of {nodes} nodes; write fewer servers")
     ratio = communication_compute_ratio(target.config)
     assert ratio is not None  # a target has a link and a device
     bits_per_s = _round_down(min(8 * _bytes_per_s(target.config), BITS_PER_S_PER_CORE * cores / nodes))

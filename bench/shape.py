@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class GPTShape(BaseModel):
     """The dimensions of a GPT: layers, heads, width, vocabulary, context length in tokens."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    n_layer: int
-    n_head: int
-    n_embd: int
-    vocab_size: int
-    block_size: int
+    n_layer: int = Field(ge=1, le=1 << 10)
+    n_head: int = Field(ge=1, le=1 << 10)
+    n_embd: int = Field(ge=1, le=1 << 16)
+    vocab_size: int = Field(ge=2, le=1 << 22)
+    block_size: int = Field(ge=1, le=1 << 20)
+
+    @model_validator(mode="after")
+    def _divides(self) -> GPTShape:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd: {self.n_embd} does not divide into n_head: {self.n_head} heads")
+        return self
 
     @property
     def num_parameters(self) -> int:

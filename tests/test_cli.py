@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -110,3 +111,21 @@ def test_a_folder_named_bench_in_the_current_directory_is_not_imported(
     (tmp_path / "bench" / "__init__.py").write_text("raise SystemExit('the wrong bench')")
     monkeypatch.chdir(tmp_path)
     assert run_command([*PSRING, "--version"]).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["", "a" * 300, "x\0y"])
+def test_what_is_no_path_is_refused_for_every_flag(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["report", name], ["sweep", "x.yaml", "--out", name], ["compress", "x.pt", "--out", name]):
+        assert main(words) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_path_that_the_system_refuses_is_named_and_no_output_is_blamed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "a/file")
+
+    monkeypatch.setattr("bench.sweep.status.describe", refuse)
+    assert main(["status", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "psring: a/file: cannot be used: Permission denied\n"

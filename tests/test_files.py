@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,40 @@ def test_a_refused_folder_is_left_as_it_was(tmp_path: Path) -> None:
 def test_text_that_utf8_cannot_hold_is_escaped(tmp_path: Path) -> None:
     files.write_whole(tmp_path / "file", "q\udcff.bin")
     assert (tmp_path / "file").read_text() == "q\\udcff.bin"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"[" * 100_000, "too many levels"), (b'{"a": ' * 100_000, "too many levels"),
+        (b'{"a": 1, "a": 2}', "'a' is there twice"), (b"\xff", "byte 0 is not UTF-8"), (b"", "Expecting value"),
+        (b"9" * 5000, "digits"), (b"{}" + b" " * files.MAX_TEXT_BYTES, "more than"),
+    ],
+)  # fmt: skip
+def test_json_that_means_nothing_or_two_things_is_refused(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        files.read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path), lambda path: None])
+def test_what_is_no_regular_file_is_not_waited_for(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "x")
+    with pytest.raises(ValueError, match=r"no regular file|Is a directory|No such file"):
+        files.read_text(tmp_path / "x")
+
+
+def test_a_mark_of_utf8_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"\xef\xbb\xbf[1]")
+    assert files.read_json(tmp_path / "x") == [1]
+
+
+def test_what_a_command_reads_and_what_was_measured_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "read").write_text("x")
+    (tmp_path / "other").hardlink_to(tmp_path / "read")
+    for name in ("read", "other", "runs.jsonl", "variants.jsonl"):
+        with pytest.raises(BadInput, match="give another name"):
+            files.check_writable(tmp_path / name, [None, tmp_path / "read"])
+    with pytest.raises(BadInput, match="give another name"):
+        files.check_writable(tmp_path / "new", [tmp_path / "new"])
+    files.check_writable(tmp_path / "new", [tmp_path / "read"])

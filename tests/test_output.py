@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bench.output import tolerant
+from bench.output import OutputLost, tolerant
 
 
 def test_a_closed_pipe_is_quiet_and_what_follows_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +34,7 @@ def test_a_full_device_is_an_error_at_the_end(monkeypatch: pytest.MonkeyPatch) -
                 print("x", flush=True)
                 done += 1
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutputLost, match="No space left"):
         write()
     assert done == 1
 

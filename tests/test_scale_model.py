@@ -110,6 +110,12 @@ def test_a_target_may_give_more_values() -> None:
         ("gpt2, 25gbit, a100 at 40% MFU, 1 node", "2 cores can emulate 2 to 16"),
         ("gpt2, 25gbit, a100 at 40% MFU, 64 nodes", "64 nodes; 2 cores can emulate 2 to 16"),
         ("gpt2, 25gbit, a100 at 40% MFU, 4 nodes, 4 servers", "4 servers leave no worker of 4 nodes"),
+        ("gpt2, 25gbit, a100 at 40% MFU, 4 nodes, 0 servers", "'0 servers' is not understood"),
+        ("gpt2, 25gbit, a100 at 4.0.0% MFU, 4 nodes", "'a100 at 4.0.0% mfu' is not understood"),
+        ("gpt2, 1.2.3gbit, a100 at 40% MFU, 4 nodes", "'1.2.3gbit' is not understood"),
+        ("gpt2, 25gbit, a100 at 40% MFU, " + "9" * 5000 + " nodes", "is not understood"),
+        ("gpt2, 25gbit, a100 at 40% MFU, 4 nodes, 8 nodes", "'8 nodes' is a second nodes"),
+        ("gpt2, gpt2-xl, 25gbit, a100 at 40% MFU, 4 nodes", "'gpt2-xl' is a second model"),
     ],
 )
 def test_an_unclear_target_is_refused_in_one_line(text: str, said: str) -> None:

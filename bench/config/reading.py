@@ -92,7 +92,8 @@ def first_problem(error: ValidationError, known: Iterable[str]) -> str:
     if problem["type"] == "extra_forbidden":
         return f"unknown key {shorten(path)}{nearest(path, known)}"
     if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
+        message = str(problem["ctx"]["error"])
+        return message if not path or message.startswith(path) else f"{path}: {message}"
     message = problem["msg"][0].lower() + problem["msg"][1:]
     return f"{path}: {message}, not {shorten(problem['input'])}".removeprefix(": ")
 

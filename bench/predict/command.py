@@ -53,23 +53,23 @@ def predict(request: Request) -> Answer:
             raise BadInput("predict: give a results folder, or --target 'gpt2, 25gbit, a100 at 40% MFU, 8 nodes'")
         return _of_target(request, request.target)
     if request.target is not None:
-        raise BadInput("predict: --target needs no results folder; give --num-nodes, --link and --device with one")
-    found = measured.read(request.folder)
+        raise BadInput("--target needs no results folder; give --num-nodes, --link and --device with one")
+    found, change = measured.read(request.folder), request.change
+    asked = grid.of_sweep(request.sweep, change.ranks_per_node) if request.sweep is not None else None
+    grid.check_servers(grid.templates(found), change)
     fitted = fit(found)
     if request.calibration is not None:
         fitted = replace(fitted, calibration=ClusterCalibration.read(request.calibration), samples=())
-    change = request.change
     if change.link is not None or change.device is not None:
         fitted = _without_emulation(fitted)
-    if request.sweep is not None:
-        cells = [Cell(config, change.ranks_per_node) for config in request.sweep]
+    if asked is not None:
+        cells = asked
     elif change.num_nodes:
         cells = grid.changed(grid.templates(found), change, fitted.calibration, _rate(fitted))
     else:
         cells = [one.cell for one in found]
     rows = table.rows(fitted, cells, str(request.folder), request.price_per_node_hour)
-    if all(row["status"] == "unsupported" for row in rows):
-        raise BadInput(str(rows[0]["reason"]) if rows else "predict: no cell fits on so few nodes; give more")
+    _check_any(rows)
     low, high = fitted.ranges.measured["nodes"]
     heading = (
         f"fitted to {len(found)} cells of {request.folder}, {low:.0f} to {high:.0f} nodes; "
@@ -78,18 +78,26 @@ def predict(request: Request) -> Answer:
     return Answer(fitted, rows, heading, grid.templates(found), change)
 
 
+def _check_any(rows: Sequence[Row]) -> None:
+    """Raise BadInput, with the first reason, if no row has numbers."""
+    if all(row["status"] == "unsupported" for row in rows):
+        raise BadInput(str(rows[0]["reason"]) if rows else "predict: no cell fits on so few nodes; give more")
+
+
 def _of_target(request: Request, text: str) -> Answer:
     configs, change = grid.of_target(text)
     given = request.change
     change = replace(
         given, num_nodes=given.num_nodes or change.num_nodes, num_servers=given.num_servers or change.num_servers
     )
+    grid.check_servers(configs, change)
     calibration = ClusterCalibration()
     if request.calibration is not None:
         calibration = ClusterCalibration.read(request.calibration)
     found = table.default_fit(calibration, SPREAD_UNMEASURED)
     cells = grid.changed(configs, change, calibration, _rate(found))
     rows = table.rows(found, cells, text, request.price_per_node_hour)
+    _check_any(rows)
     return Answer(found, rows, f"{text}: from data sheets and default costs, nothing measured", configs, change)
 
 

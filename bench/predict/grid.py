@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.config import BadInput, RunConfig, make_config
+from bench.config import BadInput, RunConfig, make_config, shorten
 from bench.devices import DEVICES
 from bench.links import parse_rate
 from bench.predict.calibration import ClusterCalibration
@@ -48,13 +48,13 @@ def parse_counts(text: str, flag: str) -> tuple[int, ...]:
     """'8,64' -> (8, 64); BadInput for anything but whole numbers above zero."""
     words = [word.strip() for word in text.split(",")]
     if not all(word.isascii() and word.isdigit() and 0 < int(word[:9]) <= MAX_NODES for word in words):
-        raise BadInput(f"{flag}: {text!r} is no list of whole numbers from 1 to {MAX_NODES}; write 8,64,512")
+        raise BadInput(f"{flag}: {shorten(text)} is no list of whole numbers from 1 to {MAX_NODES}; write 8,64,512")
     return tuple(dict.fromkeys(map(int, words)))
 
 
-def parse_servers(text: str) -> tuple[int, ...]:
-    """'auto' -> (), '1,4' -> (1, 4); BadInput for anything else."""
-    return () if text == AUTO else parse_counts(text, "--num-servers")
+def parse_servers(text: str | None) -> tuple[int, ...]:
+    """'auto' or None -> (), '1,4' -> (1, 4); BadInput for anything else."""
+    return () if text in (AUTO, None) else parse_counts(text, "--num-servers")
 
 
 def check(change: Change) -> None:
@@ -89,6 +89,18 @@ def of_target(text: str) -> tuple[list[RunConfig], Change]:
     return configs, Change(num_nodes=(config.num_workers,), num_servers=servers)
 
 
+def of_sweep(configs: Iterable[RunConfig], ranks_per_node: int) -> list[Cell]:
+    """Return the cells of a sweep file; BadInput if one's workers do not fill their nodes."""
+    cells = [Cell(config, ranks_per_node) for config in configs]
+    for config in (cell.config for cell in cells):
+        if config.num_workers % ranks_per_node:
+            raise BadInput(
+                f"--nodes-of: {config.num_workers} workers ({config.strategy}) do not fill nodes of {ranks_per_node}; "
+                f"give a number that divides num_workers of every cell"
+            )
+    return cells
+
+
 def changed(
     configs: Iterable[RunConfig], change: Change, calibration: ClusterCalibration, per_second: PerSecond
 ) -> list[Cell]:
@@ -105,6 +117,16 @@ def changed(
                 made = [max(made, key=per_second)]
             cells += made
     return list(dict.fromkeys(cells))
+
+
+def check_servers(configs: Sequence[RunConfig], change: Change) -> None:
+    """Raise BadInput for a number of servers that was given and that no cell will have."""
+    cells = [cell for nodes in change.num_nodes for config in configs for cell in _on_nodes(config, nodes, change)]
+    for servers in set(change.num_servers) - {cell.config.num_servers for cell in cells}:
+        raise BadInput(
+            f"--num-servers: no cell has {servers} servers: they leave no worker on {max(change.num_nodes)} nodes, "
+            f"or no strategy here has servers on nodes of their own; give fewer servers or more nodes"
+        )
 
 
 def _on_nodes(config: RunConfig, nodes: int, change: Change) -> Iterator[Cell]:

@@ -20,7 +20,9 @@ def measured(**changes: object) -> dict[str, object]:
     config = make_config(SHAPE, "test")
     times = by_flops(config.gpt, 0.25, 0.5, 0.0)
     content: dict[str, object] = {
-        "shape": config.gpt.model_dump(), "forward_s": times.forward_s, "backward_s": times.backward_s,
+        "shape": config.gpt.model_dump(), "batch_size": 8, "gradient_accumulation": 1, "precision": "fp32",
+        "num_threads": 1, "optimizer": "adamw", "steps": 3,
+        "forward_s": times.forward_s, "backward_s": times.backward_s,
         "optimizer_s": config.gpt.num_parameters * 1e-9, "measured_on": "a CPU",
         "cluster": {"bytes_per_s": 24e6, "latency_s": 1e-4, "link": "200mbit", "intervals": {}},
     }  # fmt: skip
@@ -37,12 +39,39 @@ def test_a_prediction_reads_the_file_of_psring_calibrate(tmp_path: Path) -> None
     assert step_time(Cell(config), found).compute_s == pytest.approx(0.75 + config.gpt.num_parameters * 1e-9)
 
 
-@pytest.mark.parametrize("wrong", [{"latency_s": -1}, {"speed": 1}, {"link": 25}])
-def test_a_damaged_file_is_refused_in_one_line(wrong: dict[str, object], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"latency_s": -1}, {"latency_s": 50}, {"add_s_per_byte": 1e300}, {"bytes_per_s": 1e-300},
+        {"bytes_per_s": 1e300}, {"speed": 1}, {"link": 25}, {"link": "fast"}, {"link": "0gbit"},
+        {"speed_factors": []}, {"speed_factors": [0]},
+        {"compute_cv": 1e300}, {"cores": 1 << 70}, {"intervals": {"latency_s": [2, 1]}}, {"measured_nodes": [8, 2]},
+        {"flops_per_s": 0}, {"duplex_factor": 3}, {"message_cpu_s": True},
+    ],
+)  # fmt: skip
+def test_a_number_that_no_machine_has_is_refused_by_name(wrong: dict[str, object], tmp_path: Path) -> None:
     file = tmp_path / "calibration.json"
     file.write_text(json.dumps(measured(cluster=wrong)))
-    with pytest.raises(BadInput, match=f"calibration.json: {next(iter(wrong))}: .*; make it anew"):
+    with pytest.raises(BadInput, match=f"calibration.json: .*{next(iter(wrong))}.*; make it anew"):
         ClusterCalibration.read(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"shape": {**SHAPE, "n_embd": 0}}, "shape.n_embd"),
+        ({"shape": {**SHAPE, "n_head": 3}}, "does not divide"),
+        ({"shape": None}, "shape"),
+        ({"optimizer_s": "fast"}, "optimizer_s"),
+        ({"forward_s": {}}, "forward_s"),
+        ({"forward_s": {"wte": 1.0}}, "other layers"),
+        ({"cluster": "fast"}, "cluster"),
+    ],
+)
+def test_what_no_calibration_says_is_refused_by_name(change: dict[str, object], said: str, tmp_path: Path) -> None:
+    (tmp_path / "calibration.json").write_text(json.dumps(measured(**change)))
+    with pytest.raises(BadInput, match=said):
+        ClusterCalibration.read(tmp_path / "calibration.json")
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,19 @@ def test_a_target_needs_no_folder(psring: Psring) -> None:
         ((STUDY, "--num-nodes", "8", "--model", "gpt3"), "there is no 'gpt3'"),
         ((STUDY, "--num-nodes", "8", "--device", "b200"), "there is no 'b200'"),
         (("nowhere",), "no runs.jsonl there"),
+        ((STUDY, "--link", "1gbit"), "--link: changes nothing without --num-nodes"),
+        ((STUDY, "--nodes-of", "4"), "--nodes-of: changes nothing without --num-nodes"),
+        ((STUDY, "--num-nodes", ""), "'' is no list of whole numbers"),
+        ((STUDY, "--num-nodes", "8", "--mfu", "0.3"), "--mfu: is a share of the peak of --device"),
+        ((STUDY, "--num-nodes", "4", "--num-servers", "1,4"), "no cell has 4 servers"),
+        ((STUDY, "--sweep", STUDY / "sweep.yaml", "--model", "gpt2"), "--model: --sweep names the cells"),
+        ((STUDY, "--sweep", STUDY / "sweep.yaml", "--nodes-of", "3"), "do not fill nodes of 3"),
+        (("--target", "gpt2, 1gbit, v100 at 40% MFU, 8 nodes, bf16"), "v100 has no rate for precision: bf16"),
+        (("--target", "gpt2, 1gbit, v100 at 40% MFU, 8 nodes", "--sweep", STUDY / "sweep.yaml"), "--target: --sweep"),
+        (
+            ("--target", "gpt2, 1gbit, v100 at 40% MFU, 8 nodes", "--out", "x.svg", "--map", "x.svg"),
+            "give another name",
+        ),
     ],
 )
 def test_bad_input_is_one_line(psring: Psring, words: tuple[object, ...], said: str) -> None:
