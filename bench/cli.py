@@ -112,10 +112,6 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.save_parameters and config.compute != "real":
         raise BadInput(f"--save-parameters: compute: {config.compute} trains nothing; use --compute real")
     if rank_info.rank == 0:
-        for file in filter(None, (arguments.save_parameters, arguments.trace)):
-            check_writable(file)
-        if arguments.out:
-            open_folder(arguments.out)
         environment.collect()  # now: a strategy sets its library's variables later
     from rich.console import Console
 
@@ -125,6 +121,13 @@ def _run(arguments: argparse.Namespace) -> int:
     from bench.rank.run import Result, run_all, save_parameters, write_folder
 
     kept: list[Result] = []
+
+    def check() -> None:
+        if rank_info.rank == 0:
+            for file in filter(None, (arguments.save_parameters, arguments.trace)):
+                check_writable(file)
+            if arguments.out:
+                open_folder(arguments.out)
 
     def keep(result: Result) -> None:
         if arguments.out:
@@ -137,7 +140,7 @@ def _run(arguments: argparse.Namespace) -> int:
     keep_trace = partial(trace.write, arguments.trace) if arguments.trace else None
     progress = RunProgress(config, Console(stderr=True, force_terminal=on_terminal(rank_info)))
     try:
-        run_all([planned], rank_info, keep, keep_trace, None if rank_info.rank else progress.tell)
+        run_all([planned], rank_info, keep, keep_trace, None if rank_info.rank else progress.tell, check)
     finally:
         progress.close()
     for result in kept:
@@ -165,11 +168,13 @@ def _calibrate(arguments: argparse.Namespace) -> int:
 
     rank_info, links = RankInfo.detect(os.environ), _node_links() or {}
     config = complete_config(knobs(arguments), ALONE)
-    if rank_info.rank == 0:
-        check_writable(arguments.out)
     from bench.rank.calibrate_all import calibrate_all, describe
 
-    found = calibrate_all(config, rank_info, str(links["link"]) if links else None)
+    def check() -> None:
+        if rank_info.rank == 0:
+            check_writable(arguments.out)
+
+    found = calibrate_all(config, rank_info, str(links["link"]) if links else None, check)
     if found is not None:
         write_json(arguments.out, found.model_dump())
         print("\n".join([f"{arguments.out}:", *describe(found)]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from bench import processes
@@ -21,8 +22,10 @@ from strategies.group import Group
 DIGITS = 6
 
 
-def calibrate_all(config: RunConfig, rank_info: RankInfo, link: str | None) -> Calibration | None:
-    """Return the calibration on rank 0, None elsewhere. Collective.
+def calibrate_all(
+    config: RunConfig, rank_info: RankInfo, link: str | None, check: Callable[[], None]
+) -> Calibration | None:
+    """Return the calibration on rank 0, None elsewhere; `check` is called once all ranks have joined. Collective.
 
     Its section `cluster` is what `bench.predict` reads. BadInput on every rank if data or device cannot be used, or
     the launcher cannot send messages by MPI.
@@ -38,6 +41,7 @@ def calibrate_all(config: RunConfig, rank_info: RankInfo, link: str | None) -> C
     try:
         joining = catalogue.MPI_RING if rank_info.starts_mpi else catalogue.LOCAL
         ranks = group.join([joining.name], rank_info, config)
+        group.agreed(ranks, check)
         return _measure(config, rank_info, ranks, link)
     except BadInput:
         raise

@@ -54,10 +54,12 @@ class Result:
 
 def run_all(
     planned: Sequence[PlannedRun], rank_info: RankInfo, keep: Callable[[Result], None],
-    keep_trace: KeepTrace | None = None, tell: Tell | None = None,
+    keep_trace: KeepTrace | None = None, tell: Tell | None = None, check: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
     """Do this rank's part of all runs, one after the other; rank 0 calls `keep` after each. Collective.
 
+    `check` is called once all ranks have joined. A rank that finds bad input before that and ends alone may leave
+    Open MPI's launcher waiting for another rank that is just connecting.
     `tell` is called after each step of this rank, outside the time of the step. Each run has a fresh model and a
     deadline of its own. BadInput is raised on every rank alike; any other exception ends the whole launch.
     """
@@ -73,6 +75,7 @@ def run_all(
     try:
         ranks = group.join([run.config.strategy for run in planned], rank_info, now.config)
         group.agree(ranks, planned, tracing=keep_trace is not None)
+        group.agreed(ranks, check)
         if ranks.rank == 0:
             failures.mark_joined()
         gc.freeze()  # what is imported stays: collecting then takes milliseconds
