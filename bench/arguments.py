@@ -162,7 +162,7 @@ def _add_predicting(add: Add) -> None:
     validate = add("validate", "how well the model predicts cells that it was not fitted to, beside naive predictors")
     validate.add_argument("folder", type=_path, metavar="DIR")
     text = "fit cells of at most so many nodes, predict the others [4]"
-    validate.add_argument("--fit-up-to", type=_within(int, 1, 1 << 14), default=4, metavar="N", help=text)
+    validate.add_argument("--fit-up-to", type=_within(int, 1, 1 << 14), metavar="N", help=text)
     text = "instead of a fit: what psring predict --out wrote before these runs"
     validate.add_argument("--predictions", type=_path, metavar="FILE.csv", help=text)
 

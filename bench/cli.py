@@ -438,7 +438,10 @@ def _check_predicting(arguments: argparse.Namespace) -> None:
 def _validate(arguments: argparse.Namespace) -> int:
     from bench.predict import validate
 
-    print(validate.as_text(validate.validate(arguments.folder, arguments.fit_up_to, arguments.predictions)))
+    if arguments.predictions and arguments.fit_up_to is not None:
+        raise BadInput("--fit-up-to: nothing is fitted with --predictions; leave one of them out")
+    most = validate.FIT_UP_TO if arguments.fit_up_to is None else arguments.fit_up_to
+    print(validate.as_text(validate.validate(arguments.folder, most, arguments.predictions)))
     return 0
 
 

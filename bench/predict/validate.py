@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.config import BadInput
+from bench.config import BadInput, shorten
 from bench.intervals import median_interval
-from bench.predict import crossings, measured
+from bench.predict import crossings, measured, predictions
 from bench.predict.calibration import ClusterCalibration
 from bench.predict.crossings import MARGIN, Rated, same_work
 from bench.predict.fit import Fit, fit, regime
@@ -22,6 +21,7 @@ from bench.predict.measured import Measured
 from bench.predict.simulate import expected
 from bench.predict.table import bytes_sent
 
+FIT_UP_TO = 4  # nodes
 Predictor = Callable[[Measured], float]  # seconds of a step
 
 
@@ -49,14 +49,15 @@ class Validation:
     refused: list[str]
     naive: dict[str, list[float]]  # tokens per second, in the order of points
     crossings: list[crossings.Crossing]  # of curves through held-out cells and, with a fit, the cells that it saw
+    alone: str = ""  # cells that were only measured, or only predicted
 
 
-def validate(folder: Path, most_nodes: int, predictions: Path | None = None) -> Validation:
-    """Fit on cells of at most `most_nodes` nodes and predict the others, or read predictions made before the runs."""
+def validate(folder: Path, most_nodes: int, written: Path | None = None) -> Validation:
+    """Fit on cells of at most `most_nodes` nodes and predict the others, or read what was `written` before the runs."""
     found = measured.read(folder)
-    if predictions is not None:
-        points = _read(predictions, found)
-        return Validation(points, 0, [], _naive(points, []), _crossings(points))
+    if written is not None:
+        points, alone = _scored(written, found)
+        return Validation(points, 0, [], _naive(points, []), _crossings(points), alone)
     seen = [one for one in found if one.cell.num_nodes <= most_nodes]
     held_out = [one for one in found if one.cell.num_nodes > most_nodes]
     if not seen or not held_out:
@@ -83,20 +84,24 @@ def _point(fitted: Fit, one: Measured) -> Point:
     return Point(one, predicted, predicted * math.exp(-half), predicted * math.exp(half))
 
 
-def _read(path: Path, found: Sequence[Measured]) -> list[Point]:
-    """Return the rows of `psring predict --out` whose cells were measured."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = {row["cell"]: row for row in csv.DictReader(file) if row["tokens_per_s"]}
-        points = [
-            Point(one, *(float(rows[one.name][f"tokens_per_s{end}"]) for end in ("", "_low", "_high")))
-            for one in found if one.name in rows
-        ]  # fmt: skip
-    except (OSError, UnicodeDecodeError, KeyError, ValueError, csv.Error) as error:
-        raise BadInput(f"--predictions: {path}: {error}; give the file of psring predict --out") from None
+def _scored(path: Path, found: Sequence[Measured]) -> tuple[list[Point], str]:
+    """Return the rows of `psring predict --out` whose cells were measured, and which cells are only on one side."""
+    rows = predictions.read(path)
+    points = [Point(one, rows[one.name].middle, rows[one.name].low, rows[one.name].high)
+              for one in found if one.name in rows]  # fmt: skip
     if not points:
         raise BadInput(f"--predictions: {path}: none of its cells was measured; predict the sweep that was run")
-    return points
+    for one in (point.one for point in points):
+        for name, said in rows[one.name].same.items():
+            if said != str(getattr(one.config, name)):
+                raise BadInput(
+                    f"--predictions: {path}: {one.name}: {name} is {shorten(said)}, and {getattr(one.config, name)} "
+                    f"in the cell; give the file of psring predict --out"
+                )
+    more, fewer = len(found) - len(points), len(rows) - len(points)
+    alone = [f"{more} measured cells have no prediction"] * (more > 0)
+    alone += [f"{fewer} predicted cells have no ok run"] * (fewer > 0)
+    return points, "; ".join(alone)
 
 
 def _naive(points: Sequence[Point], seen: Sequence[Measured]) -> dict[str, list[float]]:
@@ -198,6 +203,7 @@ def as_text(found: Validation) -> str:
     covered = sum(point.low <= point.one.tokens_per_s <= point.high for point in found.points)
     fitted = f"fitted to {found.num_fitted} cells" if found.num_fitted else "predicted before they ran"
     lines += ["", f"{len(found.points)} held-out cells, {fitted}; {covered} inside their 90 % band"]
+    lines += [found.alone] * bool(found.alone)
     lines += [f"not predicted, because nothing alike was fitted: {', '.join(found.refused)}"] * bool(found.refused)
     lines += ["", f"{'':24}{'MAPE':>8}{'largest':>9}{'bias':>8}{'tau':>7}  wrong winners"]
     rows = {"psring predict": [point.predicted for point in found.points], **found.naive}
