@@ -119,7 +119,7 @@ def _add_reading(add: Add) -> None:
     published = add("published", "others' published measurements, predicted from their settings alone")
     text = "measurements of your own instead of those that come with psring: docs/published.md says how to write them"
     published.add_argument("--rows", type=_path, nargs="+", metavar="FILE.yaml", help=text)
-    text = "also write published.csv, published.md and published.svg there"
+    text = "also write published.csv, published.md and the figure (svg, png, pdf) there"
     published.add_argument("--out", type=_path, metavar="DIR", help=text)
 
     compare = add("compare", "two folders, or two strategies of one, cell by cell: B against A, with intervals")

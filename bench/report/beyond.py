@@ -11,10 +11,11 @@ from bench.predict.explain import MAX_FITTED
 from bench.predict.grid import Change
 from bench.predict.maps import LINKS, MODELS, NODES, point
 from bench.report import maps
-from bench.report.figures import matplotlib_settings, to_draw
+from bench.report.figures import to_draw
 from bench.report.looks import PANEL, curves, with_looks
 from bench.report.modelled import FURTHER, MAX_CELLS, Modelled
 from bench.report.panels import SIZE, grid, points, rate_axis, size_axis
+from bench.report.saving import matplotlib_settings
 
 TITLE = "Beyond what was measured"
 DESCRIPTIONS = {

@@ -9,12 +9,10 @@ matplotlibrc, the date or random ids.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -36,9 +34,9 @@ from bench.report.panels import (
     size_axis,
     that_scale,
 )
+from bench.report.saving import KINDS, matplotlib_settings, save
 from bench.report.verdicts import MARGIN
 
-KINDS = ("svg", "png", "pdf")
 DESCRIPTIONS = {
     "overview": "Tokens per second against size, both axes logarithmic, or a row per cell where there is one size; "
     "dotted: size × baseline. Where ring and servers are compared, their ratio at equal size, on an axis that is "
@@ -62,35 +60,13 @@ PRECISION_LOOKS: dict[str, dict[str, Any]] = {
     "bf16": {"linestyle": "--", "markerfacecolor": PAPER},
     "fp16": {"linestyle": ":", "fillstyle": "left"},
 }
-STYLE: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "psring", "font.size": 9.0,
-    "axes.titley": 1.0,  # without it, every title makes matplotlib measure the whole panel again
-    "text.parse_math": False,  # a $ in a path is no formula
-}  # fmt: skip
-
-
-@contextmanager
-def matplotlib_settings() -> Iterator[None]:
-    """Matplotlib's defaults with STYLE, whatever the user's matplotlibrc says; the former settings afterwards."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        yield
 
 
 def write_figures(figures: dict[str, Figure], folder: Path) -> list[str]:
     """Write figures/<name>.svg, .png and .pdf for every figure; return the names."""
     out = files.own_folder(folder, "figures")
-    no_date: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {}, "pdf": {"CreationDate": None}}
-    with matplotlib_settings():
-        for name, figure in figures.items():
-            layout = figure.get_layout_engine()
-            if layout is not None:
-                layout.execute(figure)  # once for all formats
-                figure.set_layout_engine(None)  # else savefig lays out again for every format
-            for kind, metadata in no_date.items():
-                with files.replacing(out / f"{name}.{kind}") as file:
-                    figure.savefig(file, format=kind, metadata=metadata, dpi=150)
+    for name, figure in figures.items():
+        save(figure, *(out / f"{name}.{kind}" for kind in KINDS))
     return list(figures)
 
 

@@ -32,6 +32,7 @@ from bench.report import (
 )
 from bench.report.answer import Answer
 from bench.report.looks import INK, PAPER
+from bench.report.saving import KINDS
 from bench.report.verdicts import MARGIN
 from bench.sweep import remaining
 
@@ -99,7 +100,7 @@ def write_report(folder: Path, *, allow_mixed: bool = False, margin: float = MAR
     for name, text in texts.items():
         files.write_whole(folder / name, text)
     write_parquet({"runs.parquet": runs, "summary.parquet": summary}, folder)
-    images = [f"figures/{name}.{kind}" for name in drawn for kind in figures.KINDS]
+    images = [f"figures/{name}.{kind}" for name in drawn for kind in KINDS]
     return Report(found, [folder / name for name in (*texts, "runs.parquet", "summary.parquet", *images)])
 
 

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 
 from bench import records
 from bench.records import RunRecord
-from bench.report import bars, figures, labels, looks, panels
+from bench.report import bars, figures, labels, looks, panels, saving
 from strategies.catalogue import CATALOGUE
 from tests.support.drawing import curves_of, draw, summarize, words
 from tests.support.synthetic import demo_records, make_failure, make_record, make_steps
@@ -174,7 +174,7 @@ def test_the_same_summary_gives_the_same_files(tmp_path: Path) -> None:
         files = sorted((tmp_path / name / "figures").iterdir())
         contents.append({file.name: file.read_bytes() for file in files})
     assert contents[0] == contents[1]
-    assert {name.split(".")[1] for name in contents[0]} == set(figures.KINDS)
+    assert {name.split(".")[1] for name in contents[0]} == set(saving.KINDS)
 
 
 def words_of(figure: Figure) -> list[Text]:

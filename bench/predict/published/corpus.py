@@ -104,7 +104,7 @@ class Measurement:
 
     def _workers(self) -> str:
         count = self.arm.stated.get("num_gpus")
-        return "" if count is None else f"{count} workers"
+        return "" if count is None else f"{count} worker" + "s" * (count != 1)
 
 
 def half_digit(value: float) -> float:

@@ -80,7 +80,7 @@ def predict(row: Measurement, samples: int = SAMPLES) -> Prediction:
     low, mid, high = (_quantile(values, share) for share in (BAND[0], 0.5, BAND[1]))
     bounds = [each.bounded_by for each in steps]
     found = Prediction(
-        row, low, mid, high, tuple(each.samples_per_s for each in steps), max(set(bounds), key=bounds.count), ""
+        row, low, mid, high, tuple(each.samples_per_s for each in steps), max(sorted(set(bounds)), key=bounds.count), ""
     )
     return found if found.holds else Prediction(**{**vars(found), "needs": _needs(row)})
 
