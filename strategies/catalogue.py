@@ -181,7 +181,7 @@ ZERO = Entry(
     colour="#cc79a7",
     exact=True,
     streams_weights=True,
-    knobs=("wire_dtype", "segment_bytes"),
+    knobs=("wire_dtype", "segment_bytes", "schedule"),
     tunes="segment_bytes",
     sizes=(16 << 10, 64 << 10, 256 << 10, 1 << 20),
     message_knob="segment_bytes",
@@ -209,7 +209,7 @@ PIPELINE = Entry(
     family="model parallel",
     colour="#7a4b94",
     exact=True,
-    knobs=("model_parallel_size", "num_micro_batches", "pipeline_schedule"),
+    knobs=("model_parallel_size", "num_micro_batches", "pipeline_schedule", "between_copies"),
     closed_form=closed_forms.pipeline,
     splits="layers",
 )
@@ -222,15 +222,13 @@ TENSOR_PARALLEL = Entry(
     family="model parallel",
     colour="#a6761d",
     exact=True,
-    knobs=("model_parallel_size",),
+    knobs=("model_parallel_size", "sequence_parallel", "between_copies"),
     closed_form=closed_forms.tensor_parallel,
     bytes_counted_by="inferred",
     splits="heads",
     unsupported={
-        ("compute", "emulated"): "tensor_parallel cannot sleep through parts of layers; use compute: real",
         ("precision", "bf16"): "tensor_parallel would round partial sums to bf16 before they are added; use fp32",
         ("precision", "fp16"): "tensor_parallel would round partial sums to fp16 before they are added; use fp32",
-        ("compute", "none"): "tensor_parallel cannot leave out its computing; use compute: real",
     },
 )
 CATALOGUE: dict[str, Entry] = {

@@ -159,11 +159,20 @@ def tensor_parallel(options: Options, job: Job) -> Prediction:
 
     Each block sums the activations of all tokens over the ranks four times, by rings in fp32: the outputs of attention
     and of the MLP in forward, the gradients of their inputs in backward (Shoeybi et al., Megatron-LM, 2019).
+
+    With sequence parallelism each sum is a reduce-scatter, and what is read next an all-gather (Korthikanti et al.,
+    2022): as many bytes where a reduce-scatter sends half of an allreduce; Gloo's sends as many (see `fsdp`), so that a
+    block sends 3/2 of that. All tokens are gathered once more in forward, for the output head, and once in backward,
+    for the embedding; the gradients of the layer norms, of which each rank has its tokens' part, are summed.
     """
     size, itemsize = options.model_parallel_size, NUMBER_FORMATS["fp32"].nbytes
     copies = job.num_workers // size
     of_ring = 2 * (size - 1) / size
-    sums = 4 * job.num_blocks * job.num_tokens * job.width * itemsize
+    activations = job.num_tokens * job.width * itemsize
+    sums: float = 4 * job.num_blocks * activations
+    if options.sequence_parallel:  # in units of an allreduce, which sends twice what an all-gather does
+        norms = (2 * job.num_blocks + 1) * 2 * job.width * itemsize
+        sums = (4 * job.num_blocks * 3 / 2 + 1) * activations + norms
     held = job.num_parameters - job.num_divided + job.num_divided / size
     of_copies = 2 * (copies - 1) / copies * held * itemsize
     of_norm = of_ring * NORM_BYTES if options.clip_norm is not None or options.loss_scaling else 0

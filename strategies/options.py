@@ -142,8 +142,8 @@ class WireOptions(Knobs):
     """Largest message of a push or a pull before compression, bytes, within one number. Over TCP Open MPI sends
     messages up to 64 KiB eagerly; larger ones wait for the receiver's answer, which queues behind other data."""
     schedule: Literal["fifo", "priority"] = "fifo"
-    """Order in which gradients are pushed; fifo: as backward finishes them; priority: those of the layers first whose
-    weights the next forward reads first."""
+    """Order in which gradients are pushed and, by zero, weights gathered; fifo: as backward finishes them; priority:
+    those of the layers first whose weights the next forward reads first."""
     window_bytes: Annotated[int | None, OrNone] = Field(400_000, ge=1, le=MAX_BYTES)
     """Most bytes that a worker has in flight to servers, so that workers share a server's link evenly and priority can
     overtake; give more on links beyond 10 Gbit/s; none: no limit."""
@@ -178,6 +178,12 @@ class ModelParallelOptions(Knobs):
     pipeline_schedule: Literal["1f1b", "gpipe"] = "1f1b"
     """Order of a pipeline's work; gpipe: all forward passes, then all backward passes; 1f1b: one forward, one backward
     as early as possible, so that a stage keeps the activations of at most as many micro-batches as there are stages."""
+    between_copies: Literal["allreduce", "servers"] = "allreduce"
+    """What takes the mean of the copies' gradients; allreduce: as in ddp, after the last backward pass;
+    servers: parameter servers on the ranks that hold the same part, which sum; workers run the optimizer."""
+    sequence_parallel: Annotated[bool, Unit("true or false")] = False
+    """Whether the ranks of tensor_parallel divide the tokens among them where they do not divide layers: they then keep
+    a part of those activations, and the sum of activations becomes a reduce-scatter and an all-gather."""
 
 
 # pydantic orders fields from the last base to the first.

@@ -63,6 +63,7 @@ class Pipeline(SplitModel):
         keep_only(self._parameters, model, optimizer)
         shared = shared_names(self._names) & set(self._names[place.part])
         self._shared = [model.get_parameter(name) for name in sorted(shared)]
+        self._start_servers()
         self._stage = ScheduledStage(
             module, place, self._of_replica.group, next(module.parameters()).device, self.options,
             lambda loss: self.scaled(loss) / self.options.num_micro_batches,
@@ -88,11 +89,10 @@ class Pipeline(SplitModel):
 
     def observe(self) -> Observed:
         """Return what was sent between stages and between copies, and how this stage spent the step."""
-        moved = replace(self._stage.moved)
-        moved.add(*vars(self.counters).values())
+        observed = super().observe()
+        observed.moved.add(*vars(self._stage.moved).values())
         return replace(
-            super().observe(),
-            moved=moved,
+            observed,
             wait_in_forward_s=self._stage.wait_s,
             backward_in_forward_s=self._stage.backward_s,
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -11,10 +12,13 @@ from torch import Tensor, nn
 
 from strategies import process_group
 from strategies.allreduce import ring_volume
-from strategies.base import UnusableOptions, WorkerOptimizer
+from strategies.base import Observed, UnusableOptions, WorkerOptimizer
 from strategies.group import Group
 from strategies.options import Options
 from strategies.volume import Volume
+
+if TYPE_CHECKING:
+    from strategies.between_copies import ServersOfPart
 
 BUCKET_ELEMENTS = (25 << 20) // 4  # of one allreduce between copies: DDP's default bucket, in fp32
 
@@ -77,6 +81,16 @@ class SplitModel(WorkerOptimizer):
             )
         super().__init__(group, options)
         self.place = Place(group.rank, group.size, options.model_parallel_size)
+        self._servers: ServersOfPart | None = None
+
+    def observe(self) -> Observed:
+        """Add what servers between the copies moved."""
+        observed = super().observe()
+        if self._servers is None:
+            return observed
+        between = self._servers.observe()
+        observed.moved.add(*vars(between.moved).values())
+        return replace(observed, shares_memory=between.shares_memory)
 
     @property
     def replica(self) -> int:
@@ -93,9 +107,19 @@ class SplitModel(WorkerOptimizer):
         self._of_part = Ranks(self.place.groups_of_parts(), self.group.rank)
         return model
 
+    def _start_servers(self) -> None:
+        """Start parameter servers between the copies, if asked for; `self._parameters` are this part's. Collective."""
+        if self.options.between_copies == "servers" and self.place.num_replicas > 1:
+            from strategies.between_copies import ServersOfPart  # here: it needs MPI
+
+            self._servers = ServersOfPart(self.group, self.options, self.place.part, self._parameters)
+
     def _average_over_copies(self) -> None:
         """Replace the gradients of this part by their means over all copies of the model."""
         if self.place.num_replicas == 1:
+            return
+        if self._servers:
+            self._servers.average([gradient(p) for p in self._parameters])
             return
         for bucket in buckets([gradient(p) for p in self._parameters]):
             torch._foreach_div_(bucket, self.place.num_replicas)
@@ -119,6 +143,8 @@ class SplitModel(WorkerOptimizer):
     def close(self) -> None:
         """End the process groups. Collective."""
         super().close()
+        if self._servers:
+            self._servers.close()
         process_group.end()
 
 

@@ -62,6 +62,7 @@ class Zero(Strategy):
         self._ring = Ring(
             self._comm, self.counters, self._layout.num_elements, torch_dtype(self.options.wire_dtype),
             self.options.segment_bytes, self._parameters[0].is_cuda, self._reduced, self._communication_ended,
+            priority=self.options.schedule == "priority",
         )  # fmt: skip
         self._own_views = self._layout.views(self._ring.own)
         self._readiness = Readiness(self._layout, self._ring.ranges)
@@ -202,7 +203,7 @@ class Zero(Strategy):
         norm = math.sqrt(square) / self.scaler.scale
         factor = gradient_factor(norm, self.options.clip_norm) / self.scaler.scale
         buckets, self._waiting = self._waiting, []
-        for bucket in buckets:
+        for bucket in reversed(buckets):  # the last is needed first
             if math.isfinite(norm):
                 self._update(bucket, factor)
             self._gather(bucket)

@@ -52,6 +52,13 @@ def unsplittable(config: RunConfig) -> Iterator[str]:
             f"model_parallel_size: {config.gpt.n_head} heads (n_head) do not divide among {size} ranks; "
             f"choose one of {_divisors(config.gpt.n_head)}"
         )
+    if config.sequence_parallel and config.gpt.block_size % size:
+        yield (
+            f"sequence_parallel: {config.gpt.block_size} tokens (block_size) do not divide among {size} ranks; "
+            f"choose model_parallel_size: one of {_divisors(config.gpt.block_size)}"
+        )
+    if config.sequence_parallel and config.compute != "real":
+        yield f"sequence_parallel: no layers of compute: {config.compute} divide tokens; use compute: real"
     sequences = config.batch_size // config.gradient_accumulation
     if sequences % micro:
         yield (

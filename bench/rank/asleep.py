@@ -8,8 +8,9 @@ nothing is trained. Copies, casts and messages of a strategy are real.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ from bench.config import RunConfig
 from bench.durations import Durations, slowdown
 from bench.rank.asleep_stage import EmulatedStage
 from bench.rank.data import Corpus
-from bench.rank.model import GPT
+from bench.rank.model import GPT, split_linears
 from strategies.base import Strategy
 
+SumOverRanks = Callable[[Tensor], None]
 MIN_WAIT_S = 1e-3  # longer than Python takes between two layers: somebody has waited who does not say so
 MIN_UPDATE_S = 1e-4  # shorter updates of chunks are slept together: a sleep takes some 0.1 ms longer than asked for
 
@@ -65,13 +67,13 @@ class SleepSchedule:
         self._deadline = self._woke = time.perf_counter()
         self._phase = ""
 
-    def forward(self, layer: str) -> None:
-        """Sleep for one layer's forward."""
-        self._sleep(self._start("forward"), self._durations.forward_s[layer] / self._parts)
+    def forward(self, layer: str, share: float = 1.0) -> None:
+        """Sleep for a share of one layer's forward."""
+        self._sleep(self._start("forward"), share * self._durations.forward_s[layer] / self._parts)
 
-    def backward(self, layer: str) -> None:
-        """Sleep for one layer's backward."""
-        self._sleep(self._start("backward"), self._durations.backward_s[layer] / self._parts)
+    def backward(self, layer: str, share: float = 1.0) -> None:
+        """Sleep for a share of one layer's backward."""
+        self._sleep(self._start("backward"), share * self._durations.backward_s[layer] / self._parts)
 
     def update(self, seconds: float) -> None:
         """Sleep for an update of the weights."""
@@ -126,7 +128,7 @@ class _LayerFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        ctx.layer.schedule.backward(ctx.layer.name)
+        ctx.layer.backward()
         return (None, *upstream, *ctx.layer.gradients())
 
 
@@ -134,21 +136,53 @@ class EmulatedLayer(nn.Module):
     """Replaces a module with parameters: the same names and shapes, all zeros."""
 
     def __init__(
-        self, name: str, original: nn.Module, zeros: Tensor, schedule: SleepSchedule, autocast: bool,
-        in_every_pass: bool,
-    ) -> None:  # fmt: skip
+        self, name: str, original: nn.Module, zeros: Tensor, schedule: SleepSchedule, config: RunConfig
+    ) -> None:
         super().__init__()
         self.name = name
         self.schedule = schedule
-        self._in_every_pass = in_every_pass
-        for key, parameter in original.named_parameters():
-            self.register_parameter(key, nn.Parameter(zeros[: parameter.numel()].view(parameter.shape)))
+        self._zeros, self._config = zeros, config
+        # Else parameters stay the same, and so does the graph.
+        self._in_every_pass = config.kind.gathers_weights or config.kind.splits == "heads"
+        self._share = 1.0  # of the layer that this rank computes
+        self._sum_in_forward: SumOverRanks | None = None
+        self._sum_in_backward: SumOverRanks | None = None
+        self._set_parameters({key: parameter.shape for key, parameter in original.named_parameters()})
         self._keys = [key for key, _ in original.named_parameters()]
-        if isinstance(original, nn.Linear) and not autocast:
+        if isinstance(original, nn.Linear) and config.precision == "fp32":
             # autograd finishes the bias's gradient before the weight's, which passes a transpose; not under autocast.
             self._keys.reverse()
+        self._find_gradients()
+
+    def _set_parameters(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        for key, shape in shapes.items():
+            self.register_parameter(key, nn.Parameter(self._zeros[: math.prod(shape)].view(*shape)))
+
+    def _find_gradients(self) -> None:
         self._in_order = [self.get_parameter(key) for key in self._keys]
-        self._gradients = [zeros[: parameter.numel()].view(parameter.shape) for parameter in self._in_order]
+        self._gradients = [self._zeros[: parameter.numel()].view(parameter.shape) for parameter in self._in_order]
+
+    def divide(self, size: int, is_columns: bool, add_up: SumOverRanks) -> None:
+        """Keep one of `size` equal parts; `add_up` replaces activations by their sums over the ranks of all parts.
+
+        Those that a layer of rows returns are summed in forward, the gradients of a layer of columns' in backward.
+        """
+        rows, columns = self.get_parameter("weight").shape
+        if is_columns:
+            self._set_parameters({"weight": (rows // size, columns), "bias": (rows // size,)})
+        else:
+            self._set_parameters({"weight": (rows, columns // size)})
+        self._find_gradients()
+        self._share = 1 / size
+        if is_columns:
+            self._sum_in_backward = add_up
+        else:
+            self._sum_in_forward = add_up
+
+    def _activations(self) -> Tensor:
+        """Return zeros of the shape of what passes between blocks: (sequences of one pass, T, C)."""
+        shape, sequences = self._config.gpt, self._config.batch_size // self._config.gradient_accumulation
+        return torch.zeros(sequences, shape.block_size, shape.n_embd)
 
     def append_to_graph(self, x: Tensor) -> Tensor:
         """Append this layer to the autograd graph after x; () -> ()."""
@@ -158,11 +192,19 @@ class EmulatedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Sleep; () -> ()."""
-        self.schedule.forward(self.name)
+        self.schedule.forward(self.name, self._share)
+        if self._sum_in_forward:
+            self._sum_in_forward(self._activations())
         if not self._in_every_pass:
             return self._output
         self._in_order = [self.get_parameter(key) for key in self._keys]
         return self.append_to_graph(x)
+
+    def backward(self) -> None:
+        """Sleep for the backward."""
+        self.schedule.backward(self.name, self._share)
+        if self._sum_in_backward:
+            self._sum_in_backward(self._activations())
 
     def gradients(self) -> Iterable[Tensor]:
         """Return new views of the zeros, one per parameter, in the order in which real training finishes gradients."""
@@ -195,7 +237,8 @@ class EmulatedGPT(EmulatedSequence):
     """The module tree of GPT with emulated layers. The output head is tied to wte and needs no layer of its own.
 
     The autograd graph is built once and used in every pass: it saves no tensors that backward would free. Where passes
-    gather the weights (fsdp), parameters are replaced between passes, and each pass builds its own.
+    gather the weights (fsdp) or layers are divided (tensor_parallel), parameters are replaced, and each pass builds its
+    own.
     """
 
     def __init__(self, config: RunConfig, durations: Durations, worker: int, strategy: Strategy | None = None) -> None:
@@ -209,13 +252,7 @@ class EmulatedGPT(EmulatedSequence):
             children = {key: emulate(f"{name}.{key}", child) for key, child in module.named_children()}
             if isinstance(module, nn.ModuleList):
                 return nn.ModuleList(children.values())
-            return (
-                EmulatedSequence(children)
-                if children
-                else EmulatedLayer(
-                    name, module, zeros, schedule, config.precision != "fp32", config.kind.gathers_weights
-                )
-            )
+            return EmulatedSequence(children) if children else EmulatedLayer(name, module, zeros, schedule, config)
 
         super().__init__({name: emulate(name, child) for name, child in original.named_children()})
         self.schedule = schedule
@@ -229,6 +266,10 @@ class EmulatedGPT(EmulatedSequence):
         """Sleep for all layers' forward; return a meaningless loss of zero."""
         self.schedule.begin_pass()
         return super().forward(self._input)
+
+    def split_linears(self) -> dict[str, str]:
+        """Return how tensor parallelism divides each linear layer."""
+        return split_linears(self._config.gpt.n_layer)
 
     def stage(self, index: int, count: int) -> EmulatedStage:
         """Return one of `count` consecutive parts with equally many blocks."""

@@ -130,9 +130,13 @@ class GPT(nn.Module):
         return Stage(self, index, count)
 
     def split_linears(self) -> dict[str, str]:
-        """Return how tensor parallelism divides each linear layer; the rows of qkv are those of q, k and v."""
-        of_block = {"attention.qkv": "3 columns", "attention.proj": "rows", "fc": "columns", "proj": "rows"}
-        return {f"blocks.{i}.{name}": how for i in range(self.shape.n_layer) for name, how in of_block.items()}
+        """Return how tensor parallelism divides each linear layer."""
+        return split_linears(self.shape.n_layer)
+
+    def split_sequence(self) -> list[str]:
+        """Return the layers that may compute a part of the tokens, from which tokens to which are divided."""
+        norms = [f"blocks.{i}.{name}" for i in range(self.shape.n_layer) for name in ("ln_1", "ln_2")]
+        return ["blocks.0", *norms, "ln_f"]
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy of `targets`, nats per token: (B, T), (B, T) -> ()."""
@@ -173,6 +177,12 @@ class Stage(nn.Module):
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy, nats per token: (B, T, vocab_size), (B, T) -> ()."""
         return cross_entropy(logits, targets)
+
+
+def split_linears(n_layer: int) -> dict[str, str]:
+    """Return how tensor parallelism divides the linear layers of a GPT; the rows of qkv are those of q, k and v."""
+    of_block = {"attention.qkv": "3 columns", "attention.proj": "rows", "fc": "columns", "proj": "rows"}
+    return {f"blocks.{i}.{name}": how for i in range(n_layer) for name, how in of_block.items()}
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

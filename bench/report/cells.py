@@ -42,7 +42,8 @@ COMMUNICATION = frozenset({
     "strategy", "num_workers", "num_servers", "placement", "sharding", "consistency", "staleness", "server_role",
     "launcher", "network_interface", "wire_dtype", "chunk_bytes", "schedule", "window_bytes", "socket_bytes",
     "eager_limit_bytes", "shared_memory", "poll_s", "segment_bytes", "fusion_threshold_bytes", "cycle_time_s",
-    "bucket_bytes", "model_parallel_size", "num_micro_batches", "pipeline_schedule", *LINKS, *LOSSY,
+    "bucket_bytes", "reshard_after_forward", "model_parallel_size", "num_micro_batches", "pipeline_schedule",
+    "sequence_parallel", "between_copies", *LINKS, *LOSSY,
 })  # fmt: skip
 # Knobs that make workers differ: a `local` baseline is a worker of speed 1 and may differ in them.
 UNEVENNESS = frozenset({"speed_factor", "compute_cv"})
@@ -57,7 +58,7 @@ WORK = tuple(field for field in CONFIG_FIELDS if field not in HARNESS | COMMUNIC
 # A single worker may have been started without a launcher.
 STACK = tuple(f for f in CONFIG_FIELDS if f not in HARNESS | {"num_workers", "launcher", "network_interface"})
 # The batch size that a baseline shares with its cell, by prefix of the columns: weak scaling, strong scaling.
-SCALINGS = {"": "batch_size", "strong_": "global_batch_size"}
+SCALINGS = {"": "batch_per_worker", "strong_": "global_batch_size"}
 TOPOLOGY = COMMUNICATION - {"wire_dtype", *LINKS, *LOSSY}  # compared topologies may differ in these
 
 # Where messages went, the most realistic place first. No line or ratio joins cells of different places.
@@ -284,7 +285,7 @@ def _scaling(
 def _baselines(configs: dict[str, Config], finished: dict[str, Config], batch: str) -> dict[str, tuple[str, str]]:
     """Per cell its baseline and the baseline's name: `local` with equal work, else one worker of the same stack.
 
-    `batch` is the batch size that must be equal: batch_size or global_batch_size. Of several the most similar one.
+    `batch` is what must be equal of the batch: batch_per_worker or global_batch_size. Of several the most similar one.
     """
     work, stack = ((*(field for field in same if field != "batch_size"), batch) for same in (WORK, STACK))
     local, alone = defaultdict[Key, list[str]](list), defaultdict[Key, list[str]](list)
@@ -309,7 +310,8 @@ def _configs(runs: pd.DataFrame) -> dict[str, Config]:
     """Per cell its config, sorted by digest; a blank is None, because NaN is not equal to itself."""
     first = runs.drop_duplicates("cell").set_index("cell").sort_index()
     first["global_batch_size"] = num_replicas(first) * first["batch_size"]
-    fields = [*CONFIG_FIELDS, "global_batch_size"]
+    first["batch_per_worker"] = batch_per_worker(first)
+    fields = [*CONFIG_FIELDS, *SCALINGS.values()]
     return {
         str(cell): {field: None if pd.isna(value) else value for field, value in config.items()}
         for cell, config in first[fields].to_dict("index").items()
@@ -319,6 +321,12 @@ def _configs(runs: pd.DataFrame) -> dict[str, Config]:
 def num_replicas(table: pd.DataFrame) -> pd.Series:
     """How many copies of the model each row trains, each on batch_size sequences."""
     return table["num_workers"] // table["model_parallel_size"]
+
+
+def batch_per_worker(table: pd.DataFrame) -> pd.Series:
+    """Sequences per step of each row over its workers: batch_size, shared by the ranks that hold one copy together."""
+    share = table["batch_size"] / table["model_parallel_size"]
+    return share.astype("int64") if (share % 1 == 0).all() else share
 
 
 def _key(config: Config, fields: Iterable[str]) -> Key:

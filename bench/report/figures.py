@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter
 
 from bench import files
 from bench.report.bars import step_time
-from bench.report.cells import PLACES, num_replicas
+from bench.report.cells import PLACES, batch_per_worker
 from bench.report.looks import INK, PANEL, PAPER, curves, that_communicate, with_looks
 from bench.report.overview import overview
 from bench.report.panels import (
@@ -102,12 +102,15 @@ def make_figures(
 def to_draw(summary: pd.DataFrame) -> pd.DataFrame:
     """The rows with numbers, a network first; `disturbed` are those of which every launch was rejected.
 
-    Such a row has the speed of its rejected launches.
+    Such a row has the speed of its rejected launches. `batch_size` is that of a worker, also where several hold one
+    copy of the model.
     """
     disturbed = (summary["status"] != "ok") & summary["tokens_per_s_with_rejected"].notna() & (summary["place"] != "")
     speed = summary["tokens_per_s"].where(~disturbed, summary["tokens_per_s_with_rejected"])
     nodes = summary["num_nodes"].fillna(summary[SIZE])  # of cells without an ok run
-    shown = summary.assign(disturbed=disturbed, tokens_per_s=speed, num_nodes=nodes)
+    shown = summary.assign(
+        disturbed=disturbed, tokens_per_s=speed, num_nodes=nodes, batch_size=batch_per_worker(summary)
+    )
     shown = shown[disturbed | (summary["status"] == "ok")]
     return shown.loc[shown["place"].map(PLACES.index).sort_values(kind="stable").index].copy()
 
@@ -136,7 +139,7 @@ GLOBAL = ["place", "precision", "global_batch_size"]
 
 def with_global_batch(ok: pd.DataFrame) -> pd.DataFrame:
     """The rows with their global batch size."""
-    return ok.assign(global_batch_size=num_replicas(ok) * ok["batch_size"])
+    return ok.assign(global_batch_size=ok["num_workers"] * ok["batch_size"])
 
 
 def strong_scaling(ok: pd.DataFrame) -> Figure:

@@ -17,6 +17,7 @@ import pandas as pd
 from bench.report.cells import COMMUNICATION, HARNESS, is_kind, varying
 from bench.shape import GPTShape
 from strategies import catalogue
+from strategies.options import STRATEGY_KNOBS
 
 GREY = catalogue.INDEPENDENT.colour
 INK, PAPER = catalogue.LOCAL.colour, "#ffffff"  # write.inline_svg replaces both by the page's colours
@@ -29,6 +30,7 @@ LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = {"dedicated": "s", "colocated": "D", "mixed": "X"}  # of cells with servers
 MARKER = "o"  # of others
 PER_WORKER = "per worker"  # in place of a number of servers
+FOLLOWERS = ("model_parallel_size", "num_micro_batches")  # knobs that are the number of workers if not given
 OFF = {"compression": "none", "sync_every": 1}  # not shown in labels
 PANEL = ["place", "precision", "batch_size"]
 
@@ -37,10 +39,11 @@ Curve = tuple[str, dict[str, Any], pd.DataFrame]
 
 def with_looks(ok: pd.DataFrame) -> pd.DataFrame:
     """The cells with two more columns: `curve`, its label, and `look`, the style of its line (plot keywords)."""
-    knobs = knobs_within_places(ok)
+    keys = without_followers(ok)
+    knobs = knobs_within_places(keys)
     fields = ["strategy", "num_servers", "placement", *knobs]
-    lines, variant = defaultdict[Any, Iterator[int]](itertools.count), variants_of_the_only(ok, knobs)
-    keys = ok.assign(num_servers=servers_of_curve(ok))
+    lines, variant = defaultdict[Any, Iterator[int]](itertools.count), variants_of_the_only(keys, knobs)
+    keys = keys.assign(num_servers=servers_of_curve(ok))
     ok = ok.assign(curve="", look=None)
     for key, every in keys.groupby(fields, sort=False, dropna=False):
         strategy = str(every["strategy"].iloc[0])
@@ -64,6 +67,19 @@ def variants_of_the_only(ok: pd.DataFrame, knobs: list[str]) -> pd.Series[int]:
         apart = talking.assign(num_servers=servers_of_curve(ok))[vary or ["num_servers", "placement"]]
         numbers[talking.index] = apart.groupby(list(apart), sort=False, dropna=False).ngroup()
     return numbers
+
+
+def without_followers(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells, a knob of FOLLOWERS blank where it and those before it are the number of workers.
+
+    Only if a strategy has that at several sizes.
+    """
+    follows = pd.Series(True, index=cells.index)
+    for knob in (knob for knob in FOLLOWERS if knob in cells):  # a table may leave out what does not vary
+        follows &= cells[knob] == cells["num_workers"]
+        sizes = cells["num_workers"].where(follows).groupby(cells["strategy"]).transform("nunique")
+        cells = cells.assign(**{knob: cells[knob].astype("Int64").mask(follows & (sizes > 1))})
+    return cells
 
 
 def servers_of_curve(ok: pd.DataFrame) -> pd.Series:
@@ -128,11 +144,11 @@ def curve_label(values: dict[str, Any]) -> str:
     for field, value in values.items():
         if field in ("strategy", "num_servers", "placement") or pd.isna(value) or value == OFF.get(field):
             continue
-        if field in COMMUNICATION and not kind.communicates:
+        if (field in COMMUNICATION and not kind.communicates) or (field in STRATEGY_KNOBS and field not in kind.knobs):
             continue  # this strategy does not read it
         if field == "wire_dtype":
             words.append(f"{value} wire")
-        elif field in ("launcher", "model"):
+        elif field in ("launcher", "model", "pipeline_schedule"):
             words.append(str(value))
         else:
             words.append(f"{field} {value}")

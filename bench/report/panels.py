@@ -100,7 +100,7 @@ def that_scale(ok: pd.DataFrame, panel: list[str] = PANEL, column: str = "tokens
 def title_of(ok: pd.DataFrame, setting: dict[str, Any]) -> str:
     """'fp32, 8 sequences per worker', after the place unless everything ran on one machine."""
     words = {
-        "place": "{}", "precision": "{}", "batch_size": "{} sequences per worker", "num_workers": "{} workers",
+        "place": "{}", "precision": "{}", "batch_size": "{:g} sequences per worker", "num_workers": "{} workers",
         "global_batch_size": "{} sequences in the global batch", "target_loss": "until loss {:.3g}",
     }  # fmt: skip
     shown = [field for field in setting if field != "place" or set(ok["place"]) != {"one machine"}]

@@ -34,3 +34,24 @@ def test_settings_are_not_mixed_and_one_strategy_alone_is_no_comparison() -> Non
     assert list(rows_at_equal_nodes(summary, dict.fromkeys(summary["cell"], 1))) == []
     failed = summary.assign(status="failed")
     assert list(rows_at_equal_nodes(failed, {})) == []
+
+
+def test_copies_on_several_nodes_stand_beside_data_parallelism_with_as_many_sequences_per_node() -> None:
+    summary = table(
+        {"strategy": "ddp", "num_workers": 2, "batch_size": 8},
+        {"strategy": "pipeline", "num_workers": 2, "batch_size": 16},
+        {"strategy": "pipeline", "num_workers": 2, "batch_size": 8, "num_micro_batches": 4},
+    )  # fmt: skip
+    rows = rows_at_equal_nodes(summary, dict.fromkeys(summary["cell"], 1))
+    assert {(row["strategy"], row["batch_size"]) for row in rows} == {("ddp", 8), ("pipeline", 16)}
+
+
+def test_memory_is_compared_with_that_of_ddp_unless_layers_slept() -> None:
+    asleep = {"compute": "emulated", "emulated_forward_s": 0.1, "emulated_backward_s": 0.2}
+    for values, ratio in (({}, 0.5), (asleep, None)):
+        summary = table(*({"strategy": name, "num_workers": 4, **values} for name in ("ddp", "fsdp")))
+        summary.loc[summary["strategy"] == "fsdp", "worker_peak_memory_bytes"] /= 2
+        rows = rows_at_equal_nodes(summary, dict.fromkeys(summary["cell"], 1))
+        found = {row["strategy"]: row["memory_ratio"] for row in rows}
+        assert found["ddp"] == 1 if ratio else pd.isna(found["ddp"])
+        assert found["fsdp"] == ratio if ratio else pd.isna(found["fsdp"])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import records
-from bench.report import looks
+from bench.report import figures, looks
 from strategies.catalogue import CATALOGUE
 from tests.support.drawing import curves_of, draw, summarize
 from tests.support.synthetic import make_record, make_steps
@@ -74,3 +74,16 @@ def test_of_the_only_strategy_that_communicates_a_knob_has_the_colour_and_a_plac
     assert look["local"]["color"] == CATALOGUE["local"].colour
     plain = looks.with_looks(summarize(*(run for run in runs if run.config.sharding == "ranges")))
     assert len({found["color"] for _, found, _ in looks.curves(plain)}) == len(teams)
+
+
+def test_one_copy_on_all_nodes_is_one_curve_beside_data_parallelism_with_equal_work_per_node() -> None:
+    asleep = {"compute": "emulated", "device_model": "v100", "device_mfu": 0.001, "n_layer": 8}
+    sizes = (2, 4, 8)
+    runs = [make_record(strategy="ddp", num_workers=n, batch_size=8, **asleep) for n in sizes]
+    runs += [make_record(strategy="pipeline", num_workers=n, batch_size=8 * n, **asleep) for n in sizes]
+    pairs = [{"num_workers": n, "model_parallel_size": 2, "batch_size": 16, "num_micro_batches": 8} for n in (4, 8)]
+    runs += [make_record(strategy="pipeline", **pair, **asleep) for pair in pairs]
+    (panel,) = [axes for axes in draw(*runs)["overview"].axes if "tokens" in axes.get_ylabel()]
+    assert "8 sequences per worker" in panel.get_title("left")
+    found = {label: len(curve) for label, _, curve in looks.curves(looks.with_looks(figures.to_draw(summarize(*runs))))}
+    assert found == {"PyTorch DDP": 3, "pipeline": 3, "pipeline, model_parallel_size 2, num_micro_batches 8": 2}

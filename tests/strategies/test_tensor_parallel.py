@@ -15,8 +15,11 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bench.config import RunConfig
+from bench.durations import durations
 from bench.ledger import predict
-from bench.rank.train import build_model, build_optimizer, train
+from bench.rank.asleep import SleepSchedule
+from bench.rank.build import build_training, load_data
+from bench.rank.train import build_model, train
 from strategies import create, process_group
 from strategies.group import SingleGroup
 from strategies.tensor_parallel import Division, TensorParallel
@@ -26,6 +29,7 @@ KNOBS: dict[str, dict[str, object]] = {
     "plain": {},
     "decay": {"optimizer": "sgd", "weight_decay": 0.1, "learning_rate": 0.1},
     "accumulation, clipping": {"gradient_accumulation": 2, "clip_norm": 0.1},
+    "divided tokens": {"sequence_parallel": True},
 }
 
 
@@ -75,21 +79,58 @@ def seeming_ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def counted_collectives(config: RunConfig) -> tuple[int, TensorParallel]:
     """What torch itself counts in one step, by the calls that reach its dispatcher."""
     strategy = TensorParallel(FirstOf(config.num_workers), config)
-    model = build_model(config, CPU)
-    module: nn.Module = strategy.prepare(model, build_optimizer(config, model))
+    module: nn.Module = strategy.prepare(*build_training(config, strategy, CPU))
+    batches = corpus(config) if config.compute == "real" else load_data(config)
     with CommDebugMode() as seen:
-        for _ in train(config, module, strategy, corpus(config), CPU):
+        for _ in train(config, module, strategy, batches, CPU):
             pass
     return seen.get_total_counts(), strategy
 
 
+# CommDebugMode's own, on layers whose inputs need no gradient
+pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+
+
 @pytest.mark.usefixtures("seeming_ranks")
-@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # CommDebugMode's own, on the embedding
-def test_a_block_takes_four_sums_in_each_step_and_counts_them() -> None:
-    config = divided(steps=1)
+@pytest.mark.parametrize("compute", ["real", "none"])
+def test_a_block_takes_four_sums_in_each_step_and_counts_them(compute: str) -> None:
+    config = divided(steps=1, compute=compute)
     found, strategy = counted_collectives(config)
     assert found == 4 * config.gpt.n_layer
     assert strategy.observe().moved.bytes_sent == predict(config).worker.bytes_sent
+
+
+@pytest.mark.usefixtures("seeming_ranks")
+def test_with_divided_tokens_a_block_takes_eight_halves_of_sums_and_counts_them() -> None:
+    config = divided(steps=1, sequence_parallel=True)
+    found, strategy = counted_collectives(config)
+    assert found == 8 * config.gpt.n_layer + 2 + 1  # all tokens for the head and the embedding; the norms' gradients
+    assert strategy.observe().moved.bytes_sent == pytest.approx(predict(config).worker.bytes_sent)
+
+
+def test_divided_tokens_take_as_many_bytes_but_for_gloos_reduce_scatter() -> None:
+    plain, tokens = (predict(divided(sequence_parallel=each)).worker.bytes_sent or 0 for each in (False, True))
+    config = divided()
+    activations = 4 * config.batch_size * config.gpt.block_size * config.gpt.n_embd
+    norms = 2 * 4 * (2 * config.gpt.n_layer + 1) * 2 * config.gpt.n_embd
+    assert tokens == pytest.approx(3 / 4 * (12 * config.gpt.n_layer * activations + 2 * activations + norms))
+    assert plain == pytest.approx(3 / 4 * 8 * config.gpt.n_layer * activations)
+
+
+@pytest.mark.usefixtures("seeming_ranks")
+def test_layers_that_sleep_are_divided_and_all_others_sleep_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = divided(steps=1, compute="emulated", emulated_forward_s=1.0, emulated_backward_s=2.0)
+    slept: list[float] = []
+    monkeypatch.setattr(SleepSchedule, "_sleep", lambda _, __, seconds: slept.append(seconds))
+    _, strategy = counted_collectives(config)
+    times = durations(config)
+    layers = times.forward_s.keys()
+    shares = {name: 1 / 4 if name.endswith(("qkv", "proj", "fc")) else 1.0 for name in layers}
+    of_passes = sum(shares[name] * (times.forward_s[name] + times.backward_s[name]) for name in layers)
+    held = sum(parameter.numel() for parameter in strategy._parameters) / config.gpt.num_parameters
+    assert sum(slept) == pytest.approx(of_passes + held * times.optimizer_s)
+    assert of_passes < 2
+    assert held < 1
 
 
 def test_the_volume_is_that_of_four_rings_per_block_and_of_copies() -> None:
@@ -106,8 +147,9 @@ def test_the_volume_is_that_of_four_rings_per_block_and_of_copies() -> None:
     [
         ({"n_head": 2}, "2 heads (n_head) do not divide among 4 ranks; choose one of 1, 2"),
         ({"num_workers": 3, "model_parallel_size": 2}, "2 does not divide num_workers: 3"),
-        ({"compute": "none"}, "use compute: real"),
         ({"precision": "bf16"}, "partial sums to bf16"),
+        ({"sequence_parallel": True, "block_size": 18}, "18 tokens (block_size) do not divide among 4 ranks"),
+        ({"sequence_parallel": True, "compute": "none"}, "use compute: real"),
     ],
 )
 def test_what_cannot_be_divided_is_unsupported(knobs: dict[str, object], said: str) -> None:

@@ -37,6 +37,7 @@ DDP = {"strategy": "ddp"}
 ZERO = {"strategy": "zero"}
 PIPELINE = {"strategy": "pipeline"}
 TENSORS = {"strategy": "tensor_parallel"}
+TWO_SERVED_COPIES = {"model_parallel_size": 2, "between_copies": "servers"}
 SPLIT = ("pipeline", "tensor_parallel")
 FSDP = {"strategy": "fsdp"}
 ACCUMULATE_AND_CLIP = {"gradient_accumulation": 2, "clip_norm": 0.3}
@@ -76,7 +77,10 @@ CELLS: list[dict[str, Any]] = [
     {"num_workers": 2, **PIPELINE, **SGD, "n_layer": 2, "pipeline_schedule": "gpipe", "precision": "bf16"},
     {"num_workers": 4, **PIPELINE, **SGD, **ACCUMULATE_AND_CLIP, "n_layer": 2, "model_parallel_size": 2},
     {"num_workers": 3, **TENSORS, **SGD},
+    {"num_workers": 4, **TENSORS, **SGD, **ACCUMULATE_AND_CLIP, **TWO_SERVED_COPIES, "n_head": 4},
+    {"num_workers": 4, **PIPELINE, **SGD, **TWO_SERVED_COPIES, "n_layer": 2},
     {"num_workers": 4, **TENSORS, **SGD, **ACCUMULATE_AND_CLIP, "n_head": 4, "model_parallel_size": 2},
+    {"num_workers": 2, **TENSORS, **SGD, **ACCUMULATE_AND_CLIP, "n_head": 4, "sequence_parallel": True},
     {"num_workers": 2, **FSDP, **SGD, **ACCUMULATE_AND_CLIP},
     {"num_workers": 3, **FSDP, "clip_norm": 0.3, "wire_dtype": "bf16", "reshard_after_forward": False},
     {"num_workers": 4, **FSDP, **SGD},
@@ -180,12 +184,11 @@ def test_every_topology_trains_the_reference_model_and_counts_every_byte(
     record = record_of(launched, cell)
     assert_true_run(record)
     assert "loopback" in record.labels
-    assert ("shared_memory" in record.labels) == (
-        record.config.strategy == "parameter_server" and record.config.shared_memory
-    )
+    serves = record.config.strategy == "parameter_server" or record.config.between_copies == "servers"
+    assert ("shared_memory" in record.labels) == (serves and record.config.shared_memory)
     assert record.summary is not None
     assert record.ledger is not None
-    over_gloo = record.config.strategy in ("ddp", "fsdp", *SPLIT)
+    over_gloo = record.config.strategy in ("ddp", "fsdp", *SPLIT) and not serves
     if over_gloo and record.config.world_size > 1:  # Gloo uses TCP on one machine, too
         assert_on_sockets(record)
     else:

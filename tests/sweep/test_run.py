@@ -205,11 +205,24 @@ def test_another_deadline_is_the_same_measurement(tmp_path: Path) -> None:
     assert sweep.run_sweep(two, "two", tmp_path, QUIET, instant) == []
 
 
-def test_what_no_library_supports_is_recorded_as_unsupported(tmp_path: Path) -> None:
-    plan = make_sweep([{"strategy": "ring_allreduce", "num_workers": 2, "wire_dtype": "bf16"}], repeats=3)
-    (record,) = sweep.run_sweep(plan, "plan", tmp_path, QUIET, instant)
-    assert record.status == "unsupported"
-    assert "bf16" in record.reason
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        ({"strategy": "ring_allreduce", "wire_dtype": "bf16"}, "use wire_dtype fp32 or fp16"),
+        ({"strategy": "pipeline", "n_layer": 3}, "3 layers (n_layer) do not divide into 2 equal stages"),
+        ({"strategy": "tensor_parallel", "n_head": 3}, "3 heads (n_head) do not divide among 2 ranks"),
+        ({"strategy": "fsdp", "wire_dtype": "bf16", "gradient_accumulation": 2}, "use wire_dtype: fp32"),
+    ],
+    ids=lambda value: value.get("strategy") if isinstance(value, dict) else "",
+)
+def test_what_no_library_supports_is_recorded_as_unsupported(
+    tmp_path: Path, cell: dict[str, object], reason: str
+) -> None:
+    plan = make_sweep([{"strategy": "local"}, {"num_workers": 2, **cell}], repeats=3)
+    done = sweep.run_sweep(plan, "plan", tmp_path, QUIET, instant)
+    assert statuses(done) == {"ok": 3, "unsupported": 1}
+    (record,) = (each for each in done if each.status == "unsupported")
+    assert reason in record.reason
 
 
 def test_a_run_past_its_deadline_is_recorded_as_timeout(tmp_path: Path) -> None:
