@@ -142,8 +142,13 @@ def predict(config: RunConfig) -> Prediction:
     form = config.kind.closed_form
     if form is None:
         return Prediction(Volume.unknown())
+    return form(config, job_of(config))
+
+
+def job_of(config: RunConfig) -> Job:
+    """Return what the closed form of a config's volume depends on."""
     shape = config.gpt
-    job = Job(
+    return Job(
         config.num_workers,
         shape.tensors,
         rows=shape.tensor_rows,
@@ -154,7 +159,6 @@ def predict(config: RunConfig) -> Prediction:
         num_divided=shape.n_layer * (12 * shape.n_embd**2 + 7 * shape.n_embd),  # all but biases of rows, layer norms
         num_embedded=shape.vocab_size * shape.n_embd,
     )
-    return form(config, job)
 
 
 def make_ledger(

@@ -54,7 +54,9 @@ class Entry:
     process_knobs: tuple[str, ...] = ()  # that its library reads once in a process
     closed_form: ClosedForm | None = None  # none: nothing is predicted
     # How gradients become messages: "none"; one allreduce per "segments" (equal ranges, several in flight), "fusion"
-    # (all gradients that are ready) or "buckets" (whole tensors up to a size); "push_pull"; empty: not predicted
+    # (all gradients that are ready) or "buckets" (whole tensors up to a size); "push_pull"; an allreduce in "halves",
+    # with the update between them; "gathers" of weights in every pass; "stages" of a pipeline; "sums" of activations in
+    # every block; empty: not predicted
     exchange: str = ""
     splits: Literal["", "layers", "heads"] = ""  # what of the model is divided among ranks; nothing: each holds it all
     # "counted": as messages moved; "inferred": a number of elements times a formula, because its library hides messages
@@ -186,6 +188,7 @@ ZERO = Entry(
     sizes=(16 << 10, 64 << 10, 256 << 10, 1 << 20),
     message_knob="segment_bytes",
     closed_form=closed_forms.zero_ring,
+    exchange="halves",
 )
 FSDP = Entry(
     name="fsdp",
@@ -198,6 +201,7 @@ FSDP = Entry(
     gathers_weights=True,
     knobs=("wire_dtype", "reshard_after_forward"),
     closed_form=closed_forms.fsdp,
+    exchange="gathers",
     bytes_counted_by="inferred",
 )
 PIPELINE = Entry(
@@ -211,6 +215,7 @@ PIPELINE = Entry(
     exact=True,
     knobs=("model_parallel_size", "num_micro_batches", "pipeline_schedule", "between_copies"),
     closed_form=closed_forms.pipeline,
+    exchange="stages",
     splits="layers",
 )
 TENSOR_PARALLEL = Entry(
@@ -224,6 +229,7 @@ TENSOR_PARALLEL = Entry(
     exact=True,
     knobs=("model_parallel_size", "sequence_parallel", "between_copies"),
     closed_form=closed_forms.tensor_parallel,
+    exchange="sums",
     bytes_counted_by="inferred",
     splits="heads",
     unsupported={

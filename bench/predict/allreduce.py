@@ -19,7 +19,6 @@ from bench.links import parse_links
 from bench.predict.calibration import ClusterCalibration
 from bench.predict.cell import Cell
 from bench.predict.compute import Compute
-from strategies.closed_forms import Job
 
 MAX_PIECES = 512  # more hardly change the result
 Bucket = tuple[float, float]  # when its last gradient is ready after backward began, and its bytes
@@ -92,7 +91,7 @@ def _volume(cell: Cell) -> tuple[float, float, float]:
         return levels + more, levels + 2 * more, levels + more
     assert config.kind.closed_form is not None  # step_time refuses strategies without one
     payload = cell.payload
-    copies = (config.kind.closed_form(config, Job(n, cell.sizes)).worker.bytes_sent or 0) / payload
+    copies = (config.kind.closed_form(config, cell.job).worker.bytes_sent or 0) / payload
     if cell.algorithm == "rabenseifner":
         p, more = 2**levels, not power_of_two  # else half a copy is exchanged before, and a whole one sent on after
         return 2 * (p - 1) / p + more * 1.5, 2 * levels + 2 * more, (p - 1) / p + more * 0.5

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
 
+from bench import ledger
 from bench.config import RunConfig
 from bench.durations import Durations
 from bench.shape import GPTShape
-from strategies.closed_forms import payload_bytes
+from strategies.closed_forms import Job, payload_bytes
 from strategies.sharding import server_parts
 
 Algorithm = Literal["ring", "rabenseifner", "recursive_doubling"]
@@ -53,8 +54,19 @@ class Cell:
 
     @property
     def senders(self) -> int:
-        """Ranks that exchange messages between nodes: one per node if its workers add up first."""
-        return self.num_worker_nodes if self.two_level else self.config.num_workers
+        """Ranks that exchange messages between nodes: one per node if its workers add up first.
+
+        Workers that do not hold the same weights cannot add up first.
+        """
+        alike = not self.config.kind.gathers_weights and not self.config.kind.splits
+        return self.num_worker_nodes if self.two_level and alike else self.config.num_workers
+
+    @property
+    def job(self) -> Job:
+        """What the closed form of the strategy's volume depends on."""
+        if self.workload is not None:
+            return Job(self.senders, self.sizes)
+        return replace(ledger.job_of(self.config), num_workers=self.senders)
 
     @cached_property
     def payload(self) -> int:

@@ -25,10 +25,12 @@ from bench.predict.step import step_time
 from bench.records import PlannedRun
 
 COMPUTE, STRAGGLERS, LINK, HOT, SUMS = "computing", "stragglers", "busiest link", "hot tensor", "sums and updates"
+BUBBLE = "pipeline bubble"
 MESSAGES, CYCLE, LATENESS, LOOP, EXPOSED = "messages", "fusion cycle", "lateness", "training loop", "exposed"
 PARTS = {
     COMPUTE: "forward, backward and the workers' update, of a worker of mean speed",
     STRAGGLERS: "what the slowest worker computes longer",
+    BUBBLE: "what a stage of a pipeline waits for others, if messages took no time",
     LINK: "the part of the busiest link's time that computing cannot hide",
     HOT: "what it takes longer because whole tensors are placed on servers",
     SUMS: "adding, copying and updating: on servers, or in a ring on workers",
@@ -112,7 +114,7 @@ def of_cell(one: Measured, calibration: ClusterCalibration) -> Explanation:
     found = advice.ranked(one.cell, calibration)
     return Explanation(
         one.name, one.config, one.step_s, {name: value for name, value in parts.items() if abs(value) > 1e-7},
-        shortest_s=sum(parts[name] for name in (COMPUTE, STRAGGLERS, LINK, HOT)), bound=whole.bound,
+        shortest_s=sum(parts[name] for name in (COMPUTE, STRAGGLERS, BUBBLE, LINK, HOT)), bound=whole.bound,
         advice=found[0] if found else None,
     )  # fmt: skip
 
@@ -133,7 +135,8 @@ def _parts(one: Measured, calibration: ClusterCalibration) -> Iterator[tuple[str
     base = step_time(_without(one.cell, sharding="ranges"), free)
     yield COMPUTE, base.compute_s
     yield STRAGGLERS, base.straggler_s
-    yield LINK, base.step_s - base.compute_s - base.straggler_s
+    yield BUBBLE, base.bubble_s
+    yield LINK, base.step_s - base.compute_s - base.straggler_s - base.bubble_s
     before = step_time(_without(one.cell), free).step_s
     yield HOT, before - base.step_s
     with_sums = _with(free, calibration, "add_s_per_byte", "copy_s_per_byte")

@@ -136,6 +136,8 @@ def _on_nodes(config: RunConfig, nodes: int, change: Change) -> Iterator[Cell]:
         if nodes == 1:
             yield Cell(config)
         return
+    if config.kind.splits and (nodes * g) % config.model_parallel_size:
+        return  # no whole number of copies of the model
     if not config.kind.has_servers or config.placement == "colocated":
         yield Cell(_sized(config, nodes * g, 0), g)
         return

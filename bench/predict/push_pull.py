@@ -140,7 +140,7 @@ def _demands(
     crowd = calibration.crowding(servers.num_workers + config.num_servers)
     per_message = stripes * calibration.message_cpu_s * crowd
     copying, adding = calibration.copy_s_per_byte * nbytes * crowd, calibration.add_s_per_byte * nbytes * crowd
-    local_s = _local_s(cell, calibration, nbytes)
+    on_node_s = local_s(cell, calibration, nbytes)
     others = servers.num_servers - bool(x)
     on_rank = x * (n - 1) if n > 1 else 0.0  # of the payload, from other workers to the server on a worker's rank
     update_s = 0.0 if config.server_role == "sum" or config.sync_every > 1 else compute.optimizer_s * nbytes / payload
@@ -156,8 +156,8 @@ def _demands(
         (SERVER_CPU, bool(y) * (n * y * adding + y * update_s + 2 * n * per_message)),
     ]
     push, reply = (_half_duplex(demand, calibration.duplex_factor - 1) for demand in (push, reply))
-    push.append((LOCAL, local_s))
-    reply.append((LOCAL, local_s))
+    push.append((LOCAL, on_node_s))
+    reply.append((LOCAL, on_node_s))
     return _without_zeros(push), _without_zeros(serve), _without_zeros(reply)
 
 
@@ -190,14 +190,17 @@ def _rates(cell: Cell, calibration: ClusterCalibration, servers: Servers) -> tup
     return worker, server
 
 
-def _local_s(cell: Cell, calibration: ClusterCalibration, nbytes: float) -> float:
+def local_s(cell: Cell, calibration: ClusterCalibration, nbytes: float) -> float:
     """Return what the workers of one node take to add up a piece, or to hand its weights around."""
     g = cell.ranks_per_node if cell.two_level else 1
     return (g - 1) / g * nbytes / calibration.node_bytes_per_s
 
 
-def exchange(works: list[Work], latency_s: float, norm: bool, burst_s: float = 0.0) -> list[float]:
-    """Return when the reply to each piece is at the worker, after backward began; `burst_s` as of a Link."""
+def exchange(works: list[Work], latency_s: float, norm_s: float | None, burst_s: float = 0.0) -> list[float]:
+    """Return when the reply to each piece is at the worker, after backward began; `burst_s` as of a Link.
+
+    `norm_s`: replies begin so long after all pieces are served; None: each as soon as its piece is.
+    """
     free: dict[int, float] = {}
     replies: deque[tuple[float, int]] = deque()
     arrivals, i = [0.0] * len(works), 0
@@ -216,13 +219,13 @@ def exchange(works: list[Work], latency_s: float, norm: bool, burst_s: float = 0
         if i < len(works) and (not replies or works[i].ready_s <= replies[0][0]):
             served = run(works[i].serve, run(works[i].push, works[i].ready_s) + latency_s)
             last = max(last, served)
-            if norm:
+            if norm_s is not None:
                 held.append(i)
             else:
                 replies.append((served, i))
             i += 1
-            if norm and i == len(works):
-                replies.extend((last + 2 * latency_s, j) for j in held)
+            if norm_s is not None and i == len(works):
+                replies.extend((last + norm_s, j) for j in held)
         else:
             at, j = replies.popleft()
             arrivals[j] = run(works[j].reply, at) + latency_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from bench.config import BadInput
-from bench.predict import allreduce, compute, push_pull
+from bench.predict import allreduce, compute, push_pull, sharded, split
 from bench.predict.calibration import ClusterCalibration
 from bench.predict.cell import Cell
 from bench.predict.compute import Compute
@@ -30,6 +30,7 @@ class Breakdown:
     server_cpu_s: float | None  # messages, sums and updates of a dedicated server's process
     latency_s: float  # one after another, if nothing else took time
     cycle_s: float  # waiting for a fusion cycle
+    bubble_s: float  # a stage of a pipeline waits for others, if messages took no time
 
     @property
     def bound(self) -> str:
@@ -52,7 +53,7 @@ def step_time(cell: Cell, calibration: ClusterCalibration) -> Breakdown:
     waits = config.synchronous or not config.kind.has_servers
     slowest = compute.slowest(config, calibration) if waits else 1 / min(compute.speeds(config, calibration))
     slowed = of_one if slowest == 1 else of_one.times(slowest)
-    form = {"none": _alone, "push_pull": _served}.get(config.kind.exchange, _reduced)
+    form = FORMS.get(config.kind.exchange, _reduced)
     if not config.kind.exchange or config.kind.closed_form is None:
         raise BadInput(f"strategy: {config.strategy} has no model of its messages; leave it out of the prediction")
     found = form(cell, calibration, slowed)
@@ -63,7 +64,7 @@ def step_time(cell: Cell, calibration: ClusterCalibration) -> Breakdown:
 
 
 def _breakdown(cell: Cell, step_s: float, compute_s: float, **found: float | None) -> Breakdown:
-    costs = dict.fromkeys(("worker_link_s", "local_link_s", "worker_cpu_s", "latency_s", "cycle_s"), 0.0)
+    costs = dict.fromkeys(("worker_link_s", "local_link_s", "worker_cpu_s", "latency_s", "cycle_s", "bubble_s"), 0.0)
     given: dict[str, float | None] = {"server_link_s": None, "server_cpu_s": None, **costs, **found}
     return Breakdown(
         step_s=step_s, tokens_per_s=cell.config.tokens_per_step / step_s if step_s else 0.0, compute_s=compute_s,
@@ -91,6 +92,42 @@ def _reduced(cell: Cell, calibration: ClusterCalibration, own: Compute) -> Break
         worker_cpu_s=of_one.cpu_s_per_byte * payload + of_one.message_cpu_s,
         latency_s=of_one.latency_s,
         cycle_s=fused * (cell.config.cycle_time_s + calibration.cycle_s),
+    )  # fmt: skip
+
+
+def _halved(cell: Cell, calibration: ClusterCalibration, own: Compute) -> Breakdown:
+    """A reduce-scatter, the update of a rank's part, and an all-gather that the next forward waits for."""
+    works = sharded.zero_works(cell, calibration, own)
+    spent = loads(works)
+    step_s, compute_s = _period(cell, calibration, own, works)
+    return _breakdown(
+        cell, step_s, compute_s, worker_link_s=spent.get(push_pull.UP, 0.0),
+        local_link_s=spent.get(push_pull.LOCAL, 0.0), worker_cpu_s=spent.get(push_pull.WORKER_CPU, 0.0),
+        latency_s=2 * (cell.senders - 1) * calibration.latency_s,
+    )  # fmt: skip
+
+
+def _blocked(cell: Cell, calibration: ClusterCalibration, own: Compute) -> Breakdown:
+    """Passes that wait for every message (fsdp on Gloo, tensor_parallel), or for the stage before (pipeline)."""
+    config, form, bubble_s = cell.config, cell.config.kind.exchange, 0.0
+    if form == "gathers":
+        line, computed_s = sharded.fsdp(cell, calibration, own), own.forward_backward_s
+        held = 1 / config.num_workers
+    elif form == "stages":
+        line, stages = split.pipeline(cell, calibration, own), split.stages(cell, own)
+        computed_s = max(stage.forward_s + stage.backward_s for stage in stages)
+        held = max(stage.parameters for stage in stages) / cell.num_parameters
+        bubble_s = split.schedule_end(cell, stages, 0.0, 0.0) - computed_s
+    else:
+        line = split.tensor_parallel(cell, calibration, own)
+        computed_s, held = line.now - line.waited_s, split.held_numbers(cell) / cell.num_parameters
+    after_s = held * own.optimizer_s + own.overhead_s
+    link_s = 0.0
+    if line.sent_bytes:
+        link_s = line.sent_bytes * calibration.duplex_factor / allreduce.slowest_link(cell, calibration)
+    return _breakdown(
+        cell, line.now + after_s, computed_s + after_s, worker_link_s=link_s, worker_cpu_s=line.cpu_s,
+        latency_s=line.latency_s, bubble_s=bubble_s,
     )  # fmt: skip
 
 
@@ -149,7 +186,11 @@ def _period(
     if config.schedule == "priority":
         works = push_pull.in_order_of_priority(works)
     burst_s = calibration.burst_bytes / allreduce.slowest_link(cell, calibration) if calibration.burst_bytes else 0.0
-    arrivals = push_pull.exchange(works, calibration.latency_s, config.needs_norm, burst_s)
+    latency_s = calibration.latency_s
+    norm_s = 2 * latency_s  # to the first server and back
+    if config.kind.exchange == "halves":
+        norm_s, latency_s = latency_s, (cell.senders - 1) * latency_s  # from all to all; round the ring
+    arrivals = push_pull.exchange(works, latency_s, norm_s if config.needs_norm else None, burst_s)
     if cell.senders == 1 and not config.num_servers:
         arrivals = [work.ready_s for work in works]
     needed = push_pull.needed_by_layer(cell, works, arrivals)
@@ -164,3 +205,8 @@ def _period(
         now = max(now, at) + layer_s
     exposed = now - backward_s - float(own.forward.sum()) / own.passes
     return compute_s + exposed / config.sync_every, compute_s
+
+
+FORMS = {
+    "none": _alone, "push_pull": _served, "halves": _halved, "gathers": _blocked, "stages": _blocked, "sums": _blocked,
+}  # fmt: skip

@@ -17,7 +17,6 @@ from bench.predict.cell import Cell
 from bench.predict.fit import Fit, Ranges
 from bench.predict.grid import alone_tokens_per_s
 from bench.predict.simulate import expected
-from strategies.closed_forms import Job
 
 Row = dict[str, object]
 COLUMNS = (
@@ -92,7 +91,7 @@ def _describe(beyond: Mapping[str, float]) -> str:
 def bytes_sent(cell: Cell) -> float | None:
     """Return the bytes that a rank which sends between nodes sends per step."""
     form = cell.config.kind.closed_form
-    return None if form is None else form(cell.config, Job(cell.senders, cell.sizes)).worker.bytes_sent
+    return None if form is None else form(cell.config, cell.job).worker.bytes_sent
 
 
 def _memory(cell: Cell) -> Row:

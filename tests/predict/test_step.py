@@ -26,6 +26,8 @@ SYNCHRONOUS = [
     {"strategy": "parameter_server", "num_servers": 2},
     {"strategy": "parameter_server", "placement": "colocated"},
     {"strategy": "parameter_server", "placement": "mixed", "num_servers": 2},
+    {"strategy": "zero"},
+    {"strategy": "fsdp"},
 ]
 ANY = st.sampled_from(SYNCHRONOUS)
 
