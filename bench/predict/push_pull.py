@@ -9,6 +9,7 @@ lambda·W·M/(S·B)) plus the pipeline's fill, twice that in half duplex.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import deque
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ class Work:
     reply: Demand
     begin: float  # which part of the flat gradient it is, elements
     end: float
+    in_window: float = 0.0  # bytes that count for the worker's window until the push has arrived
+    place: int = 0  # of the pieces that are ready that with the lowest is pushed first
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,9 @@ def works(cell: Cell, calibration: ClusterCalibration, compute: Compute, at_once
 def _whole_tensors(cell: Cell, calibration: ClusterCalibration, compute: Compute, at_once: int) -> list[Work]:
     """Return one piece per chunk of a tensor, each on the one server that holds the tensor.
 
-    Servers on workers' ranks are treated as the busiest of them: its rank's link carries what it serves.
+    The worker is the one whose rank serves most, if workers' ranks serve. All workers send the same tensor at the same
+    time to one server, so that its link is the bottleneck while the others' are idle: the window of every worker
+    (`window_bytes`) is then full of chunks for this one. Ranges load all servers alike, and a window holds none back.
     """
     config = cell.config
     of = cell.tensors
@@ -98,19 +103,24 @@ def _whole_tensors(cell: Cell, calibration: ClusterCalibration, compute: Compute
     piece = max(config.chunk_bytes / NUMBER_FORMATS[config.wire_dtype].nbytes, cell.num_parameters / MAX_PIECES)
     held = np.bincount(ranks, [tensor.size for tensor in of], cell.senders + config.num_servers)
     busiest, found, begin = int(held[: cell.senders].argmax()), list[Work](), 0.0
+    turn_of: dict[int, int] = {}  # pieces of each server so far
     for tensor, rank in zip(of, ranks, strict=True):
         number = max(1, math.ceil(tensor.size / piece))
         elements = tensor.size / number
         here = rank == busiest  # what the busiest worker's rank serves to the others does not leave it as its own push
         one = Servers(cell.senders, 1, float(here), float(not here))
         messages = max(1.0, elements * NUMBER_FORMATS[config.wire_dtype].nbytes / config.chunk_bytes)
-        push, serve, reply = _demands(
-            cell, calibration, compute, one, elements * cell.bytes_per_number, messages, at_once
-        )  # fmt: skip
-        place = _without_servers if rank < cell.senders else partial(_on_server, server=rank - cell.senders)
-        push, serve, reply = (place(demand) for demand in (push, serve, reply))
+        nbytes = elements * cell.bytes_per_number
+        push, serve, reply = _demands(cell, calibration, compute, one, nbytes, messages, at_once)
+        server, others = rank - cell.senders, at_once
+        if rank < cell.senders:  # a worker's rank, numbered after the servers of their own; its own push stays there
+            server, others = config.num_servers + rank, at_once - 1
+        move = partial(_on_server, server=server, share=others / at_once)
+        push, serve, reply = (move(demand) for demand in (push, serve, reply))
         for _ in range(number):
-            found.append(Work(ready[tensor.layer], push, serve, reply, begin, begin + elements))
+            turn = turn_of.get(rank, 0)  # workers push the k-th pieces of all servers before the next ones
+            turn_of[rank] = turn + 1
+            found.append(Work(ready[tensor.layer], push, serve, reply, begin, begin + elements, nbytes, turn))
             begin += elements
     return found
 
@@ -119,14 +129,15 @@ def _is_link(resource: int) -> bool:
     return resource in (UP, DOWN) or (resource >= SERVER_UP and (resource - SERVER_UP) % 3 < 2)
 
 
-def _on_server(demand: Demand, server: int) -> Demand:
-    """Move a demand on the server's resources to those of the server with this number."""
-    return [(resource + 3 * server if resource >= SERVER_UP else resource, seconds) for resource, seconds in demand]
-
-
-def _without_servers(demand: Demand) -> Demand:
-    """Leave out the demand on servers of their own."""
-    return [(resource, seconds) for resource, seconds in demand if resource < SERVER_UP]
+def _on_server(demand: Demand, server: int, share: float) -> Demand:
+    """Move a demand on the server's resources to those of the server with this number, of its links only a share."""
+    moved = []
+    for resource, seconds in demand:
+        if resource >= SERVER_UP:
+            moved.append((resource + 3 * server, seconds * (share if _is_link(resource) else 1.0)))
+        else:
+            moved.append((resource, seconds))
+    return moved
 
 
 def _demands(
@@ -196,10 +207,13 @@ def local_s(cell: Cell, calibration: ClusterCalibration, nbytes: float) -> float
     return (g - 1) / g * nbytes / calibration.node_bytes_per_s
 
 
-def exchange(works: list[Work], latency_s: float, norm_s: float | None, burst_s: float = 0.0) -> list[float]:
+def exchange(
+    works: list[Work], latency_s: float, norm_s: float | None, burst_s: float = 0.0, window: float = math.inf
+) -> list[float]:
     """Return when the reply to each piece is at the worker, after backward began; `burst_s` as of a Link.
 
-    `norm_s`: replies begin so long after all pieces are served; None: each as soon as its piece is.
+    `norm_s`: replies begin so long after all pieces are served; None: each as soon as its piece is. A piece is pushed
+    when less than `window` bytes of those before it have not arrived yet.
     """
     free: dict[int, float] = {}
     replies: deque[tuple[float, int]] = deque()
@@ -214,18 +228,32 @@ def exchange(works: list[Work], latency_s: float, norm_s: float | None, burst_s:
         return end
 
     held: list[int] = []
-    last = 0.0
-    while i < len(works) or replies:
-        if i < len(works) and (not replies or works[i].ready_s <= replies[0][0]):
-            served = run(works[i].serve, run(works[i].push, works[i].ready_s) + latency_s)
-            last = max(last, served)
-            if norm_s is not None:
-                held.append(i)
-            else:
-                replies.append((served, i))
+    last = opens = 0.0
+    waiting: list[tuple[int, int]] = []  # places and numbers of pieces that are ready
+    in_flight: deque[tuple[float, float]] = deque()  # when a piece arrives, and its bytes
+    pushed, flying = 0, 0.0
+    while pushed < len(works) or replies:
+        while in_flight and flying >= window:
+            arrived, nbytes = in_flight.popleft()
+            opens, flying = max(opens, arrived), flying - nbytes
+        first = waiting[0][1] if waiting else i
+        begin = max(opens, works[first].ready_s) if first < len(works) else math.inf
+        while i < len(works) and works[i].ready_s <= begin:
+            heapq.heappush(waiting, (works[i].place, i))
             i += 1
-            if norm_s is not None and i == len(works):
-                replies.extend((last + norm_s, j) for j in held)
+        if waiting and (not replies or begin <= replies[0][0]):
+            j = heapq.heappop(waiting)[1]
+            arrived = run(works[j].push, max(opens, works[j].ready_s)) + latency_s
+            in_flight.append((arrived, works[j].in_window))
+            flying += works[j].in_window
+            served = run(works[j].serve, arrived)
+            pushed, last = pushed + 1, max(last, served)
+            if norm_s is not None:
+                held.append(j)
+            else:
+                replies.append((served, j))
+            if norm_s is not None and pushed == len(works):
+                replies.extend((last + norm_s, k) for k in held)
         else:
             at, j = replies.popleft()
             arrivals[j] = run(works[j].reply, at) + latency_s

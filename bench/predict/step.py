@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from bench.config import BadInput
@@ -147,16 +148,17 @@ def _served(cell: Cell, calibration: ClusterCalibration, own: Compute) -> Breakd
         cell, step_s, compute_s,
         worker_link_s=per_step * max(spent.get(push_pull.UP, 0.0), spent.get(push_pull.DOWN, 0.0)),
         worker_cpu_s=per_step * spent.get(push_pull.WORKER_CPU, 0.0),
-        server_link_s=per_step * _busiest(spent, (0, 1)) if has_own else None,
-        server_cpu_s=per_step * _busiest(spent, (2,)) if has_own else None,
+        server_link_s=per_step * _busiest(cell, spent, (0, 1)) if has_own else None,
+        server_cpu_s=per_step * _busiest(cell, spent, (2,)) if has_own else None,
         latency_s=2 * calibration.latency_s * (2 if config.needs_norm else 1) * per_step,
     )  # fmt: skip
 
 
-def _busiest(spent: dict[int, float], kinds: tuple[int, ...]) -> float:
-    """Return the load of the busiest server's link or processor."""
-    of_servers = (s for r, s in spent.items() if r >= push_pull.SERVER_UP and (r - push_pull.SERVER_UP) % 3 in kinds)
-    return max(of_servers, default=0.0)
+def _busiest(cell: Cell, spent: dict[int, float], kinds: tuple[int, ...]) -> float:
+    """Return the load of the busiest dedicated server's link or processor."""
+    first, number = push_pull.SERVER_UP, cell.config.num_servers
+    own = (s for r, s in spent.items() if first <= r < first + 3 * number and (r - first) % 3 in kinds)
+    return max(own, default=0.0)
 
 
 def loads(works: list[push_pull.Work]) -> dict[int, float]:
@@ -190,7 +192,8 @@ def _period(
     norm_s = 2 * latency_s  # to the first server and back
     if config.kind.exchange == "halves":
         norm_s, latency_s = latency_s, (cell.senders - 1) * latency_s  # from all to all; round the ring
-    arrivals = push_pull.exchange(works, latency_s, norm_s if config.needs_norm else None, burst_s)
+    window = math.inf if config.window_bytes is None else config.window_bytes
+    arrivals = push_pull.exchange(works, latency_s, norm_s if config.needs_norm else None, burst_s, window)
     if cell.senders == 1 and not config.num_servers:
         arrivals = [work.ready_s for work in works]
     needed = push_pull.needed_by_layer(cell, works, arrivals)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from bench import ledger
 from bench.config import BadInput, RunConfig, make_config
 from bench.predict import Breakdown, Cell, ClusterCalibration, step_time
 from bench.predict.compute import expected_maximum
+from bench.predict.fit import fit
+from bench.predict.measured import read
 
 FREE: dict[str, Any] = {
     "latency_s": 0.0, "message_cpu_s": 0.0, "add_s_per_byte": 0.0, "copy_s_per_byte": 0.0, "payload_share": 1.0,
@@ -148,6 +151,29 @@ def test_whole_tensors_make_the_server_of_the_largest_the_bottleneck() -> None:
     assert served("tensors").step_s > served("ranges").step_s + hot_s / 2
     mixed = served("tensors", placement="mixed", num_workers=8)
     assert mixed.server_link_s == pytest.approx(2 * hot_s)  # one of the servers has it, for 8 workers
+
+
+def test_a_window_is_full_of_chunks_for_the_one_server_that_all_send_to() -> None:
+    """Whole tensors: while all workers send one tensor to its server, a window holds back those of other servers."""
+
+    def served(sharding: str, window: object) -> float:
+        knobs: dict[str, Any] = {"num_servers": 2, "vocab_size": 4096, "n_layer": 2, "emulated_backward_s": 0.1}
+        return step(strategy="parameter_server", sharding=sharding, window_bytes=window, **knobs).step_s
+
+    assert served("tensors", 400_000) > 1.03 * served("tensors", "none")
+    assert served("tensors", 10**9) == pytest.approx(served("tensors", "none"))
+    assert served("ranges", 400_000) == pytest.approx(served("ranges", "none"), rel=0.01)
+
+
+def test_whole_tensors_are_as_slow_as_they_were_measured() -> None:
+    """The study of hot tensors, its fit without them: the form knows what ranges do not show."""
+    study = read(Path(__file__).parents[2] / "results/2026-11-26-hot-tensor")
+    fitted = fit([one for one in study if one.config.sharding == "ranges"]).calibration
+    whole = [one for one in study if one.config.sharding == "tensors"]
+    errors = [step_time(one.cell, fitted).step_s / one.step_s - 1 for one in whole]
+    assert len(errors) == 6
+    assert max(map(abs, errors)) < 0.09
+    assert sum(map(abs, errors)) / len(errors) < 0.04
 
 
 def test_a_step_waits_for_the_slowest_worker() -> None:
