@@ -165,6 +165,8 @@ def _add_predicting(add: Add) -> None:
     validate.add_argument("--fit-up-to", type=_within(int, 1, 1 << 14), metavar="N", help=text)
     text = "instead of a fit: what psring predict --out wrote before these runs"
     validate.add_argument("--predictions", type=_path, metavar="FILE.csv", help=text)
+    text = "the folder that --predictions were fitted to: adds the naive predictor that is fitted, too"
+    validate.add_argument("--fit", type=_path, metavar="DIR", help=text)
 
 
 def _add_preparing(add: Add) -> None:

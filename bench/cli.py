@@ -441,7 +441,7 @@ def _validate(arguments: argparse.Namespace) -> int:
     if arguments.predictions and arguments.fit_up_to is not None:
         raise BadInput("--fit-up-to: nothing is fitted with --predictions; leave one of them out")
     most = validate.FIT_UP_TO if arguments.fit_up_to is None else arguments.fit_up_to
-    print(validate.as_text(validate.validate(arguments.folder, most, arguments.predictions)))
+    print(validate.as_text(validate.validate(arguments.folder, most, arguments.predictions, arguments.fit)))
     return 0
 
 

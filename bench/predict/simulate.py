@@ -1,15 +1,17 @@
-"""Event simulation of asynchronous servers: stragglers, jitter, uneven links, and the queue at the busiest server.
+"""Event simulation of asynchronous servers: stragglers, jitter, uneven links, and the sharing of the busiest server.
 
-A worker's cycle is its compute X, the part of an unloaded exchange that compute does not hide, and the wait in the
-queue of the busiest server, which serves one push after another. SSP(s): worker i begins step k when every worker has
+A worker's exchange begins during its compute X and ends at the earliest when what compute cannot hide of an unloaded
+exchange has passed. All exchanges under way share the busiest server evenly, as TCP shares a link (processor sharing;
+Massoulie and Roberts, INFOCOM 1999). SSP(s): worker i begins step k when every worker has
 ended step k-1-s (Ho et al., NeurIPS 2013), F_i(k) = max(F_i(k-1), max_j F_j(k-1-s)) + X_i(k) + C_i(k); s = 0 is BSP,
-whose exchange is that of the closed form, because all workers then push at once.
+whose exchange is that of the closed form, because all workers then push at once. So do equal workers without jitter.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -40,8 +42,9 @@ class Timing:
     """What the simulation of one cell needs, seconds."""
 
     busy: Sequence[float]  # compute of each worker's step, without jitter
-    exposed: Sequence[float]  # of each worker's exchange if no other worker used the server, service included
-    service_s: float  # the busiest server's time for one push
+    exposed: Sequence[float]  # of each worker's exchange if no other worker used the server
+    service_s: float  # the busiest server's time for one exchange
+    begins: float = 1.0  # the exchange begins after this share of a worker's compute
 
 
 def simulate(cell: Cell, calibration: ClusterCalibration, steps: int = 50, seed: int = 1) -> Simulated:
@@ -75,21 +78,31 @@ def run(timing: Timing, jitter: np.ndarray, bound: float) -> tuple[np.ndarray, f
     clocks, at_clock = [0] * num_workers, [0] * (steps + 1)
     at_clock[0], slowest = num_workers, 0
     blocked: dict[int, list[tuple[float, int]]] = {}
-    queue: list[tuple[float, int]] = []
-    free = staleness = waited = 0.0
-    updates, seen = 0, [0] * num_workers
+    events: list[tuple[float, bool, int]] = []  # when; whether a step ends, or else an exchange begins; the worker
+    sharing: deque[tuple[float, int]] = deque()  # the work at which an exchange ends, the worker; in that order
+    now = work = staleness = waited = 0.0  # work: the service that every exchange under way has had since the start
+    updates, seen, earliest = 0, [0] * num_workers, [0.0] * num_workers
     compute_s = (jitter * np.array(timing.busy)[:, None]).tolist()
-    exposed, service = list(timing.exposed), timing.service_s
 
-    def begin(worker: int, at: float) -> None:
-        ready = at + compute_s[worker][clocks[worker]] + exposed[worker] - service
-        heapq.heappush(queue, (ready, worker))
+    def begin(worker: int) -> None:
+        own_s = compute_s[worker][clocks[worker]]
+        earliest[worker] = now + own_s + timing.exposed[worker]
+        heapq.heappush(events, (now + timing.begins * own_s, False, worker))
 
     for worker in range(num_workers):
-        begin(worker, 0.0)
-    while queue:
-        ready, worker = heapq.heappop(queue)
-        now = free = max(ready, free) + service
+        begin(worker)
+    while events or sharing:
+        ended_s = now + max(0.0, sharing[0][0] - work) * len(sharing) if sharing else math.inf
+        if not events or ended_s <= events[0][0]:
+            now, (work, worker) = ended_s, sharing.popleft()
+            heapq.heappush(events, (max(now, earliest[worker]), True, worker))
+            continue
+        at, step_ends, worker = heapq.heappop(events)
+        work += (at - now) / len(sharing) if sharing else 0.0
+        now = at
+        if not step_ends:
+            sharing.append((work + timing.service_s, worker))
+            continue
         staleness += updates - seen[worker]
         updates += 1
         seen[worker] = updates
@@ -102,10 +115,10 @@ def run(timing: Timing, jitter: np.ndarray, bound: float) -> tuple[np.ndarray, f
             slowest += 1
             for since, other in blocked.pop(slowest, ()):
                 waited += now - since
-                begin(other, now)
+                begin(other)
         if clock + 1 < steps:
             if clock + 1 - slowest <= bound:
-                begin(worker, now)
+                begin(worker)
             else:
                 blocked.setdefault(clock + 1 - int(bound), []).append((now, worker))
     total = num_workers * steps
@@ -121,7 +134,12 @@ def _timing(cell: Cell, calibration: ClusterCalibration) -> Timing:
     rates = _worker_links(cell)
     exposed = {rate: _unloaded_s(cell, calibration, rate) - own_s for rate in set(rates)}
     speeds = compute.speeds(config, calibration)
-    return Timing([own_s / speed for speed in speeds], [exposed[rate] for rate in rates], service)
+    # The exchanges of equal workers end together after all their service: how long before the end of compute they
+    # begin follows from what the closed form leaves exposed of them.
+    together_s = step_time(_even(cell), _even_hosts(calibration)).step_s - own_s
+    hidden_s = max(0.0, config.num_workers * service - together_s)
+    begins = max(0.0, 1 - hidden_s / own_s) if own_s else 1.0
+    return Timing([own_s / speed for speed in speeds], [exposed[rate] for rate in rates], service, begins)
 
 
 def _service_s(cell: Cell, spent: dict[int, float]) -> float:
@@ -132,10 +150,18 @@ def _service_s(cell: Cell, spent: dict[int, float]) -> float:
 
 def _synchronous(cell: Cell, calibration: ClusterCalibration) -> Timing:
     """All workers push at once: the closed form's exposed exchange, after the slowest of them."""
-    even = replace(cell, config=cell.config.model_copy(update={"speed_factor": None, "compute_cv": 0.0}))
-    found = step_time(even, calibration.model_copy(update={"speed_factors": None, "compute_cv": None}))
+    found = step_time(_even(cell), _even_hosts(calibration))
     speeds = compute.speeds(cell.config, calibration)
     return Timing([found.compute_s / speed for speed in speeds], [found.exposed_communication_s] * len(speeds), 0.0)
+
+
+def _even(cell: Cell) -> Cell:
+    """Return the cell without stragglers and jitter."""
+    return replace(cell, config=cell.config.model_copy(update={"speed_factor": None, "compute_cv": 0.0}))
+
+
+def _even_hosts(calibration: ClusterCalibration) -> ClusterCalibration:
+    return calibration.model_copy(update={"speed_factors": None, "compute_cv": None})
 
 
 def _worker_links(cell: Cell) -> list[str | None]:

@@ -133,15 +133,14 @@ def _blocked(cell: Cell, calibration: ClusterCalibration, own: Compute) -> Break
 
 
 def _served(cell: Cell, calibration: ClusterCalibration, own: Compute) -> Breakdown:
-    """Push and pull. A worker that waits for nobody (asp, ssp) meets servers that the others keep busy."""
+    """Push and pull. Equal workers that wait for nobody (asp, ssp) push together all the same.
+
+    They begin together, and TCP shares a link evenly between the transfers under way, so that they end together, too.
+    """
     config = cell.config
     works = push_pull.works(cell, calibration, own, cell.senders)
     spent = loads(works)
-    if config.synchronous:
-        step_s, compute_s = _period(cell, calibration, own, works)
-    else:
-        step_s, compute_s = unloaded(cell, calibration, own)
-        step_s = max(step_s, *spent.values(), 0.0)
+    step_s, compute_s = _period(cell, calibration, own, works)
     per_step = 1 / config.sync_every
     has_own = config.num_servers > 0
     return _breakdown(

@@ -52,12 +52,18 @@ class Validation:
     alone: str = ""  # cells that were only measured, or only predicted
 
 
-def validate(folder: Path, most_nodes: int, written: Path | None = None) -> Validation:
-    """Fit on cells of at most `most_nodes` nodes and predict the others, or read what was `written` before the runs."""
+def validate(folder: Path, most_nodes: int, written: Path | None = None, fitted_to: Path | None = None) -> Validation:
+    """Fit on cells of at most `most_nodes` nodes and predict the others, or read what was `written` before the runs.
+
+    `fitted_to` is the folder that those predictions were fitted to: the naive predictor that is fitted needs it.
+    """
     found = measured.read(folder)
+    if fitted_to is not None and written is None:
+        raise BadInput("--fit: is the folder that --predictions were fitted to; give them, too")
     if written is not None:
         points, alone = _scored(written, found)
-        return Validation(points, 0, [], _naive(points, []), _crossings(points), alone)
+        seen = measured.read(fitted_to) if fitted_to else []
+        return Validation(points, 0, [], _naive(points, seen), _crossings(points), alone)
     seen = [one for one in found if one.cell.num_nodes <= most_nodes]
     held_out = [one for one in found if one.cell.num_nodes > most_nodes]
     if not seen or not held_out:
@@ -133,14 +139,14 @@ def _ring_s(one: Measured) -> float:
 
 
 def _product(seen: Sequence[Measured]) -> Predictor:
-    """Fit step = (aN + b)(eM + f) to the cells of each regime together: aeNM + afN + beM + bf, least squares."""
+    """Fit step = (aN + b)(eM + f) to all cells together: aeNM + afN + beM + bf, least squares, at least the compute."""
 
     def terms(one: Measured) -> list[float]:
         n, m = float(one.config.num_workers), (bytes_sent(one.cell) or 0.0) / 1e6
         return [n * m, n, m, 1.0]
 
     values, *_ = np.linalg.lstsq(np.array([terms(one) for one in seen]), [one.step_s for one in seen], rcond=None)
-    return lambda one: max(float(np.dot(values, terms(one))), 1e-6)
+    return lambda one: max(float(np.dot(values, terms(one))), _alone_s(one))
 
 
 @dataclass(frozen=True)

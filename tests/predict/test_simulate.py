@@ -83,3 +83,16 @@ def test_slow_links_slow_their_workers_alone() -> None:
 def test_equal_workers_are_stale_by_all_others() -> None:
     found = simulate(cell(num_workers=8, num_servers=1, consistency="asp", compute_cv=0.1), ClusterCalibration())
     assert found.mean_staleness == pytest.approx(7, rel=0.15)
+
+
+@given(st.integers(2, 16), st.integers(1, 3))
+def test_equal_workers_push_together_whatever_they_wait_for(workers: int, servers: int) -> None:
+    knobs = {"num_workers": workers, "num_servers": servers}
+    bsp, asp = (step_time(cell(**knobs, consistency=name), ClusterCalibration()) for name in ("bsp", "asp"))
+    assert asp.step_s == bsp.step_s
+
+
+def test_exchanges_under_way_share_the_server_evenly() -> None:
+    even, apart = (run(Timing(busy, [0.5, 0.5], 0.5), np.ones((2, 1)), np.inf)[0] for busy in ([1.0, 1.0], [1.0, 1.2]))
+    assert even.tolist() == [[2.0], [2.0]]  # each takes twice as long
+    assert apart.ravel() == pytest.approx([1.8, 2.0])  # alone for 0.2 s, shared until the first ends, then alone

@@ -65,6 +65,10 @@ def test_predictions_written_before_are_scored(before: str, tmp_path: Path) -> N
     rows = list(csv.reader(before.splitlines()))
     (tmp_path / "before.csv").write_text(before)
     assert "15 held-out cells, predicted before they ran" in as_text(validate(STUDY, 4, tmp_path / "before.csv"))
+    alone, with_fit = (validate(STUDY, 4, tmp_path / "before.csv", fitted_to) for fitted_to in (None, STUDY))
+    assert set(with_fit.naive) - set(alone.naive) == {"(aN+b)(eM+f), fitted"}
+    with pytest.raises(BadInput, match="give them, too"):
+        validate(STUDY, 4, None, STUDY)
     with (tmp_path / "before.csv").open("w", encoding="utf-8-sig", newline="") as file:
         csv.writer(file).writerows(row[::-1] for row in (rows[0], *rows[:1:-1]))  # columns are read by name
     found = validate(STUDY, 4, tmp_path / "before.csv")
