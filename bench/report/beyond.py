@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -76,8 +78,8 @@ def _prediction(rows: pd.DataFrame, predicted: pd.DataFrame) -> Figure:
         here = predicted[predicted["cell"].isin(shown["cell"])]
         for label, look, curve in curves(shown):
             line = here[here["cell"].isin(curve["cell"])].sort_values(SIZE)
-            plain = {name: value for name, value in look.items() if name != "marker"}
-            axes.plot(line[SIZE], line["predicted"], **plain, linewidth=1.2, label=label)
+            bare: Any = {**look, "markevery": [], "markersize": 5}  # markers are those of measurements
+            axes.plot(line[SIZE], line["predicted"], **bare, linewidth=1.2, label=label)
             axes.fill_between(
                 line[SIZE], line["predicted_low"], line["predicted_high"], color=look["color"], alpha=0.15, linewidth=0
             )  # fmt: skip

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from colorsys import rgb_to_hsv
 from typing import Any
 
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 
 from bench import records
 from bench.config import BadInput
 from bench.records import RunRecord
-from bench.report import beyond, bounds, cells, modelled
+from bench.report import beyond, bounds, cells, maps, modelled
 from bench.report.panels import SIZE
+from strategies.catalogue import CATALOGUE
 from tests.support.synthetic import make_record
 
 ASLEEP: dict[str, Any] = {
@@ -95,3 +98,24 @@ def test_a_single_strategy_has_no_map(runs: list[RunRecord]) -> None:
     found = modelled.of_runs(alone)
     assert list(beyond.figures(summary_of(alone), found)) == ["prediction"]
     assert "There is no map" in beyond.text(found)
+
+
+def test_a_map_has_the_colours_of_the_report_and_numbers_that_can_be_read() -> None:
+    servers = [maps.colour_of(f"{placement} servers") for placement in ("dedicated", "colocated", "mixed")]
+    others = [maps.colour_of(entry.title) for entry in CATALOGUE.values() if not entry.has_servers]
+    assert len({*servers, *others}) == len(servers) + len(others)
+    hues = {round(rgb_to_hsv(*to_rgb(colour))[0], 1) for colour in (*servers, CATALOGUE["parameter_server"].colour)}
+    assert len(hues) == 1
+    decidable = [maps.colour_of(entry.title) for entry in CATALOGUE.values() if entry.communicates]
+    assert all(contrast(colour, maps.ON_COLOUR) > 4.5 for colour in (*servers, *decidable))
+
+
+def contrast(one: str, other: str) -> float:
+    """Of WCAG 2: 1 is none, 21 black on white."""
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def luminance(colour: str) -> float:
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
