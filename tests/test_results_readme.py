@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
+
+import pytest
 
 from bench import records
 from bench.config import RunConfig
@@ -44,3 +47,13 @@ def test_nothing_is_described_that_is_not_there() -> None:
     known = {*runs.columns, *cells.summarize(runs).columns, *loss.COLUMNS, *RunRecord.model_fields}
     known |= {*bounds.COLUMNS, "bounded_by", *make_steps(demo_records(repeats=1)[0])[0].row()}
     assert sorted(described() - known) == []
+
+
+@pytest.mark.skipif(not (README.parents[1] / ".git").exists(), reason="what is committed, only git knows")
+def test_every_study_that_it_names_is_there() -> None:
+    (table,) = re.findall(r"^\| reference study .*?\n\n", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+    named = {name for row in table.split("\n")[2:-2] for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
+    committed = subprocess.run(
+        ["git", "ls-files", "results"], cwd=README.parents[1], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert named == {name.split("/")[1] for name in committed} - {README.name}
