@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -88,3 +89,9 @@ def tolerant() -> Iterator[None]:
             sys.stdout, sys.stderr = before
     if out.error:
         raise OutputLost(out.error.strerror)
+
+
+def markdown(text: str) -> str:
+    """Text for one line or table cell of Markdown, in which no link, image, HTML, code or other cell begins."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", text)

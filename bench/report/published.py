@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.config import BadInput
-from bench.files import write_whole
+from bench.files import check_writable, write_whole
+from bench.predict.published.ranges import ends
 from bench.predict.published.score import Prediction
 from bench.predict.published.table import as_csv, as_markdown
 from bench.report.labels import LINE, TEXT, wrapped
@@ -20,6 +21,7 @@ from bench.report.panels import decorate
 from bench.report.saving import KINDS, matplotlib_settings, save
 from bench.report.sentences import capital
 from strategies import catalogue
+from strategies.catalogue import Entry
 
 COLUMNS, MIN_ROWS = 2, 30  # of fewer rows, one column
 WIDTH, FRAME = 5.0, 1.7  # inches: a column with its names; title, ticks and key
@@ -42,16 +44,22 @@ class Line(NamedTuple):
 
 
 def check_folder(out: Path) -> None:
-    """Make the folder if there is none; BadInput if that is impossible."""
+    """Make the folder if there is none; BadInput if that is impossible, or if a file in it cannot be written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"--out: {out} cannot be made: {error.strerror}") from None
+    for path in _paths(out):
+        check_writable(path)
+
+
+def _paths(out: Path) -> list[Path]:
+    return [out / f"published.{ending}" for ending in ("csv", "md", *KINDS)]
 
 
 def write_folder(predictions: Sequence[Prediction], out: Path) -> list[Path]:
     """Write published.csv, published.md and the figure, as SVG, PNG and PDF; return their paths."""
-    table, text, *pictures = [out / f"published.{ending}" for ending in ("csv", "md", *KINDS)]
+    table, text, *pictures = _paths(out)
     write_whole(table, as_csv(predictions))
     write_whole(text, as_markdown(predictions))
     save(make_figure(predictions), *pictures)
@@ -87,7 +95,7 @@ def columns_of(predictions: Sequence[Prediction]) -> list[list[list[Line]]]:
     for study in dict.fromkeys(each.row.study for each in predictions):
         rows = [each for each in predictions if each.row.study == study]
         held = sum(each.holds for each in rows)
-        heading = Line(f"{study}: {held} of {len(rows)} in their band", None)
+        heading = Line(wrapped(f"{study}: {held} of {len(rows)} in their band", NAME_LETTERS), None)
         sources.append([heading, *(Line(wrapped(each.row.label, NAME_LETTERS), each) for each in rows)])
     count = COLUMNS if len(predictions) >= MIN_ROWS else 1
     columns: list[list[list[Line]]] = [[]]
@@ -137,10 +145,16 @@ def _row(axes: Axes, at: float, each: Prediction) -> None:
     axes.plot([ends[2]], [at], marker, color=colour, markerfacecolor=face, markersize=5, clip_on=False)
 
 
+def arm_of(each: Prediction) -> tuple[Entry, str]:
+    """A measurement's strategy and the placement of its servers; where a source leaves a choice, the first."""
+    arm = each.row.arm
+    known = {**{key: ends(found)[0] for key, found in arm.ranges.items()}, **arm.stated}
+    return catalogue.find(str(known["strategy"])), str(known.get("placement", "dedicated"))
+
+
 def look_of(each: Prediction) -> tuple[str, str]:
     """The colour of a measurement's strategy, and the marker of its servers' placement."""
-    entry = catalogue.find(str(each.row.arm.stated["strategy"]))
-    placement = str(each.row.arm.stated.get("placement", "dedicated"))
+    entry, placement = arm_of(each)
     return entry.colour, MARKERS[placement] if entry.has_servers else MARKER
 
 
@@ -160,9 +174,7 @@ def _key(predictions: Sequence[Prediction]) -> list[Line2D]:
 
 
 def _name_of(each: Prediction) -> str:
-    entry = catalogue.find(str(each.row.arm.stated["strategy"]))
+    entry, placement = arm_of(each)
     if entry.has_servers:
-        return f"{each.row.arm.stated.get('placement', 'dedicated')} servers".replace(
-            "mixed", "dedicated and colocated"
-        )
+        return f"{placement} servers".replace("mixed", "dedicated and colocated")
     return "ring-allreduce" if entry.family == catalogue.RING else capital(entry.title)

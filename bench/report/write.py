@@ -16,6 +16,7 @@ from markupsafe import Markup, escape
 
 from bench import files, records
 from bench.config import BadInput
+from bench.output import markdown
 from bench.report import (
     answer,
     beyond,
@@ -146,12 +147,6 @@ def environment_of(template: str) -> jinja2.Environment:
 def coded(text: str) -> Markup:
     """Text for HTML in which what stands between backticks is code."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
-
-
-def markdown(text: str) -> str:
-    """Text for one line or table cell of Markdown, in which no link, image, HTML, code or other cell begins."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
 
 
 def inline_svg(text: str, prefix: str, description: str) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,15 @@ import pytest
 import yaml
 
 from bench.config import BadInput
-from bench.predict.published.corpus import Arm, Measurement, Range, half_digit, read_corpus, read_rows
+from bench.predict.published.corpus import Arm, Measurement, half_digit, read_corpus, read_rows
 from bench.predict.published.models import built_in
-from bench.predict.published.sampling import at, draw, middle
+from bench.predict.published.ranges import Range, at
+from bench.predict.published.sampling import draw, middle
 from bench.predict.published.score import Prediction, pairs, predict
 from bench.predict.published.settings import Settings
 from bench.predict.published.step import step
 from bench.predict.published.table import as_csv, as_markdown, as_text, reason, summary
+from bench.report.published import check_folder, write_folder
 
 FORM = Path(__file__).parents[2] / "examples" / "published.yaml"
 CORPUS = read_corpus()
@@ -188,6 +193,28 @@ def damaged(change: dict[str, Any], file: Path) -> Path:
     ({"models": {"mine": {"source": "x", "parameters": 1, "tensors": ["3 by 3"]}}}, "'3 by 3' is no tensor"),
     ({"stated": {"model": "resnet-50"}}, "row 1: batch_size is missing"),
     ({"rows": [{"arm": "DDP", "num_gpus": 8, "model": "resnet", "step_s": 1}]}, "there is no 'resnet'"),
+    ({"rows": [{"arm": "DDP", "num_gpus": 8, "efficiency": 90}]}, "efficiency: 90 is not a number above 0, at most 2"),
+    ({"rows": [{"arm": "DDP", "num_gpus": 8, "tokens_per_s_per_gpu": 7}]}, "needs `tokens`"),
+    ({"rows": [{"arm": "DDP", "num_gpus": 8, "step_s": 1, "latency_s": 50}]}, "row 1: latency_s: "),
+    ({"rows": [{"arm": "DDP", "num_gpus": 8, "step_s": 1, "link": "25Gbps"}]}, "row 1: link: '25Gbps' is not a rate"),
+    ({"rows": [{"arm": "DDP", "num_gpus": 8, "step_s": 1, "process_bytes_per_s": 1e-9}]}, "process_bytes_per_s: "),
+    ({"rows": [{"arm": "DDP", "num_gpus": 8, "step_s": 1, "single_gpu": 1e300}]}, "row 1: single_gpu: "),
+    ({"rows": [{"arm": "DDP", "num_gpus": 8, "step_s": 1, "device": "A100"}]}, "device: choose one of"),
+    ({"rows": [{"arm": "DDP", "num_gpus": 8, "step_s": 1, "pushes": False}]}, "has no servers to push to"),
+    ({"rows": [{"arm": ["DDP"], "num_gpus": 8, "step_s": 1}]}, "row 1: arm: ['DDP'] is no line of text"),
+    ({"rows": [{"arm": "DDP", "num_gpus": 8, "step_s": 1, "compare": {"a": 1}}]}, "compare: {'a': 1} is no line"),
+    *[({"rounding": wrong}, "row 1: rounding: ") for wrong in ("2%", -1, 7, [1], float("nan"), True)],
+    *[({"id": wrong}, "id: ") for wrong in ([1], "two\nlines", "x" * 5000)],
+    *[({"not_stated": {"goodput_share": {"from": 0.5, "to": 0.9, "because": "x"}, "batch_size": wrong}}, "batch_size: ")
+      for wrong in ({"from": 8, "to": 64, "because": "x"}, {"any_of": [8, 1.5, 64], "because": "x"},
+                    {"any_of": [8] * 100, "because": "x"}, {"from": 1, "to": "2gbit", "because": "x"})],
+    *[({"not_stated": {"goodput_share": "tcp-share", "link": {**wrong, "because": "x"}}}, "link: ")
+      for wrong in ({"from": "fast", "to": "1gbit"}, {"any_of": ["1gbit", "fast", "2gbit"]}, {"from": 1, "to": True})],
+    *[({"models": {"mine": {"source": "x", "parameters": 1, "tensors": wrong}}}, "mine.yaml: mine: ")
+      for wrong in ([], ["0x5 @1"], ["x".join(["9" * 12] * 40) + " @1"], ["٣x٣ @1"], ["2x2 @1"],
+                    [{"times": True, "of": []}],
+                    [{"times": 9999, "of": [{"times": 9999, "of": [{"times": 9999, "of": ["1 @1"]}]}]}])],
+    ({"models": {"mine": {"source": "x", "parameters": 4, "tensors": ["2x2 @1"], "attention": [-1, 5]}}}, "attention"),
 ])  # fmt: skip
 def test_a_wrong_file_is_refused_in_one_line_that_names_the_place(
     change: dict[str, Any], words: str, tmp_path: Path
@@ -196,3 +223,30 @@ def test_a_wrong_file_is_refused_in_one_line_that_names_the_place(
         read_rows(damaged(change, tmp_path / "mine.yaml"))
     assert words in str(found.value)
     assert str(found.value).startswith("mine.yaml: ")
+
+
+def test_text_of_a_stranger_is_text_in_the_table_and_in_the_figure(tmp_path: Path) -> None:
+    text = "![x](http://example.org/x.png) a|b <b> $\\frac$ $a$b"
+    content = damaged({"id": text, "source": text, "url": "javascript:alert(1)", "note": text}, tmp_path / "mine.yaml")
+    found = [predict(row, 8) for row in read_rows(content)]
+    table = as_markdown(found)
+    assert not re.search(r"(?<!\\)(!\[|\]\(|<b>|a\|b)", table)
+    assert "javascript" not in table
+    write_folder(found, tmp_path)  # no formula that matplotlib cannot draw
+
+
+def test_a_strategy_that_is_not_stated_is_predicted_and_drawn(tmp_path: Path) -> None:
+    content = yaml.safe_load(FORM.read_text())
+    content["arms"]["DDP"]["stated"].pop("strategy")
+    content["not_stated"]["strategy"] = {"any_of": ["ring_allreduce", "fsdp"], "because": "it is not said"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    write_folder([predict(row, 8) for row in read_rows(tmp_path / "mine.yaml")], tmp_path)
+    assert (tmp_path / "published.svg").stat().st_size > 0
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("elsewhere"), Path.mkdir])
+def test_nothing_but_a_file_is_replaced(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "published.svg")
+    with pytest.raises(BadInput, match="only a regular file is replaced"):
+        check_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["published.svg"]

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from bench import files, records
 from bench.config import BadInput
+from bench.output import markdown
 from bench.records import LABELS, RunRecord
 from bench.report import answer, bounds, cells, duels, loss, modelled, sections, tables
-from bench.report.write import environment_of, flatten, inline_svg, markdown, write_report
+from bench.report.write import environment_of, flatten, inline_svg, write_report
 from tests.support.synthetic import demo_records, make_failure, make_record, make_steps
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}

@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from bench.config import BadInput, first_problem, nearest, read_yaml, shorten
-from bench.links import parse_rate
+from bench.predict.published import step
 from bench.predict.published.models import Model, built_in, find, parse
+from bench.predict.published.ranges import Range, Value, at, named_ranges, read_range
 from bench.predict.published.settings import Settings
-from strategies.options import Given
+from strategies.options import MAX_TEXT
 
 FOLDER = Path(__file__).parent
 Measure = Literal[
     "samples_per_s", "samples_per_s_per_gpu", "tokens_per_s_per_gpu", "efficiency", "step_s", "speed_ratio"
 ]
 MEASURES: tuple[str, ...] = get_args(Measure)
-Value = str | float | int | bool
+MAX_ROWS, MAX_SHARE, MAX_VALUE = 1000, 2.0, 1e12
+MIDDLES = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of an interval at which its settings are checked
 STUDY_KEYS = (
     "id",
     "about",
@@ -36,33 +38,6 @@ STUDY_KEYS = (
     "note",
 )
 ROW_KEYS = ("arm", "over", "stated", "not_stated", "rounding", "compare", "note")
-
-
-class Range(Given):
-    """What is assumed for a setting that a source does not state: an interval or a choice, and the reason."""
-
-    from_: Annotated[Value | None, Field(alias="from")] = None
-    to: Value | None = None
-    any_of: list[Value] | None = None
-    because: str
-    name: str = ""
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Range:
-        if (self.any_of is None) == (self.from_ is None) or (self.from_ is None) != (self.to is None):
-            raise ValueError("a range is {from, to, because} or {any_of, because}")
-        if self.any_of == []:
-            raise ValueError("any_of is empty; list what is possible")
-        if self.from_ is not None and self.to is not None and not 0 < number(self.from_) <= number(self.to):
-            raise ValueError(f"a range from {self.from_} to {self.to} is empty, or not positive")
-        return self
-
-    def __str__(self) -> str:
-        return " or ".join(map(str, self.any_of)) if self.any_of else f"{_plain(self.from_)} to {_plain(self.to)}"
-
-
-def _plain(value: Value | None) -> str:
-    return value if isinstance(value, str) else f"{value:.3g}"
 
 
 @dataclass(frozen=True)
@@ -113,11 +88,6 @@ def half_digit(value: float) -> float:
     return 0.5 * 10.0**-decimals / value
 
 
-def number(value: Value) -> float:
-    """Return a value as a number: 0.5, or the bits per second of 25gbit."""
-    return float(parse_rate(value)) if isinstance(value, str) else float(value)
-
-
 def read_corpus() -> list[Measurement]:
     """Return the measurements that come with psring."""
     return [row for file in sorted((FOLDER / "corpus").glob("*.yaml")) for row in read_rows(file)]
@@ -141,8 +111,9 @@ class _Study:
         for key in ("id", "source", "rows"):
             if not self._fields.get(key):
                 raise BadInput(f"{where}: {key} is missing")
+        self._words = {key: self._word(self._fields.get(key, ""), key) for key in ("id", "source", "url", "note")}
         self._models = {**built_in(), **parse(self._fields.get("models", {}), where)}
-        self._named = {**_named_ranges(), **self._ranges(self._fields.get("ranges", {}), "ranges", {})}
+        self._named = {**named_ranges(), **self._ranges(self._fields.get("ranges", {}), "ranges", {})}
         arms = self._table(self._fields.get("arms", {}), "arms")
         self._arms = {
             str(name): self._table(arm, f"arms: {name}", ("stated", "not_stated")) for name, arm in arms.items()
@@ -151,6 +122,8 @@ class _Study:
     def measurements(self) -> list[Measurement]:
         if not isinstance(self._fields["rows"], list):
             raise BadInput(f"{self._where}: rows is not a list")
+        if len(self._fields["rows"]) > MAX_ROWS:
+            raise BadInput(f"{self._where}: {len(self._fields['rows'])} rows; at most {MAX_ROWS} are read")
         return [self._measurement(row, f"row {index}") for index, row in enumerate(self._fields["rows"], 1)]
 
     def _measurement(self, given: Any, place: str) -> Measurement:
@@ -162,14 +135,22 @@ class _Study:
             raise BadInput(
                 f"{self._where}: {place}: a speed_ratio, and nothing else, needs `over`, the arm below the line"
             )
+        arm, name = self._arm(row.get("arm"), row, place), measured[0]
+        if name.startswith("tokens") and "tokens" not in {**arm.stated, **arm.ranges}:
+            raise BadInput(f"{self._where}: {place}: {name} needs `tokens`, the tokens of a sample")
+        compare = self._word(row["compare"], f"{place}: compare") if "compare" in row else None
         return Measurement(
-            study=str(self._fields["id"]), source=str(self._fields["source"]), url=str(self._fields.get("url", "")),
-            arm=self._arm(row.get("arm"), row, place), measure=measured[0],  # type: ignore[arg-type]
-            value=self._positive(row[measured[0]], f"{place}: {measured[0]}"),
-            rounding=float(row.get("rounding", self._fields.get("rounding", 0.0))) or self._digits(row, measured[0]),
-            over=self._arm(row["over"], row, place) if "over" in row else None,
-            compare=row.get("compare"), note=str(row.get("note", self._fields.get("note", ""))), models=self._models,
+            study=self._words["id"], source=self._words["source"], url=self._words["url"], arm=arm,
+            measure=name, value=self._positive(row[name], f"{place}: {name}", _most(name)),  # type: ignore[arg-type]
+            rounding=self._rounding(row, place) or self._digits(row, name),
+            over=self._arm(row["over"], row, place) if "over" in row else None, compare=compare,
+            note=self._word(row.get("note", self._words["note"]), f"{place}: note"), models=self._models,
         )  # fmt: skip
+
+    def _rounding(self, row: Mapping[str, Any], place: str) -> float:
+        """Return what the row or the file says of the rounding of its numbers, 0 if nothing."""
+        found = row.get("rounding", self._fields.get("rounding", 0))
+        return 0.0 if found == 0 else self._positive(found, f"{place}: rounding", 0.5)
 
     def _digits(self, row: Mapping[str, Any], measured: str) -> float:
         """Return what the digits of the measurement and of the single worker's rate leave open: half of the last."""
@@ -180,8 +161,9 @@ class _Study:
 
     def _arm(self, name: Any, row: Mapping[str, Any], place: str) -> Arm:
         """Join the settings of the file, of the arm and of the row; the later ones have precedence."""
+        name = None if name is None else self._word(name, f"{place}: arm")
         if name is not None and name not in self._arms:
-            raise BadInput(f"{self._where}: {place}: there is no arm {name!r}{nearest(str(name), self._arms)}")
+            raise BadInput(f"{self._where}: {place}: there is no arm {name!r}{nearest(name, self._arms)}")
         stated: dict[str, Value] = {}
         ranges: dict[str, Range] = {}
         inline = {key: value for key, value in row.items() if key in Settings.model_fields}
@@ -199,24 +181,30 @@ class _Study:
         return arm
 
     def _check(self, arm: Arm, place: str) -> None:
-        """Raise BadInput unless the settings are complete at both ends of every range."""
-        for end in (0, -1):
-            values = {**arm.stated, **{key: ends(found)[end] for key, found in arm.ranges.items()}}
-            try:
-                settings = Settings.model_validate(values)
-                settings.step_compute_s(find(settings.model, dict(self._models)))
-                _ = settings.link_bytes_per_s, settings.servers
-            except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                missing = f"{first['loc'][0]} is missing; state it, or give a range for it" if first["loc"] else ""
-                problem = missing if first["type"] == "missing" else first_problem(error, Settings.model_fields)
-                raise BadInput(f"{self._where}: {place}: {problem}") from None
-            except BadInput as error:
-                raise BadInput(f"{self._where}: {place}: {error}") from None
+        """Raise BadInput unless the settings are complete and possible wherever in its range each of them lies."""
+        middle = {key: at(found, 0.5) for key, found in arm.ranges.items()}
+        for key, found in (*arm.ranges.items(), (None, None)):
+            for value in found.any_of or [at(found, share) for share in MIDDLES] if found else [None]:
+                changed = middle if key is None else {**middle, key: value}
+                self._check_settings({**arm.stated, **changed}, place)
+
+    def _check_settings(self, values: Mapping[str, Any], place: str) -> None:
+        try:
+            settings = Settings.model_validate(values)
+            settings.step_compute_s(find(settings.model, dict(self._models)))
+            _ = settings.link_bytes_per_s, settings.servers
+            step.check(settings)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            missing = f"{first['loc'][0]} is missing; state it, or give a range for it" if first["loc"] else ""
+            problem = missing if first["type"] == "missing" else first_problem(error, Settings.model_fields)
+            raise BadInput(f"{self._where}: {place}: {problem}") from None
+        except BadInput as error:
+            raise BadInput(f"{self._where}: {place}: {error}") from None
 
     def _ranges(self, given: Any, place: str, named: Mapping[str, Range]) -> dict[str, Range]:
         table = self._table(given, place)
-        return {str(key): _range(value, f"{self._where}: {place}: {key}", named) for key, value in table.items()}
+        return {str(key): read_range(value, f"{self._where}: {place}: {key}", named) for key, value in table.items()}
 
     def _table(self, given: Any, place: str, known: Any = None) -> dict[str, Any]:
         if not isinstance(given, dict):
@@ -230,36 +218,18 @@ class _Study:
             raise BadInput(f"{self._where}: {place}: unknown key {shorten(key)}{nearest(str(key), known)}")
         return str(key)
 
-    def _positive(self, value: Any, place: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e15:
-            raise BadInput(f"{self._where}: {place}: {shorten(value)} is not a number above 0")
+    def _positive(self, value: Any, place: str, most: float) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+            raise BadInput(f"{self._where}: {place}: {shorten(value)} is not a number above 0, at most {most:g}")
         return float(value)
 
-
-def _named_ranges() -> dict[str, Range]:
-    table = read_yaml(FOLDER / "ranges.yaml")
-    return {name: _range(value, f"ranges.yaml: {name}", {}, name) for name, value in table.items()}
-
-
-def _range(given: Any, where: str, named: Mapping[str, Range], name: str = "") -> Range:
-    """Return a range given by its name or in place; BadInput if it is neither."""
-    if isinstance(given, str):
-        if given not in named:
-            raise BadInput(f"{where}: there is no range {given!r}{nearest(given, named)}; write {{from, to, because}}")
-        return named[given]
-    try:
-        return Range.model_validate({**given, "name": name or where})
-    except (ValidationError, TypeError) as error:
-        problem = (
-            first_problem(error, ("from", "to", "any_of", "because")) if isinstance(error, ValidationError) else ""
-        )
-        raise BadInput(f"{where}: {problem or 'a range is {from, to, because} or {any_of, because}'}") from None
+    def _word(self, value: Any, place: str) -> str:
+        text = str(value)
+        if isinstance(value, bool | list | dict | None) or len(text) > MAX_TEXT or not text.isprintable():
+            raise BadInput(f"{self._where}: {place}: {shorten(value)} is no line of text")
+        return text
 
 
-def ends(found: Range) -> tuple[Value, Value]:
-    """Return the first and the last value of a range."""
-    if found.any_of:
-        return found.any_of[0], found.any_of[-1]
-    assert found.from_ is not None
-    assert found.to is not None
-    return found.from_, found.to
+def _most(measure: str) -> float:
+    """Return the largest value of a measure: an efficiency of 90 is one in per cent."""
+    return MAX_SHARE if measure == "efficiency" else MAX_VALUE

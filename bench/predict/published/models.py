@@ -9,9 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench.config import BadInput, nearest, read_yaml
+from bench.config import BadInput, nearest, read_yaml, shorten
 
 FILE = Path(__file__).parent / "models.yaml"
+MAX_TENSORS, MAX_SIZE, MAX_WIDTH = 10_000, 10**12, 1 << 20
+TOLERANCE = 0.02  # of the sum of the tensors against the published number of parameters
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ def _model(name: str, fields: Any, where: str) -> Model:
     attention = fields.get("attention", [0, 0])
     if not isinstance(attention, list) or [type(each) for each in attention] != [int, int]:
         raise BadInput(f"{where}: attention is [layers, width]")
+    if not all(0 <= each <= MAX_WIDTH for each in attention):
+        raise BadInput(f"{where}: attention {attention}: layers and width are from 0 to {MAX_WIDTH}")
     try:
         parameters = float(fields["parameters"])
     except (TypeError, ValueError):
@@ -87,6 +91,9 @@ def _model(name: str, fields: Any, where: str) -> Model:
     tensors = tuple(_tensors(fields["tensors"], where))
     if not tensors:
         raise BadInput(f"{where}: tensors is empty; list at least one, such as 2048x1000 @1")
+    size = sum(tensor.size for tensor in tensors)
+    if not abs(parameters / size - 1) <= TOLERANCE:
+        raise BadInput(f"{where}: tensors have {size:g} elements and parameters is {parameters:g}; they must agree")
     return Model(name, str(fields["source"]), parameters, tensors, (attention[0], attention[1]))
 
 
@@ -98,23 +105,34 @@ def _tensors(given: Any, where: str) -> list[Tensor]:
     for each in given:
         if isinstance(each, dict):
             times = each.get("times")
-            if set(each) != {"times", "of"} or not isinstance(times, int) or not 1 <= times <= 10_000:
+            if set(each) != {"times", "of"} or type(times) is not int or not 1 <= times <= MAX_TENSORS:
                 raise BadInput(f"{where}: a group of tensors is {{times: 3, of: [...]}}")
-            found += _tensors(each["of"], where) * times
+            group = _tensors(each["of"], where)
+            _check_number(len(found) + len(group) * times, where)
+            found += group * times
         else:
             found.append(_tensor(str(each), where))
+    _check_number(len(found), where)
     return found
+
+
+def _check_number(tensors: int, where: str) -> None:
+    if tensors > MAX_TENSORS:
+        raise BadInput(f"{where}: {tensors} tensors; at most {MAX_TENSORS} are read")
 
 
 def _tensor(text: str, where: str) -> Tensor:
     """'3x3x64x64 @56x56' -> its Tensor."""
-    parts = re.fullmatch(r"(\d{1,12}(?:x\d{1,12})*) @(tokens|\d{1,9}(?:x\d{1,9})*)", text.strip())
+    parts = re.fullmatch(r"([1-9]\d{0,11}(?:x[1-9]\d{0,11})*) @(tokens|\d{1,9}(?:x\d{1,9})*)", text.strip(), re.ASCII)
     if parts is None:
         raise BadInput(
-            f"{where}: {text!r} is no tensor; write its shape and positions: 3x3x64x64 @56x56, 768x768 @tokens"
+            f"{where}: {shorten(text)} is no tensor; write its shape and positions: 3x3x64x64 @56x56, 768x768 @tokens"
         )
     per_token = parts[2] == "tokens"
-    return Tensor(_product(parts[1]), 1 if per_token else _product(parts[2]), per_token)
+    found = Tensor(_product(parts[1]), 1 if per_token else _product(parts[2]), per_token)
+    if max(found.size, found.positions) > MAX_SIZE:
+        raise BadInput(f"{where}: {shorten(text)} has more than {MAX_SIZE:g} elements or positions")
+    return found
 
 
 def _product(text: str) -> int:

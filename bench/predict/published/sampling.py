@@ -7,7 +7,8 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from bench.predict.published.corpus import Arm, Range, Value, ends, number
+from bench.predict.published.corpus import Arm
+from bench.predict.published.ranges import Value, at
 from bench.predict.published.settings import Settings
 
 SAMPLES = 64
@@ -34,15 +35,6 @@ def middle(arm: Arm, **replaced: Value) -> Settings:
 def settings(arm: Arm, values: Mapping[str, Any]) -> Settings:
     """Return the settings of an arm with values for its ranges."""
     return Settings.model_validate({**arm.stated, **values})
-
-
-def at(found: Range, share: float) -> Value:
-    """Return the value that a share (0 to 1) of a range lies below: log-uniform in an interval."""
-    if found.any_of:
-        return found.any_of[min(int(share * len(found.any_of)), len(found.any_of) - 1)]
-    low, high = ends(found)
-    value = number(low) * (number(high) / number(low)) ** share
-    return f"{round(value / 1e3)}kbit" if isinstance(low, str) else value
 
 
 def _shares(name: str, samples: int) -> list[float]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from bench.config import BadInput
-from bench.predict.published.corpus import Arm, Measure, Measurement, Range, Value, ends, number
+from bench.predict.published.corpus import Arm, Measure, Measurement
 from bench.predict.published.models import find
+from bench.predict.published.ranges import Range, Value, ends, number
 from bench.predict.published.sampling import SAMPLES, draw, middle
 from bench.predict.published.settings import Settings
 from bench.predict.published.step import Step, step

@@ -7,13 +7,15 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 
 from bench.config import BadInput
+from bench.config.emulation import MAX_STEP_S
 from bench.devices import DEVICES
 from bench.links import parse_rate
 from bench.predict.published.models import Model
 from strategies import catalogue
 from strategies.options import Given
 
-Positive = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(ge=1e3, le=1e13)]  # bytes per second; outside it has another unit
+Samples = Annotated[float, Field(ge=1e-6, le=1e9)]  # per second
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=1 << 14)]
 ARMS = tuple(kind.name for kind in (catalogue.PARAMETER_SERVER, catalogue.RING_ALLREDUCE, catalogue.FSDP))
@@ -26,7 +28,14 @@ def _arm(name: str) -> str:
     return name
 
 
+def _device(name: str) -> str:
+    if name not in DEVICES:
+        raise ValueError(f"choose one of {', '.join(DEVICES)}")
+    return name
+
+
 Arm = Annotated[str, AfterValidator(_arm)]
+Device = Annotated[str, AfterValidator(_device)]
 
 
 class Settings(Given):
@@ -50,9 +59,9 @@ class Settings(Given):
     """Nominal rate of a node's link: 25gbit."""
     goodput_share: Share
     """What the transport reaches of the link's nominal rate."""
-    process_bytes_per_s: Positive = 1e12
+    process_bytes_per_s: Rate = 1e12
     """What one process moves in each direction, whatever the link [no limit]."""
-    local_bytes_per_s: Positive = 1e12
+    local_bytes_per_s: Rate = 1e12
     """Goodput between two workers of a node [no limit]."""
     latency_s: Annotated[float, Field(ge=0, le=1)] = 50e-6
     """One message from process to process."""
@@ -60,7 +69,7 @@ class Settings(Given):
     """Where servers run: nodes of their own, the workers' nodes, or both."""
     num_servers: Annotated[int, Field(ge=0, le=1 << 14)] | None = None
     """Server processes (colocated), or nodes that only serve (dedicated, mixed)."""
-    servers_per_node: Positive | None = None
+    servers_per_node: Annotated[float, Field(gt=0, le=1 << 14)] | None = None
     """Instead of num_servers: their number over that of the workers' nodes."""
     sharding: Literal["ranges", "tensors"] = "ranges"
     """Whether a server holds an equal share of all numbers, or whole tensors."""
@@ -74,11 +83,11 @@ class Settings(Given):
     """Of the arithmetic: selects the device's peak."""
     wire_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     """Of what travels."""
-    single_gpu: Positive | None = None
+    single_gpu: Samples | None = None
     """Samples per second of one worker alone, from the same source."""
-    compute_s: Annotated[float, Field(ge=0)] | None = None
+    compute_s: Annotated[float, Field(ge=0, le=MAX_STEP_S)] | None = None
     """Instead of single_gpu: seconds of forward and backward of a step."""
-    device: str | None = None
+    device: Device | None = None
     """Instead of both: a device of bench/devices.py, with mfu."""
     mfu: Share | None = None
     """FLOPs that the model needs over the device's peak."""
@@ -124,7 +133,7 @@ class Settings(Given):
             return self.batch_size / self.single_gpu
         if self.device is None or self.mfu is None:
             raise BadInput("nothing says how fast a worker computes; state single_gpu, compute_s, or device and mfu")
-        if self.device not in DEVICES or self.precision not in DEVICES[self.device].peak_flops_per_s:
-            raise BadInput(f"device: no peak of {self.device!r} in {self.precision}; known are {', '.join(DEVICES)}")
+        if self.precision not in DEVICES[self.device].peak_flops_per_s:
+            raise BadInput(f"device: no peak of {self.device!r} in {self.precision}; state another precision")
         peak = DEVICES[self.device].peak_flops_per_s[self.precision]
         return 3 * model.forward_flops(self.tokens) * self.batch_size / (peak * self.mfu)

@@ -184,3 +184,5 @@ def check(settings: Settings) -> None:
         _config(settings)
     if settings.kind.has_servers and settings.servers < 1:
         raise BadInput("num_servers: 0 servers; a parameter server has at least 1")
+    if not settings.kind.has_servers and not (settings.pushes and settings.pipelined):
+        raise BadInput(f"pushes and pipelined: {settings.strategy} has no servers to push to; leave them out")

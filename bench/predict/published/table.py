@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from statistics import median
 
+from bench.output import markdown
+from bench.predict.published.corpus import Measurement
 from bench.predict.published.score import BAND, MARGIN, Pair, Prediction, pairs
 
 UNITS = {
@@ -100,8 +103,7 @@ def as_markdown(predictions: Sequence[Prediction]) -> str:
     lines = [*(f"- {line}" for line in summary(predictions)), ""]
     for study in dict.fromkeys(found.row.study for found in predictions):
         group = [found for found in predictions if found.row.study == study]
-        lines += [f"### {study}", "", f"[{group[0].row.source}]({group[0].row.url})" if group[0].row.url else
-                  group[0].row.source, ""]  # fmt: skip
+        lines += [f"### {markdown(study)}", "", _link(group[0].row), ""]
         lines += ["| row | measured | predicted | band | | reason of a miss |", "| --- | --- | --- | --- | --- | --- |"]
         lines += [_line(found) for found in group]
         lines.append("")
@@ -109,12 +111,17 @@ def as_markdown(predictions: Sequence[Prediction]) -> str:
     if ranked:
         lines += ["### Winners", "", "| source | first | second | measured | predicted | |", "| --- " * 6 + "|"]
         for each in ranked:
-            arms = f"{each.study} | {each.first} | {each.second}"
+            arms = " | ".join(map(markdown, (each.study, each.first, each.second)))
             lines.append(f"| {arms} | {each.measured:.3g} | {each.predicted:.3g} | {each.verdict} |")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _link(row: Measurement) -> str:
+    source = markdown(row.source)
+    return f"[{source}]({row.url})" if re.fullmatch(r"https?://[^\s()<>]+", row.url) else source
 
 
 def _line(found: Prediction) -> str:
     row, held = found.row, "held" if found.holds else "**missed**"
     numbers = f"{row.value:.4g} {UNITS[row.measure]} | {found.middle:.4g} | {found.low:.4g} to {found.high:.4g}"
-    return f"| {row.label} | {numbers} | {held} | {reason(found)} |"
+    return f"| {markdown(row.label)} | {numbers} | {held} | {markdown(reason(found))} |"
