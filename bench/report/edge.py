@@ -32,12 +32,13 @@ def write_report(folder: Path) -> str:
     """Write variants.csv, figures/, report.md and report.html into a folder of psring compress; return the answer."""
     options = _options(folder)
     table = summarize(folder, bool(options.get("reads_bytes")))
-    drawn = write_figures({"pareto": edge_figure.pareto_figure(table)} if table["on_front"].any() else {}, folder)
+    figures = {"pareto": False, "pareto_narrow": True} if table["on_front"].any() else {}
+    drawn = write_figures({name: edge_figure.pareto_figure(table, narrow) for name, narrow in figures.items()}, folder)
     answer = answer_of(table)
     context = {
         "name": folder.resolve().name,
         "answer": answer,
-        "tables": [quality(table), speed(table), failures(table)],
+        "tables": [quality(table), speed(table), loading(table), failures(table)],
         "drawn": drawn,
         "description": edge_figure.DESCRIPTION,
         "method": method(options),
@@ -72,8 +73,7 @@ def summarize(folder: Path, reads_bytes: bool) -> pd.DataFrame:
         raise BadInput(f"{folder}: holds no variants; psring compress FILE --out {folder} makes some")
     launches = pd.DataFrame([line.model_dump() for line in results.read(folder, results.LAUNCHES, Launch)],
                             columns=list(Launch.model_fields))  # fmt: skip
-    rows = [{"number": place, **_row(variant, variants.get(ORIGINAL), launches, reads_bytes)}
-            for place, variant in enumerate(variants.values(), 1)]  # fmt: skip
+    rows = [_row(variant, variants.get(ORIGINAL), launches, reads_bytes) for variant in variants.values()]
     _add_verdicts(rows, launches)
     table = pd.DataFrame(rows)
     table["on_front"] = False
@@ -123,7 +123,7 @@ def answer_of(table: pd.DataFrame) -> str:
         return f"No variant keeps the held-out loss within {MAX_LOSS:.0%} of the original's."
     rows = good.to_dict("records")
     fastest, smallest = max(rows, key=lambda row: row["speed"]), min(rows, key=lambda row: row["size_ratio"])
-    lines = [f"Fastest with at most {MAX_LOSS:.0%} more loss: {_told(fastest)}"]
+    lines = [f"Fastest with at most {100 * MAX_LOSS:g} % more loss: {_told(fastest)}"]
     if smallest["name"] != fastest["name"]:
         lines.append(f"Smallest: {_told(smallest)}")
     return " ".join(f"{line}." for line in lines)
@@ -131,20 +131,22 @@ def answer_of(table: pd.DataFrame) -> str:
 
 def _told(row: Row) -> str:
     change = 100 * (row["loss_ratio"] - 1)
+    open_ = f" ({row['verdict']})" if row["verdict"] in (WORDS[UNDECIDED], WORDS[NO_VERDICT]) else ""
     return (
-        f"{row['name']}, {interval(row, 'speed')}× the original's tokens per second, {number(row['size_ratio'])}× its "
-        f"size, loss {change:+.2f} %"
+        f"{row['name']}, {interval(row, 'speed')}× the original's tokens per second{open_}, "
+        f"{number(row['size_ratio'])}× its size, {abs(change):.2f} % {'lower' if change < 0 else 'higher'} loss"
     )
 
 
 def _percent(name: str, row: Row) -> str:
-    value, low, high = (100 * (row[column] - 1) for column in (name, f"{name}_low", f"{name}_high"))
+    ratios = (row[column] for column in (name, f"{name}_low", f"{name}_high"))
+    value, low, high = (round(100 * (ratio - 1), 2) + 0.0 for ratio in ratios)  # + 0.0: no -0.00
     if pd.isna(value):
         return tables.BLANK
-    return f"{value:+.2f}" + ("" if pd.isna(low) else f" ({low:+.2f}–{high:+.2f})")
+    return f"{value:+.2f}" + ("" if pd.isna(low) else f" ({low:+.2f} to {high:+.2f})")
 
 
-NAMES: Columns = {"no.": lambda row: str(row["number"]), "variant": lambda row: str(row["name"])}
+NAMES: Columns = {"variant": lambda row: str(row["name"])}
 QUALITY: Columns = {
     "loss": lambda row: number(row["loss"]) if pd.isna(row["loss"]) else f"{row['loss']:.4f}",
     "loss change, %": lambda row: _percent("loss_ratio", row) if row["name"] != ORIGINAL else tables.BLANK,
@@ -162,9 +164,12 @@ SPEED: Columns = {
     "÷ original": lambda row: interval(row, "speed") if row["name"] != ORIGINAL else tables.BLANK,
     "verdict": lambda row: str(row["verdict"]) or tables.BLANK,
     "tokens/s, batch 8": lambda row: interval(row, "tokens_per_s_batch_8"),
-    **tables.in_units(SECONDS, token_p50="token_s_p50", token_p95="token_s_p95", prefill="prefill_s", load="load_s"),
-    **tables.in_units(BYTES, peak_memory="peak_memory_bytes"),
+    **tables.in_units(SECONDS, token_p50="token_s_p50", token_p95="token_s_p95", prefill="prefill_s"),
     "n": lambda row: str(row["n"]),
+}
+LOADING: Columns = {
+    **tables.in_units(SECONDS, load="load_s"),
+    **tables.in_units(BYTES, peak_memory="peak_memory_bytes"),
 }
 
 
@@ -174,8 +179,13 @@ def quality(table: pd.DataFrame) -> Table:
 
 
 def speed(table: pd.DataFrame) -> Table:
-    """Return speed and memory per variant."""
-    return _table(table[table["n"] > 0], "Speed and memory", SPEED)
+    """Return speed per variant."""
+    return _table(table[table["n"] > 0], "Speed", SPEED)
+
+
+def loading(table: pd.DataFrame) -> Table:
+    """Return the time to load and the memory per variant."""
+    return _table(table[table["n"] > 0], "Loading and memory", LOADING)
 
 
 def failures(table: pd.DataFrame) -> Table:

@@ -168,6 +168,12 @@ def rate_axis(axes: Axes, values: Sequence[float]) -> None:
     low, high = min(values) / 1.25, max(values) * 1.12
     axes.set_yscale("log")
     axes.set_ylim(low, high)
+    log_ticks(axes.yaxis, (low, high), "{:,.0f}" if low >= 10 else "{:,.3g}")
+
+
+def log_ticks(axis: Any, limits: tuple[float, float], words: str, apart: float = APART) -> None:
+    """Ticks at round numbers on a log axis with these limits, `apart` (a share of the axis) at least."""
+    low, high = limits
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     for steps in TICKS:
         ticks = [step * 10.0**decade for decade in decades for step in steps if low <= step * 10.0**decade <= high]
@@ -175,7 +181,7 @@ def rate_axis(axes: Axes, values: Sequence[float]) -> None:
             break
     else:
         ticks = [float(tick) for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
-    _ticks(axes.yaxis, ticks, np.log([low, high]), "{:,.0f}" if low >= 10 else "{:,.3g}")
+    _ticks(axis, ticks, np.log([low, high]), words, apart)
 
 
 def _ticks(axis: Any, ticks: Sequence[float], limits: Any, words: str, apart: float = APART) -> None:

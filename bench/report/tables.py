@@ -26,7 +26,7 @@ BYTES: Units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 SECONDS: Units = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
-NUMBER = re.compile(r"(< )?-?[\d,.]+(e[+-]\d+)?( ?(GB|MB|kB|B|s|ms|µs|×|%))?( \(.*\))?( : .*)?")
+NUMBER = re.compile(r"(< )?[-+]?[\d,.]+(e[+-]\d+)?( ?(GB|MB|kB|B|s|ms|µs|×|%))?( \(.*\))?( : .*)?")
 NOTHING = {BLANK, "", "not checked"}
 COMMON_FROM = 3  # rows
 WIDE = 9  # columns; of a table with more, words are broken into lines

@@ -10,7 +10,8 @@ import pytest
 
 from bench.config import BadInput
 from bench.edge.results import LAUNCHES, VARIANTS, Launch, Variant, append
-from bench.report.edge import answer_of, summarize, write_report
+from bench.report import edge_figure, labels
+from bench.report.edge import QUALITY, answer_of, summarize, write_report
 
 
 def launch(name: str, repeat: int, tokens_per_s: float) -> Launch:
@@ -49,7 +50,7 @@ def test_ratios_are_paired_and_the_loss_decides_who_is_named(folder: Path) -> No
 def test_a_row_without_numbers_has_its_reason_and_blanks(folder: Path) -> None:
     write_report(folder)
     text = (folder / "report.md").read_text()
-    assert "| 4 | int8 | unsupported | torchao \\| not installed |" in text
+    assert "| int8 | unsupported | torchao \\| not installed |" in text
     row = pd.read_csv(folder / "variants.csv").set_index("name").loc["int8"]
     assert row[["loss", "tokens_per_s", "size_bytes", "speed"]].isna().all()
 
@@ -65,6 +66,39 @@ def test_a_later_line_of_a_variant_holds(folder: Path) -> None:
 def test_nobody_is_named_if_all_lose_too_much(folder: Path) -> None:
     table = summarize(folder, reads_bytes=True)
     assert answer_of(table[table["name"] != "small"]).startswith("No variant keeps")
+
+
+def test_the_front_and_the_original_are_named_in_both_panels_and_nothing_is_cut_off(folder: Path) -> None:
+    append(folder, VARIANTS, Variant(name="distilled+int8_dynamic+onnx", losses=[1.9, 2.0], size_bytes=100))
+    append(folder, VARIANTS, Variant(name="dominated", losses=[9.0, 9.0], size_bytes=5000))
+    for repeat in range(2):
+        append(folder, LAUNCHES, launch("distilled+int8_dynamic+onnx", repeat, 900.0))
+        append(folder, LAUNCHES, launch("dominated", repeat, 1.0))
+    for narrow in (False, True):
+        figure = edge_figure.pareto_figure(summarize(folder, reads_bytes=True), narrow)
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            named = {str(line.get_label()) for line in labels.named_lines(axes)}
+            assert named == {"original", "distilled + int8 dynamic + onnx"}
+            boxes = [text.get_window_extent() for text in axes.texts]
+            assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+        assert len(figure.axes) == 2
+
+
+def test_a_change_of_loss_has_a_sign_and_its_interval_the_word_to(folder: Path) -> None:
+    rows = {row["name"]: row for row in summarize(folder, reads_bytes=True).to_dict("records")}
+    change = QUALITY["loss change, %"]
+    assert change(rows["small"]) == "+1.00 (+1.00 to +1.00)"
+    assert change({**rows["small"], "loss_ratio": 0.999999, "loss_ratio_low": 0.95}) == "+0.00 (-5.00 to +1.00)"
+
+
+def test_what_has_no_verdict_is_said_beside_its_speed(tmp_path: Path) -> None:
+    for name, speed in (("original", 100.0), ("small", 200.0)):
+        append(tmp_path, VARIANTS, Variant(name=name, losses=[2.0], size_bytes=1000))
+        append(tmp_path, LAUNCHES, launch(name, 0, speed))
+    assert "2.00× the original's tokens per second (no verdict), 1.00× its size" in answer_of(
+        summarize(tmp_path, False)
+    )
 
 
 def test_a_folder_without_variants_or_with_damaged_ones_is_refused(tmp_path: Path, folder: Path) -> None:
