@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from strategies.environment import mpi_environment
+from strategies.environment import mpi_environment, waiting_environment
 from strategies.group import Group, MPIGroup, SingleGroup
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def join(timeout_s: float) -> Group:
             " its allreduce may be no ring; call create() first",
             stacklevel=3,
         )
-    os.environ.update(mpi_environment(os.environ))
+    os.environ.update(mpi_environment(os.environ) | waiting_environment(os.environ))
     from mpi4py import MPI
 
     if MPI.COMM_WORLD.size != launched:

@@ -16,7 +16,7 @@ from bench.mpi import ALONE, RankInfo, tcp_settings
 from bench.rank import group, transport
 from bench.rank.calibrate import calibrate
 from strategies import catalogue
-from strategies.environment import mpi_environment
+from strategies.environment import mpi_environment, waiting_environment
 from strategies.group import Group
 
 DIGITS = 6
@@ -36,7 +36,7 @@ def calibrate_all(
         )
     if rank_info.launcher != "none":
         processes.die_with_parent()
-    os.environ.update(mpi_environment(os.environ) | tcp_settings(config))
+    os.environ.update(mpi_environment(os.environ) | waiting_environment(os.environ) | tcp_settings(config))
     group.set_deadline(config.timeout_s)
     try:
         joining = catalogue.MPI_RING if rank_info.starts_mpi else catalogue.LOCAL

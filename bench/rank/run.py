@@ -34,7 +34,7 @@ from bench.rank.wire import Meter, Wire, open_meter
 from bench.records import PlannedRun, RunRecord, StepRecord
 from bench.scale_model import scales
 from bench.summary import Summary
-from strategies.environment import mpi_environment
+from strategies.environment import mpi_environment, waiting_environment
 from strategies.group import Group
 from strategies.timeline import KeepsTimeline
 from strategies.volume import Volume
@@ -65,7 +65,8 @@ def run_all(
     """
     if rank_info.launcher != "none":
         processes.die_with_parent()
-    os.environ.update(mpi_environment(os.environ) | tcp_settings(planned[0].config))
+    own = mpi_environment(os.environ) | waiting_environment(os.environ) | tcp_settings(planned[0].config)
+    os.environ.update(own)
     if rank_info.starts_mpi:
         os.environ.update(private.shared_memory_settings(os.environ))
     if keep_trace is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import time
 from collections import OrderedDict, deque
@@ -157,9 +156,7 @@ class Progress:
                 if self._advance():
                     nap_s, acted_at = SHORTEST_NAP_S, time.perf_counter()
                     continue
-                if began - acted_at < self._poll_s:
-                    os.sched_yield()
-                else:
+                if began - acted_at >= self._poll_s:
                     time.sleep(nap_s)
                     nap_s = min(2 * nap_s, LONGEST_NAP_S)
                 self.idle_s += time.perf_counter() - began

@@ -83,6 +83,40 @@ def forge(address: tuple[str, int], beat: bytes, detected: threading.Event) -> N
                 sender.sendto(datagram, address)
 
 
+def threads(folder: Path, *threads: tuple[str, float]) -> None:
+    """Write a process's folder of threads: the state of each, and the seconds for which it has run."""
+    for number, (state, ran_s) in enumerate(threads):
+        (folder / str(number)).mkdir(exist_ok=True)
+        (folder / str(number) / "stat").write_text(f"7 (a ) R (b)) {state} 1 2 3")
+        (folder / str(number) / "schedstat").write_text(f"{int(ran_s * 1e9)} 123 4")
+
+
+@pytest.mark.parametrize(
+    ("then", "waits"),
+    [
+        ([("R", 5.1), ("S", 1.0)], True),
+        ([("S", 5.1), ("R", 1.0)], True),
+        ([("R", 5.9), ("S", 1.0)], False),  # it runs
+        ([("T", 5.0), ("T", 1.0)], False),  # it is stopped
+        ([("S", 5.0), ("D", 1.0)], False),  # it waits for something else
+    ],
+)
+def test_a_process_that_is_given_no_core_is_not_silent(
+    then: list[tuple[str, float]], waits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([0.0, 1.0, 2.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
+    threads(tmp_path, ("R", 5.0), ("S", 1.0))
+    core_wait = liveness.CoreWait(tmp_path)
+    core_wait.since_last_call()
+    threads(tmp_path, *then)
+    assert core_wait.since_last_call() == waits
+
+
+def test_a_process_that_has_ended_waits_for_no_core(tmp_path: Path) -> None:
+    assert not liveness.CoreWait(tmp_path / "gone").since_last_call()
+
+
 PROGRAM = """
 import os, threading, time
 from pathlib import Path
