@@ -87,3 +87,14 @@ def shared_memory_settings(environ: Mapping[str, str]) -> dict[str, str]:
     components = ("btl_sm", "btl_vader", "osc_sm", "osc_rdma")  # btl_vader: what Open MPI 4 calls btl_sm
     names = [f"OMPI_MCA_{component}_backing_directory" for component in components]
     return {name: environ.get(name, str(folder)) for name in names} if folder else {}
+
+
+def session_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings with which Open MPI's mpirun, and no daemon on another host, uses a private folder.
+
+    Settings of the user's own stay.
+    """
+    if any(name.endswith("_tmpdir_base") for name in environ):
+        return {}
+    folder = str(temporary_folder())
+    return {f"{name}_local_tmpdir_base": folder for name in ("PRTE_MCA_prte", "OMPI_MCA_orte")}  # Open MPI 5, 4

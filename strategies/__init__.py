@@ -25,7 +25,11 @@ def create(
     """
     if group is None:
         group = join.join(timeout_s)
-    make = catalogue.load(catalogue.find(catalogue.full_name(name)).path)
-    strategy: Strategy = make(group, options or Options(**knobs))
-    join.watch_exit(strategy)
+    entry = catalogue.find(catalogue.full_name(name))
+    strategy: Strategy = catalogue.load(entry.path)(group, options or Options(**knobs))
+    if isinstance(group, join.TimeoutGroup):
+        from strategies import uneven
+
+        uneven.watch(strategy, group.comm, entry)
+        join.watch_exit(strategy, group.comm)
     return strategy

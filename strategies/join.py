@@ -102,11 +102,9 @@ def end_together(comm: MPI.Intracomm) -> None:
     threading.excepthook = lambda given: failed(given.exc_type, given.exc_value, given.exc_traceback)
 
 
-def watch_exit(strategy: Strategy) -> None:
+def watch_exit(strategy: Strategy, comm: MPI.Intracomm) -> None:
     """End all ranks if this one ends before it has closed its strategy: the others would wait for it."""
-    if not isinstance(strategy.group, TimeoutGroup):
-        return
-    comm, close = strategy.group.comm, strategy.close
+    close = strategy.close
 
     def ended() -> None:
         abort(comm, "the process ends without strategy.close()")

@@ -92,6 +92,25 @@ def test_a_failure_of_one_rank_ends_all_and_is_named(script: str, reason: str, t
     assert reason in ended.stderr
 
 
+UNEVEN = """
+import torch, strategies
+with strategies.create("ring_allreduce") as strategy:
+    model = torch.nn.Linear(3, 2)
+    strategy.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    for step in range(3 + strategy.worker):
+        model(torch.ones(3)).sum().backward()
+        strategy.synchronize()
+        strategy.step()
+"""
+
+
+def test_a_worker_that_takes_a_further_step_under_a_ring_ends_all(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(UNEVEN)
+    ended = mpirun(2, tmp_path / "train.py")
+    assert ended.returncode != 0
+    assert "rank 0 has closed after 3 steps, and rank 1 takes a further one" in ended.stderr
+
+
 RING = """
 import strategies, torch
 with strategies.create("ring_allreduce") as strategy:

@@ -54,3 +54,10 @@ def test_a_rank_keeps_the_users_own_settings() -> None:
     found = private.shared_memory_settings({name: "/mine"})
     assert found.pop(name, "/mine") == "/mine"
     assert all(Path(folder).parent == private.SHARED_MEMORY for folder in found.values())
+
+
+def test_a_launcher_of_other_hosts_has_its_own_files_in_a_private_folder() -> None:
+    found = private.session_settings({})
+    assert set(found.values()) == {str(private.temporary_folder())}
+    assert not any("remote" in name or name == "TMPDIR" for name in found)  # other hosts have no such folder
+    assert private.session_settings({"PRTE_MCA_prte_tmpdir_base": "/mine"}) == {}

@@ -78,9 +78,10 @@ def environment(config: RunConfig, nodes: Cluster | None = None) -> dict[str, st
     # Linux 6.18 sets a process that yields behind all others: one that has polled for long does not run for seconds.
     if nodes or (on_this_machine and config.world_size > cores()):
         own |= nap.environment(own)
+    # A launcher that is killed leaves its files where they are removed.
     if not on_this_machine:
-        return own
-    own["TMPDIR"] = str(private.temporary_folder())  # a launcher that is killed leaves its files where they are removed
+        return own | private.session_settings(own)  # other hosts do not have this folder
+    own["TMPDIR"] = str(private.temporary_folder())
     return own | template.environment(own)
 
 
