@@ -101,9 +101,7 @@ def test_a_step_that_a_closed_rank_does_not_take_ends_all(script: Callable[[str]
     assert reasons[0].startswith("rank 0 has closed after 3 steps, and rank 1 takes a further one")
 
 
-def test_a_further_step_that_waits_for_nobody_ends_all_too(
-    script: Callable[[str], Script], reasons: list[str]
-) -> None:
+def test_a_further_step_that_waits_for_nobody_ends_all_too(script: Callable[[str], Script], reasons: list[str]) -> None:
     rank = script("zero")  # whose next forward waits, or close()
     rank.train(4)
     rank.comm.told.append(3)
