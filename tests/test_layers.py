@@ -30,6 +30,7 @@ HOMES = {
         "strategies.mpi_ring",
         "strategies.group",
         "strategies.join",
+        "strategies.uneven",
     ),
     "horovod": ("strategies.ring_allreduce",),
     "matplotlib": ("bench.report",),
