@@ -10,6 +10,7 @@ from bench.config import BadInput, RunConfig
 from bench.predict import grid, measured, table
 from bench.predict.calibration import ClusterCalibration
 from bench.predict.cell import Cell
+from bench.predict.crossings import MARGIN
 from bench.predict.fit import Fit, fit
 from bench.predict.grid import Change
 from bench.predict.step import step_time
@@ -73,7 +74,7 @@ def predict(request: Request) -> Answer:
     low, high = fitted.ranges.measured["nodes"]
     heading = (
         f"fitted to {len(found)} cells of {request.folder}, {low:.0f} to {high:.0f} nodes; "
-        f"a cell that the fit has not seen is off by {fitted.spread:.1%}"
+        f"a cell that the fit has not seen is off by {fitted.spread:.1%}{kept_costs(request, fitted.calibration)}"
     )
     return Answer(fitted, rows, heading, grid.templates(found), change)
 
@@ -99,6 +100,18 @@ def _of_target(request: Request, text: str) -> Answer:
     rows = table.rows(found, cells, text, request.price_per_node_hour)
     _check_any(rows)
     return Answer(found, rows, f"{text}: from data sheets and default costs, nothing measured", configs, change)
+
+
+def kept_costs(request: Request, costs: ClusterCalibration) -> str:
+    """Return which costs of the measured hosts a prediction for other ones keeps; empty if it names no others."""
+    changed_to = [word for word in (request.change.link, request.change.device) if word is not None]
+    if not changed_to or request.calibration is not None:
+        return ""
+    return (
+        f"\nfor {' and '.join(changed_to)}, latency {1e6 * costs.latency_s:.3g} µs, CPU time of a message "
+        f"{1e6 * costs.message_cpu_s:.3g} µs, adding {1e9 * costs.add_s_per_byte:.2g} and copying "
+        f"{1e9 * costs.copy_s_per_byte:.2g} ns a byte stay those of the measured hosts; --calibration gives others"
+    )
 
 
 def _without_emulation(fitted: Fit) -> Fit:
@@ -132,7 +145,7 @@ def as_text(answer: Answer) -> str:
             word.ljust(w) if i in left else word.rjust(w) for i, (word, w) in enumerate(zip(line, widths, strict=True))
         )
         lines.append("  ".join(cells).rstrip())
-    lines += [""] + [_best(row) for row in answer.rows if row["best"]]
+    lines += [""] + [_best(row, answer.rows) for row in answer.rows if row["best"]]
     return "\n".join(lines)
 
 
@@ -154,8 +167,29 @@ def _name(row: Row) -> str:
     return " ".join(words + [str(row["consistency"])] * (row["consistency"] != "bsp"))
 
 
-def _best(row: Row) -> str:
-    name, servers, price = _name(row), row["num_servers"], row["price_per_million_tokens"]
-    with_servers = f" + {servers} servers" if servers else ""
+def _best(row: Row, rows: Sequence[Row]) -> str:
+    """Return a line on the fastest row, and on those on equal nodes from which the model cannot tell it."""
+    nodes = row["num_nodes"]
+    alike = [other for other in rows if other["num_nodes"] == nodes and other is not row and _as_fast(other, row)]
+    if alike:
+        names = ", ".join(_with_ranks(other) for other in (row, *alike))
+        return f"no difference on {nodes} nodes (90 % bands overlap, or within {MARGIN:.0%}): {names}"
+    price = row["price_per_million_tokens"]
     cost = "" if price is None else f", {float(str(price)):.3g} per million tokens"
-    return f"fastest on {row['num_nodes']} nodes: {name}, {row['num_workers']} workers{with_servers}{cost}"
+    return f"fastest on {nodes} nodes: {_with_ranks(row)}{cost}"
+
+
+def _as_fast(row: Row, best: Row) -> bool:
+    """Whether a row's band reaches that of the best, or it is within the margin."""
+    if row["status"] != "ok":
+        return False
+    speed, high, most, low = (
+        float(str(one[key])) for one, keys in ((row, ("tokens_per_s", "tokens_per_s_high")),
+                                               (best, ("tokens_per_s", "tokens_per_s_low"))) for key in keys
+    )  # fmt: skip
+    return high >= low or most <= speed * (1 + MARGIN)
+
+
+def _with_ranks(row: Row) -> str:
+    servers = f" + {row['num_servers']} servers" if row["num_servers"] else ""
+    return f"{_name(row)} ({row['num_workers']} workers{servers})"

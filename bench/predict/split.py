@@ -104,24 +104,31 @@ def _micro_batches(cell: Cell) -> int:
 
 
 def schedule_end(cell: Cell, held: list[Stage], sending_s: float, latency_s: float) -> float:
-    """Return when the last stage has done its last micro-batch; a message of one passes beside computing."""
+    """Return when the last stage has done its last micro-batch.
+
+    A message begins when its receiver waits for it: Gloo sends only what the receiver has asked for, and torch's
+    schedules ask just before they need it.
+    """
     count, m = len(held), _micro_batches(cell)
     seconds = {"F": [stage.forward_s / m for stage in held], "B": [stage.backward_s / m for stage in held]}
     orders = [order(cell.config.pipeline_schedule, s, count, m) for s in range(count)]
-    free, busy = [0.0] * count, {"F": [0.0] * count, "B": [0.0] * count}  # busy: the link's direction after a stage
-    arrived = {("F", 0, i): 0.0 for i in range(m)}
+    free, busy = [0.0] * count, {"F": [0.0] * count, "B": [0.0] * count}  # busy: the link by which a stage receives
+    sent = {("F", 0, i): 0.0 for i in range(m)}  # when the stage before has made it
     left = [0] * count
     while any(done < 2 * m for done in left):
         for s in range(count):
-            while left[s] < 2 * m and (*orders[s][left[s]][:1], s, orders[s][left[s]][1]) in arrived:
+            while left[s] < 2 * m and (orders[s][left[s]][0], s, orders[s][left[s]][1]) in sent:
                 kind, i = orders[s][left[s]]
-                end = free[s] = max(free[s], arrived[kind, s, i]) + seconds[kind][s]
+                begin = free[s]
+                if (kind == "F" and s) or (kind == "B" and s < count - 1):
+                    busy[kind][s] = max(busy[kind][s], free[s], sent[kind, s, i]) + sending_s
+                    begin = busy[kind][s] + latency_s
+                end = free[s] = begin + seconds[kind][s]
                 left[s] += 1
-                if kind == "F" and s == count - 1:
-                    arrived["B", s, i] = end
-                    continue
-                busy[kind][s] = max(busy[kind][s], end) + sending_s
-                arrived[kind, s + 1 if kind == "F" else s - 1, i] = busy[kind][s] + latency_s
+                following = (
+                    ("B", s, i) if kind == "F" and s == count - 1 else (kind, s + 1 if kind == "F" else s - 1, i)
+                )
+                sent[following] = end
     return max(free)
 
 

@@ -14,9 +14,11 @@ import pytest
 from bench.config import BadInput, make_config
 from bench.predict import ClusterCalibration, maps, step_time
 from bench.predict.cell import Cell
+from bench.predict.command import Answer, Request, as_text, kept_costs
 from bench.predict.fit import Fit, fit
 from bench.predict.grid import Change, parse_counts, templates
 from bench.predict.measured import Measured, read
+from bench.predict.table import Row
 
 STUDY = Path(__file__).parents[2] / "results/2026-11-26-topology"
 Psring = Callable[..., CompletedProcess[str]]
@@ -81,6 +83,7 @@ def test_other_nodes_link_model_and_device(psring: Psring, tmp_path: Path) -> No
              "--price-per-node-hour", "30")  # fmt: skip
     ended = psring("predict", STUDY, *words, "--out", tmp_path / "rows.csv")
     assert ended.returncode == 0, ended.stderr
+    assert "stay those of the measured hosts; --calibration gives others" in ended.stdout
     found = rows(tmp_path / "rows.csv")
     assert {row["num_nodes"] for row in found} == {"8", "4096"}
     assert {row["model"] for row in found} == {"gpt2-xl"}
@@ -93,6 +96,14 @@ def test_other_nodes_link_model_and_device(psring: Psring, tmp_path: Path) -> No
         hour = float(row["tokens_per_s"]) * 3600 / 1e6
         assert float(row["price_per_million_tokens"]) == pytest.approx(30 * int(row["num_nodes"]) / hour)
     assert [row["best"] for row in found].count("True") == 2
+
+
+def test_costs_of_the_measured_hosts_that_are_kept_are_named() -> None:
+    def said(calibration: Path | None = None, **values: Any) -> str:
+        return kept_costs(Request(STUDY, calibration=calibration, change=Change(**values)), ClusterCalibration())
+
+    assert said() == said(calibration=Path("costs.json"), link="25gbit") == ""
+    assert "for 25gbit and a100, latency 50 µs" in said(link="25gbit", device="a100")
 
 
 def test_a_sweep_has_a_row_for_every_cell(psring: Psring, tmp_path: Path) -> None:
@@ -115,7 +126,22 @@ def test_a_sweep_has_a_row_for_every_cell(psring: Psring, tmp_path: Path) -> Non
 def test_a_target_needs_no_folder(psring: Psring) -> None:
     ended = psring("predict", "--target", "gpt2, 25gbit, a100 at 40% MFU, 8 nodes")
     assert ended.returncode == 0, ended.stderr
-    assert "fastest on 8 nodes" in ended.stdout
+    assert "no difference on 8 nodes" in ended.stdout  # from data sheets alone the bands are wide
+
+
+def test_the_fastest_is_named_only_where_bands_are_apart(fitted: Fit) -> None:
+    def said(*rates: float) -> str:
+        row = {"num_nodes": 8, "strategy": "ddp", "placement": "", "consistency": "bsp", "num_workers": 8,
+               "num_servers": 0, "status": "ok", "price_per_million_tokens": None, "bounded_by": "", "extrapolated": "",
+               "scaling_efficiency_per_node": None}  # fmt: skip
+        made: list[Row] = [
+            {**row, "tokens_per_s": rate, "tokens_per_s_low": rate / 1.1, "tokens_per_s_high": rate * 1.1,
+             "best": rate == max(rates)} for rate in rates
+        ]  # fmt: skip
+        return as_text(Answer(fitted, made, "", [], Change())).splitlines()[-1]
+
+    assert said(100.0, 130.0) == "fastest on 8 nodes: ddp (8 workers)"
+    assert said(100.0, 115.0).startswith("no difference on 8 nodes (90 % bands overlap, or within 2%): ddp")
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def _cached_config(
         "wire_dtype": wire_dtype,
     }  # fmt: skip
     if catalogue.find(strategy).has_servers:
-        given["placement"] = placement
+        given |= {"placement": placement, "window_bytes": None}  # psring's own; no source has one
         if placement != "colocated":
             given["num_servers"] = servers
         if sharding == "tensors":
