@@ -21,7 +21,8 @@ MODULES = {
 # What starts fast, and works where torch, MPI and Horovod are not installed.
 LIGHT = (
     "strategies.options", "strategies.group", "strategies.join", "strategies.environment", "strategies.volume",
-    "bench.cli", "bench.arguments", "bench.config", "bench.report", "bench.predict", "bench.sweep", "bench.nodes",
+    "bench.cli", "bench.actions", "bench.arguments", "bench.config", "bench.report", "bench.predict", "bench.sweep",
+    "bench.nodes",
 )  # fmt: skip
 HOMES = {
     "mpi4py": (
@@ -39,9 +40,8 @@ HOMES = {
 
 
 def layer(module: str) -> int:
-    """The number of the layer a module is in, 0 on top; the command's two files are one layer."""
-    names = {"bench.arguments": "bench.cli"}
-    module = names.get(module, module)
+    """The number of the layer a module is in, 0 on top; the command is one layer."""
+    module = "bench.cli" if module.startswith(("bench.arguments", "bench.actions")) else module
     return next(i for i, name in enumerate(LAYERS) if module == name or module.startswith(f"{name}."))
 
 
