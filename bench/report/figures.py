@@ -37,6 +37,7 @@ from bench.report.panels import (
 from bench.report.saving import KINDS, matplotlib_settings, save
 from bench.report.verdicts import MARGIN
 
+WIDE = 20  # volumes further apart, in ratio, stand on a logarithmic axis
 DESCRIPTIONS = {
     "overview": "Tokens per second against size, both axes logarithmic, or a row per cell where there is one size; "
     "dotted: size × baseline. Where ring and servers are compared, their ratio at equal size, on an axis that is "
@@ -47,8 +48,8 @@ DESCRIPTIONS = {
     "over launches.",
     "scaling_efficiency": "Weak-scaling efficiency per node, dedicated servers included, against size.",
     "strong_scaling": "Speedup against size with the global batch fixed, both axes logarithmic; dotted: ideal.",
-    "communication_volume": "Megabytes sent per step against size. Lines: predicted; markers: counted; crosses: on "
-    "the wire.",
+    "communication_volume": "Megabytes sent per step against size, logarithmic where they differ much. Lines: "
+    "predicted; markers: counted; crosses: on the wire.",
     "step_time": "Phases of one step as stacked bars; the tick is the step time of the slowest worker.",
     "batch_size": "Tokens per second against sequences per worker at the largest size; hollow: bf16, half: fp16.",
     "loss_against_time": "Training loss against the time since the first step, at the largest size.",
@@ -181,7 +182,12 @@ def communication_volume(ok: pd.DataFrame) -> Figure:
             if f"{column}_wire" in sizes and sizes[f"{column}_wire"].notna().any():
                 axes.plot(curve[SIZE], sizes[f"{column}_wire"], "x", color=INK, markersize=6, label=f"_{label}")
         size_axis(axes, list(rows[SIZE]))
-        axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
+        known = rows[[column, f"{column}_predicted"]].astype("float64").to_numpy() / 1e6
+        volumes = known[np.isfinite(known)].tolist()
+        if volumes and max(volumes) > WIDE * min(volumes) > 0:
+            rate_axis(axes, volumes)
+        else:
+            axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
 
     def draw_server(axes: Axes, rows: pd.DataFrame) -> None:
         draw(axes, rows, "server")

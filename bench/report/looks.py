@@ -31,6 +31,8 @@ MARKERS = {"dedicated": "s", "colocated": "D", "mixed": "X"}  # of cells with se
 MARKER = "o"  # of others
 PER_WORKER = "per worker"  # in place of a number of servers
 FOLLOWERS = ("model_parallel_size", "num_micro_batches")  # knobs that are the number of workers if not given
+WORDS = {"wire_dtype": "{} wire", "launcher": "{}", "model": "{}", "pipeline_schedule": "{}",
+         "model_parallel_size": "{} ranks per copy", "num_micro_batches": "{} micro-batches"}  # fmt: skip
 OFF = {"compression": "none", "sync_every": 1}  # not shown in labels
 PANEL = ["place", "precision", "batch_size"]
 
@@ -146,12 +148,7 @@ def curve_label(values: dict[str, Any]) -> str:
             continue
         if (field in COMMUNICATION and not kind.communicates) or (field in STRATEGY_KNOBS and field not in kind.knobs):
             continue  # this strategy does not read it
-        if field == "wire_dtype":
-            words.append(f"{value} wire")
-        elif field in ("launcher", "model", "pipeline_schedule"):
-            words.append(str(value))
-        else:
-            words.append(f"{field} {value}")
+        words.append(WORDS.get(field, f"{field} {{}}").format(value))
     return ", ".join(words)
 
 

@@ -86,4 +86,4 @@ def test_one_copy_on_all_nodes_is_one_curve_beside_data_parallelism_with_equal_w
     (panel,) = [axes for axes in draw(*runs)["overview"].axes if "tokens" in axes.get_ylabel()]
     assert "8 sequences per worker" in panel.get_title("left")
     found = {label: len(curve) for label, _, curve in looks.curves(looks.with_looks(figures.to_draw(summarize(*runs))))}
-    assert found == {"PyTorch DDP": 3, "pipeline": 3, "pipeline, model_parallel_size 2, num_micro_batches 8": 2}
+    assert found == {"PyTorch DDP": 3, "pipeline": 3, "pipeline, 2 ranks per copy, 8 micro-batches": 2}
