@@ -83,6 +83,7 @@ def sections(
                 [r for r in rows if r["cell"] in modelled.explained], "Parts of a step",
                 parts_columns(modelled.explained), names,
             ),
+            meanings(modelled.explained),
         ]),
         Section(beyond.TITLE, beyond.text(modelled), list(beyond.DESCRIPTIONS), []),
         Section("Communication volume", VOLUME, ["communication_volume"], [
@@ -183,6 +184,13 @@ def parts_columns(explained: Mapping[str, Explanation]) -> Columns:
     }
 
 
+def meanings(explained: Mapping[str, Explanation]) -> Table:
+    """What each part that some step has is."""
+    found = {name for one in explained.values() for name in one.parts}
+    rows = [[name, meaning] for name, meaning in PARTS.items() if name in found]
+    return Table("What the parts are", ["part", "meaning"], rows)
+
+
 def _agreement(row: Row) -> str:
     return {True: "yes", False: "NO"}.get(row["ledger_agrees"], BLANK)
 
@@ -262,10 +270,8 @@ LIMIT_COLUMNS: Columns = {
 }  # fmt: skip
 PARTS_TEXT = (
     "The costs of hosts and links are fitted to the cells of this report (psring predict), and each part is what one "
-    "cost adds to the predicted step: "
-    + "; ".join(f"{name}: {meaning}" for name, meaning in PARTS.items())
-    + ". Unexplained is the rest of the measured step. The last column is the change of one knob that is predicted to "
-    "gain most at equal workers (docs/explain.md)."
+    "cost adds to the predicted step. Unexplained is the rest of the measured step. The last column is the change of "
+    "one knob that is predicted to gain most at equal workers (docs/explain.md)."
 )
 PHASE_COLUMNS: Columns = {
     **in_units(
@@ -275,7 +281,7 @@ PHASE_COLUMNS: Columns = {
     **plain(overlap_fraction="overlap_fraction"),
 }  # fmt: skip
 RESOURCE_COLUMNS: Columns = {
-    **in_units(SECONDS, worker_CPU_time="worker_cpu_s", server_CPU_time="server_cpu_s"),
+    **in_units(SECONDS, worker_CPU_in_the_run="worker_cpu_s", server_CPU_in_the_run="server_cpu_s"),
     **in_units(BYTES, worker_peak_memory="worker_peak_memory_bytes", server_peak_memory="server_peak_memory_bytes"),
     **plain(MFU="mfu"),
 }

@@ -146,6 +146,10 @@ def test_where_links_are_known_the_parts_of_a_step_are_shown() -> None:
     assert row["computing"] == tables.scaled(known.parts["computing"], tables.SECONDS)
     assert row["unexplained"] == f"{100 * known.unexplained_share:.1f} %"
     assert row["hot tensor"] == tables.BLANK
+    (meanings,) = (one for part in all_sections(*runs) for one in part.tables if one.caption == "What the parts are")
+    explained = [name for name, _ in meanings.rows]
+    assert "computing" in explained
+    assert "hot tensor" not in explained
 
 
 def test_the_server_table_shows_what_was_measured_of_servers() -> None:
