@@ -19,10 +19,11 @@ from bench.edge import prune, quantise, recipe
 from bench.edge.libraries import library
 from bench.edge.recipe import INT4, PRUNED, Recipe
 from bench.rank.model import GPT
-from bench.rank.saved import KEY, Saved
+from bench.rank.saved import KEY, Saved, check_values
 from bench.shape import GPTShape
 
 SUFFIX = ".safetensors"
+MOST_PER_BYTE = 8  # weights: those of a pruned matrix that are zero take a bit each
 
 
 def describe(model: GPT, made: Recipe, data: str | None) -> str:
@@ -71,18 +72,22 @@ def read(path: Path) -> tuple[Saved, Recipe]:
         with library("safetensors").safe_open(path, "pt") as file:
             said = json.loads((file.metadata() or {})[KEY])
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-        made = recipe.parse(said["recipe"])[0]
-        model = _build(said, made, stored)
+        (made,) = recipe.parse(said["recipe"])
+        model = _build(path, said, made, stored)
+        data = said["data"] if isinstance(said["data"], str) else None
     except BadInput:
         raise
     except Exception as error:  # the library's own, and whatever a damaged file leads to
         raise BadInput(f"{path}: is no model that psring compress wrote: {' '.join(str(error).split())}") from None
-    return Saved(model.eval(), said["data"]), made
+    return Saved(model.eval(), data), made
 
 
-def _build(said: dict[str, Any], made: Recipe, stored: dict[str, Tensor]) -> GPT:
+def _build(path: Path, said: dict[str, Any], made: Recipe, stored: dict[str, Tensor]) -> GPT:
     with torch.device("meta"):
         model = prune.resize(GPT(GPTShape.model_validate(said["shape"])), said["widths"])
+    numbers, size = sum(p.numel() for p in model.parameters()), sum(tensor.nbytes for tensor in stored.values())
+    if numbers > MOST_PER_BYTE * size:
+        raise ValueError(f"its dimensions say {numbers} weights, and it holds {size} bytes")
     layers = prune.linears(model)
     plain = {name: value for name, value in stored.items() if ":" not in name}
     for name, layer in layers.items():
@@ -91,6 +96,8 @@ def _build(said: dict[str, Any], made: Recipe, stored: dict[str, Tensor]) -> GPT
             _fill(name, layer, made.quantised, parts)
         elif parts:
             plain[f"{name}.weight"] = _dense(parts, layer.weight.shape)
+    check_values(path, plain)
+    plain = {name: value.float() for name, value in plain.items()}
     missing, unexpected = model.load_state_dict(plain, strict=False, assign=True)
     wrong = {*unexpected, *missing} - ({f"{name}.weight" for name in layers} if made.quantised else set())
     if wrong:
@@ -105,8 +112,8 @@ def _fill(name: str, layer: nn.Linear, kind: str, parts: dict[str, Tensor]) -> N
     weight: Any = layer.weight
     if kind == INT4:
         parts["qdata"] = quantise.unpack(parts["qdata"])
-    expected = {part: tuple(tensor.shape) for part, tensor in _parts(weight).items()}
-    if expected != {part: tuple(tensor.shape) for part, tensor in parts.items()}:
+    expected = {part: (tensor.dtype, *tensor.shape) for part, tensor in _parts(weight).items()}
+    if expected != {part: (tensor.dtype, *tensor.shape) for part, tensor in parts.items()}:
         raise ValueError(f"{name}.weight has other parts than {expected}")
     _, how = weight.__tensor_flatten__()
     made = type(weight.data).__tensor_unflatten__(parts, how, weight.shape, weight.stride())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,10 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tens
     """Return the next token of every sequence: (B, vocab_size) -> (B, 1)."""
     if sampling.temperature == 0:
         return logits.argmax(-1, keepdim=True)
+    if not torch.isfinite(logits).all():
+        raise BadInput(
+            "the model's logits are not finite: its weights are too large; train with a lower --learning-rate"
+        )
     likeliest, tokens = logits.topk(min(sampling.top_k, logits.shape[-1]))
     drawn = torch.multinomial((likeliest / sampling.temperature).softmax(-1), 1, generator=generator)
     return tokens.gather(-1, drawn)
@@ -53,9 +58,12 @@ def generate(model: GPT, prompt: Sequence[int], max_tokens: int, sampling: Sampl
 def encode(prompt: str, vocab_size: int, reads_bytes: bool) -> list[int]:
     """Return a prompt's tokens: its bytes in UTF-8, or the numbers that it lists where tokens are no bytes."""
     if reads_bytes:
-        return list(prompt.encode("utf-8", errors="surrogateescape"))
+        try:
+            return list(prompt.encode("utf-8", errors="surrogateescape"))
+        except UnicodeEncodeError as error:
+            raise BadInput(f"--prompt: character {error.start} is half of a surrogate pair; leave it out") from None
     words = prompt.split()
-    if not all(word.isdecimal() and int(word) < vocab_size for word in words):
+    if not all(re.fullmatch("[0-9]{1,9}", word) and int(word) < vocab_size for word in words):
         raise BadInput(
             f"--prompt: this model's tokens are no bytes, and psring has no tokenizer; "
             f"give their numbers, 0 to {vocab_size - 1}: --prompt '12 7'"

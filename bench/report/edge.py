@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -55,24 +54,27 @@ def write_report(folder: Path) -> str:
 
 
 def _options(folder: Path) -> dict[str, Any]:
+    path = folder / results.OPTIONS
+    if not path.exists():
+        return {}
     try:
-        found = json.loads(write.read_text(folder / results.OPTIONS) or "{}")
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{folder / results.OPTIONS}: not JSON ({error}); restore or remove it") from None
+        found = files.read_json(path)
+    except ValueError as error:
+        raise BadInput(f"{path}: cannot be read ({error}); restore or remove it") from None
     return found if isinstance(found, dict) else {}
 
 
 def summarize(folder: Path, reads_bytes: bool) -> pd.DataFrame:
     """Return a row per variant, in the order they were made: medians over launches, and ratios to the original.
 
-    Of two lines of a variant the later holds. Columns of `speed` are tokens_per_s at batch 1 over the original's of
-    the same repeat; of `loss_ratio`, the loss over the original's on the same held-out batches.
+    Of two lines of a variant, or of a launch, the later holds. Columns of `speed` are tokens_per_s at batch 1 over the
+    original's of the same repeat; of `loss_ratio`, the loss over the original's on the same held-out batches.
     """
     variants = {line.name: line for line in results.read(folder, results.VARIANTS, Variant)}
     if not variants:
         raise BadInput(f"{folder}: holds no variants; psring compress FILE --out {folder} makes some")
-    launches = pd.DataFrame([line.model_dump() for line in results.read(folder, results.LAUNCHES, Launch)],
-                            columns=list(Launch.model_fields))  # fmt: skip
+    timed = {(line.variant, line.repeat): line.model_dump() for line in results.read(folder, results.LAUNCHES, Launch)}
+    launches = pd.DataFrame(list(timed.values()), columns=list(Launch.model_fields))
     rows = [_row(variant, variants.get(ORIGINAL), launches, reads_bytes) for variant in variants.values()]
     _add_verdicts(rows, launches)
     table = pd.DataFrame(rows)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -142,6 +144,32 @@ def test_a_damaged_file_is_refused(model: GPT, tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(BadInput, match="no model that psring compress wrote"):
             export.read(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda said, stored: said["shape"].update(n_embd=1 << 16, n_head=1), "its dimensions say"),
+        (lambda said, stored: said["shape"].update(n_layer=10**8), "n_layer"),
+        (lambda said, stored: said["shape"].update(n_head=5), "does not divide"),
+        (lambda said, stored: said.update(widths=[[-1, -1]] * 4), "no model"),
+        (lambda said, stored: said.pop("data"), "data"),
+        (lambda said, stored: said.update(recipe="int8_weight_only"), "no model|not installed"),
+        (lambda said, stored: stored.update({"ln_f.weight": torch.ones(32, dtype=torch.int32)}), "holds int32"),
+        (lambda said, stored: stored.update({"ln_f.weight": torch.full((32,), torch.nan)}), "not finite"),
+        (lambda said, stored: stored.update({"ln_f.weight": torch.ones(33)}), "no model"),
+        (lambda said, stored: stored.pop("ln_f.weight"), "ln_f.weight is missing"),
+    ],
+)  # fmt: skip
+def test_an_edited_file_is_refused(change: Callable[..., object], reason: str, model: GPT, tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "m.safetensors"
+    export.write(path, model, Recipe(), "stdlib")
+    said, stored = json.loads(export.describe(model, Recipe(), "stdlib")), safetensors.load_file(path)
+    change(said, stored)
+    safetensors.save_file(stored, path, {"psring": json.dumps(said)})
+    with pytest.raises(BadInput, match=reason):
+        export.read(path)
 
 
 @pytest.mark.parametrize("name", ["onnx", "structured+onnx", "int8_dynamic+onnx"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,20 @@ def changed(**values: Any) -> dict[str, torch.Tensor]:
         (changed(**{"blocks.0.fc.bias": None}), "blocks.0.fc.bias"),
         (changed(extra=torch.zeros(1)), "extra"),
         (changed(**{"ln_f.bias": torch.full((16,), torch.nan)}), "not finite"),
+        *[
+            (changed(**{"ln_f.weight": torch.ones(16).to(dtype)}), f"ln_f.weight holds {name}")
+            for dtype, name in (
+                (torch.int64, "int64"),
+                (torch.bool, "bool"),
+                (torch.complex64, "complex64"),
+                (torch.float8_e4m3fn, "float8"),
+            )
+        ],
+        (changed(**{"ln_f.weight": torch.ones(16).to_sparse()}), "sparse"),
+        (changed(**{"ln_f.weight": torch.ones(16, device="meta")}), "on meta"),
+        (changed(**{"ln_f.weight": torch.full((16,), 1e300, dtype=torch.float64)}), "not finite"),
+        ({1: torch.zeros(2)}, "no state dict"),
+        (torch.zeros(2), "no state dict"),
         ([1, 2], "no state dict"),
         ({"epoch": 3}, "no state dict"),
     ],
@@ -69,7 +85,40 @@ def test_another_model_is_refused_by_name(content: object, reason: str, tmp_path
         saved.read(tmp_path / "m.pt", n_head=4)
 
 
-@pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 cut", bytes(range(256))])
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({"n_layer": 10**9}, "n_layer"), ({"n_layer": -1}, "n_layer"), ({"n_layer": "2"}, "n_layer"),
+        ({"n_head": 0}, "n_head"), ({"n_head": 3}, "does not divide"), ({"n_layer": 3}, "blocks.2."),
+        ({"n_embd": 1 << 40}, "n_embd"), ({"vocab_size": 65}, "wte.weight"), ({"depth": 1}, "depth"),
+    ],
+)  # fmt: skip
+def test_dimensions_that_are_not_those_of_the_weights_are_refused(
+    said: dict[str, object], reason: str, tmp_path: Path
+) -> None:
+    state = OrderedDict(weights())
+    about = {"": {saved.KEY: {"shape": {**SHAPE.model_dump(), **said}, "data": 5}}}
+    state._metadata = about  # type: ignore[attr-defined]
+    torch.save(state, tmp_path / "m.pt")
+    with pytest.raises(BadInput, match=reason):
+        saved.read(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("about", ["x", {"": "x"}, {"": {saved.KEY: "x"}}, {"": {saved.KEY: {"data": 5}}}])
+def test_other_metadata_say_nothing(about: object, tmp_path: Path) -> None:
+    state = OrderedDict(weights())
+    state._metadata = about  # type: ignore[attr-defined]
+    torch.save(state, tmp_path / "m.pt")
+    assert saved.read(tmp_path / "m.pt", n_head=4).data is None
+
+
+def test_heads_that_the_file_says_are_not_given_again(tmp_path: Path) -> None:
+    saved.write(tmp_path / "m.pt", weights(), SHAPE, "stdlib")
+    with pytest.raises(BadInput, match="leave --n-head out"):
+        saved.read(tmp_path / "m.pt", n_head=2)
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 cut", bytes(range(256)), pickle.dumps({"a": 1})])
 def test_a_file_that_holds_no_weights_is_refused_on_one_line(
     content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -102,9 +104,48 @@ def test_what_has_no_verdict_is_said_beside_its_speed(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_variants_or_with_damaged_ones_is_refused(tmp_path: Path, folder: Path) -> None:
-    (folder / VARIANTS).write_text("{")
+    (folder / VARIANTS).write_text("{\n")
     with pytest.raises(BadInput, match=VARIANTS):
         summarize(folder, reads_bytes=True)
     (folder / VARIANTS).write_text("")
     with pytest.raises(BadInput, match="no variants"):
         summarize(folder, reads_bytes=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        (VARIANTS, {"losses": [-1.0]}), (VARIANTS, {"losses": [math.nan]}), (VARIANTS, {"size_bytes": 10**30}),
+        (VARIANTS, {"name": "../x"}), (LAUNCHES, {"tokens_per_s": 0}), (LAUNCHES, {"token_s_p50": math.inf}),
+        (LAUNCHES, {"repeat": -1}), (LAUNCHES, {"variant": "<script>"}),
+    ],
+)  # fmt: skip
+def test_a_number_that_cannot_be_true_is_refused_by_its_line(
+    file: str, change: dict[str, object], folder: Path
+) -> None:
+    lines = (folder / file).read_text().splitlines()
+    lines[1] = json.dumps({**json.loads(lines[1]), **change})
+    (folder / file).write_text("\n".join([*lines, ""]))
+    with pytest.raises(BadInput, match=f"{file}:2: .*{next(iter(change))}"):
+        summarize(folder, reads_bytes=True)
+
+
+def test_half_a_last_line_of_a_killed_writer_is_left_out_and_a_launch_counts_once(folder: Path) -> None:
+    before = summarize(folder, reads_bytes=True)
+    first = (folder / LAUNCHES).read_text().splitlines()[0]
+    with (folder / LAUNCHES).open("a") as file:
+        file.write(first + "\n" + first[:40])
+    pd.testing.assert_frame_equal(summarize(folder, reads_bytes=True), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [(VARIANTS, b"\xff\n"), (LAUNCHES, None), ("compress.json", b"[" * 100_000)]
+)
+def test_a_file_that_cannot_be_read_is_named(name: str, content: bytes | None, folder: Path) -> None:
+    (folder / name).unlink(missing_ok=True)
+    if content is None:
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).write_bytes(content)
+    with pytest.raises(BadInput, match=f"{name}: cannot be read"):
+        write_report(folder)
