@@ -14,7 +14,9 @@ import pytest
 from bench.arguments import RUN_FLAGS, build_parser
 from bench.cli import main
 from bench.config import RunConfig
+from bench.records import RunRecord
 from tests.support.processes import PSRING, run_command
+from tests.support.synthetic import make_failure, make_record, make_rejected
 
 
 def test_every_knob_is_a_flag_of_run_with_its_docstring_as_help() -> None:
@@ -30,6 +32,26 @@ def test_help_names_every_strategy(psring: Callable[..., object]) -> None:
     assert ended.returncode == 0
     for strategy in ("local", "independent", "parameter_server", "ring_allreduce", "mpi_ring", "ddp", "zero", "fsdp"):
         assert strategy in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("ended", "code", "said"),
+    [
+        ([make_rejected(1.0), make_rejected(1.0)], 0, "psring: 2 runs were rejected, disturbed from outside: "),
+        ([make_rejected(1.0), make_failure("failed", "killed")], 1, " failed: killed"),
+        ([make_record()], 0, ""),
+    ],
+)
+def test_rejected_runs_are_counted_and_failed_ones_listed(
+    ended: list[RunRecord], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("bench.sweep.run.run_sweep", lambda *_: ended)
+    (tmp_path / "sweep.yaml").write_text("grid: [{}]\n")
+    assert main(["sweep", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "out")]) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len({record.is_rejected for record in ended if record.status != "ok"})
+    assert said in "\n".join(lines)
 
 
 @pytest.mark.launcher

@@ -41,10 +41,14 @@ def sweep(arguments: argparse.Namespace) -> int:
         options = [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
         return _write_batch_script(arguments, sweep.runs(where), options)
     records = run_sweep(sweep, where, arguments.out, Console())
-    bad = [record for record in records if record.status not in ("ok", "unsupported")]
+    rejected = sum(record.is_rejected for record in records)
+    if rejected:
+        several = f"{rejected} runs were" if rejected > 1 else "1 run was"
+        print(f"psring: {several} rejected, disturbed from outside: psring status {arguments.out}", file=sys.stderr)
+    bad = [record for record in records if record.status not in ("ok", "unsupported") and not record.is_rejected]
     for record in bad:
         print(f"psring: {record.run_id} {record.status}: {record.reason}", file=sys.stderr)
-    return EXIT_FAILED if any(not record.is_rejected for record in bad) else 0
+    return EXIT_FAILED if bad else 0
 
 
 def refuse_ranks(command: str) -> None:

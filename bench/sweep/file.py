@@ -20,7 +20,7 @@ from strategies import catalogue
 from strategies.catalogue import Entry
 from strategies.options import STRATEGY_KNOBS, Given
 
-MAX_CELLS, MAX_RUNS = 10_000, 100_000
+MAX_CELLS, MAX_RUNS = 10_000, work.MAX_REPEATS
 MAX_BUDGET_S = 1e8  # 3 years
 
 
@@ -40,6 +40,7 @@ class Cell:
     config: RunConfig
     stage: int
     measure_s: float | None
+    repeats: int
 
     @property
     def is_timed(self) -> bool:
@@ -85,10 +86,10 @@ class Sweep(Given):
         """Return the cells in file order, each once; BadInput names the block that is wrong and `where` it is."""
         return [cell.config for cell in self.cells(where)]
 
-    def stages(self, where: str) -> list[list[RunConfig]]:
+    def stages(self, where: str) -> list[list[Cell]]:
         """Return the cells of each stage, in the order of stages."""
         cells = self.cells(where)
-        return [[c.config for c in cells if c.stage == stage] for stage in sorted({cell.stage for cell in cells})]
+        return [[c for c in cells if c.stage == stage] for stage in sorted({cell.stage for cell in cells})]
 
     def cells(self, where: str) -> list[Cell]:
         """Return what `runs` returns, with what the blocks say about each cell beside its knobs."""
@@ -113,7 +114,8 @@ class Sweep(Given):
                         f"{here}: {config.world_size} ranks need as many nodes; "
                         f"cluster has num_nodes: {self.cluster.num_nodes}"
                     )
-                cells.setdefault(config.digest(), Cell(config, keys.stage, keys.measure_s))
+                repeats = keys.repeats or self.repeats
+                cells.setdefault(config.digest(), Cell(config, keys.stage, keys.measure_s, repeats))
         for rule in rules:
             if not rule.matched:
                 raise BadRule(
@@ -125,17 +127,19 @@ class Sweep(Given):
 
     def _check_size(self, where: str) -> None:
         """Raise BadInput for a list without a value and for more runs than anyone can do, before they are listed."""
-        num_cells = 0
+        num_cells = num_runs = 0
         for number, block in enumerate(self.grid, start=1):
             sizes = {name: len(value) for name, value in block.items() if isinstance(value, list)}
             empty = next((name for name, size in sizes.items() if not size), None)
             if empty is not None:
                 raise BadInput(f"{where}: grid block {number}: {shorten(empty)}: the list is empty; give it a value")
             num_cells += math.prod(sizes.values())
+            repeats = {**self.defaults, **block}.get("repeats", self.repeats)
+            num_runs += math.prod(sizes.values()) * (repeats if isinstance(repeats, int) else self.repeats)
         if num_cells > MAX_CELLS:
             raise BadInput(f"{where}: {num_cells} cells are too many; at most {MAX_CELLS} are planned")
-        if num_cells * self.repeats > MAX_RUNS:
-            raise BadInput(f"{where}: {num_cells * self.repeats} runs are too many; at most {MAX_RUNS} are planned")
+        if num_runs > MAX_RUNS:
+            raise BadInput(f"{where}: {num_runs} runs are too many; at most {MAX_RUNS} are planned")
 
     def _on_cluster(self, values: dict[str, Any]) -> dict[str, Any]:
         """Return a cell's values, with the cluster's links unless the cell has its own."""

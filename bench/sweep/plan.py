@@ -25,8 +25,11 @@ def plan(sweep: Sweep, where: str) -> list[list[PlannedRun]]:
     statistical sample. The order of cells is shuffled with a fixed seed, so that slow drift of the machine affects
     every strategy alike.
     """
-    stages = sweep.stages(where)
-    return [launch for cells in stages for repeat in range(sweep.repeats) for launch in plan_repeat(cells, repeat)]
+    launches: list[list[PlannedRun]] = []
+    for cells in sweep.stages(where):
+        for repeat in range(max(cell.repeats for cell in cells)):
+            launches += plan_repeat([cell.config for cell in cells if repeat < cell.repeats], repeat)
+    return launches
 
 
 def rounds(launches: Sequence[list[PlannedRun]], *, whole_stages: bool) -> list[list[list[PlannedRun]]]:

@@ -223,8 +223,8 @@ def _until_precise(
     A cell that failed in this call gets none: it would only fail again. Nor does one of which more launches were
     rejected than may be replaced.
     """
-    cells = sweep.runs(where)
-    repeat = sweep.repeats
+    planned = sweep.cells(where)
+    cells, repeat = [cell.config for cell in planned], max(cell.repeats for cell in planned)
     while sweep.precision_target is not None:
         failed = {record.cell for record in journal.done if record.status != "ok" and not record.is_rejected}
         rejected = Counter(record.cell for record in journal.done if record.is_rejected)

@@ -21,6 +21,7 @@ from strategies import catalogue
 from strategies.options import STRATEGY_KNOBS, Given
 
 MIN_STEPS = 3
+MAX_REPEATS = 100_000
 MIN_STEP_S = 1e-6
 WARMUP_SHARE = 1 / 3  # of the measured steps, if a block gives no warmup_steps
 SLOW_PRECISION_SHARE = 1 / 4  # of measure_s, for a precision that the processor computes in software
@@ -48,6 +49,7 @@ class BlockKeys(Given):
     """What a block of a sweep file says beside the knobs of its runs."""
 
     stage: int = Field(1, ge=1)  # all repeats of a stage come before those of the next
+    repeats: int | None = Field(None, ge=1, le=MAX_REPEATS)  # of its cells, instead of the sweep's
     measure_s: float | None = Field(None, gt=0)  # instead of steps: seconds of one worker's measured steps
 
 

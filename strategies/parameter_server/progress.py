@@ -124,6 +124,21 @@ class Progress:
         self._requests.append(request)
         self._callbacks.append(completed)
 
+    def complete(self, request: MPI.Request) -> None:
+        """Wait for a request; call its callback if it is watched and was not yet seen to be complete."""
+        request.Wait()
+        for index, watched in enumerate(self._requests):
+            if watched is request:
+                self._unwatch(index)()
+                return
+
+    def _unwatch(self, index: int) -> Callback:
+        """Drop a request, in whose place the last one comes; return its callback."""
+        callback = self._callbacks[index]
+        self._requests[index], self._callbacks[index] = self._requests[-1], self._callbacks[-1]
+        del self._requests[-1], self._callbacks[-1]
+        return callback
+
     def run(self, until: Callable[[], bool]) -> None:
         """Move messages until a condition holds, beside a thread that computes.
 
@@ -183,13 +198,8 @@ class Progress:
 
     def _completed(self) -> list[Callback]:
         """Drop the requests that are complete; return their callbacks."""
-        callbacks = []
         done = MPI.Request.Testsome(self._requests) if self._requests else None
-        for index in sorted(done or (), reverse=True):
-            callbacks.append(self._callbacks[index])
-            self._requests[index], self._callbacks[index] = self._requests[-1], self._callbacks[-1]
-            del self._requests[-1], self._callbacks[-1]
-        return callbacks
+        return [self._unwatch(index) for index in sorted(done or (), reverse=True)]
 
     def _receive_arrived(self) -> bool:
         """Receive what has arrived, and call the callbacks of what is complete; return whether anything had."""

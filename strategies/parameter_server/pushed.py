@@ -76,7 +76,7 @@ class Pushed:
 
     def _send(self, chunk: Chunk) -> None:
         request = self._requests[chunk.index]
-        request.Wait()  # the last step's push: long complete, since its reply has arrived
+        self._progress.complete(request)  # the last step's push: long complete, since its reply has arrived
         self._wire.pack(chunk.index)
         self._buffers.sync()
         request.Start()

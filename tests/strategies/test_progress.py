@@ -114,6 +114,23 @@ def test_receives_are_posted_ahead_for_what_arrived_first_last_time(monkeypatch:
     progress.cancel()
 
 
+def test_a_watched_request_that_is_completed_otherwise_is_called_once_each_time_it_is_started() -> None:
+    """A reply may arrive before its push was seen to be complete, and the next push begin."""
+    comm, seen = MPI.COMM_SELF.Dup(), list[int]()
+    progress = Progress(comm)
+    push = comm.Ssend_init([np.zeros(1, np.uint8), MPI.BYTE], 0, 1)
+    for step in range(3):
+        progress.complete(push)
+        assert seen == list(range(step))
+        push.Start()
+        progress.watch(push, lambda step=step: seen.append(step))  # type: ignore[misc]
+        comm.Irecv([np.zeros(1, np.uint8), MPI.BYTE], 0, 1).Wait()
+    progress.wait(until=lambda: len(seen) == 3)
+    progress.complete(push)
+    assert seen == [0, 1, 2]
+    push.Free()
+
+
 class SlowComm:
     """A communicator at which nothing arrives; Iprobe returns when the test sets `answer`."""
 

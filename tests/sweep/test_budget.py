@@ -62,6 +62,18 @@ def test_all_repeats_of_a_stage_come_before_the_next_stage() -> None:
     assert len(runs) == 12
 
 
+def test_a_block_may_repeat_its_cells_otherwise() -> None:
+    often: dict[str, object] = {"strategy": "local", "batch_size": 3, "repeats": 4}
+    sweep = make_sweep([often, {"strategy": "local", "batch_size": 1}, {**often, "batch_size": 5, "stage": 2}], 2)
+    runs = [(r.config.batch_size, r.repeat) for planned in plan(sweep, "x") for r in planned]
+    assert Counter(batch_size for batch_size, _ in runs) == {3: 4, 1: 2, 5: 4}
+    assert [repeat for _, repeat in runs] == [0, 0, 1, 1, 2, 3, 0, 1, 2, 3]
+    with pytest.raises(BadInput, match="runs are too many"):
+        plan(make_sweep([{**often, "batch_size": [1, 2], "repeats": 60_000}]), "x")
+    with pytest.raises(BadInput, match="grid block 1: repeats: "):
+        plan(make_sweep([{**often, "repeats": 0}]), "x")
+
+
 def test_a_plan_is_taken_repeat_by_repeat_or_stage_by_stage() -> None:
     late: dict[str, object] = {"strategy": "local", "batch_size": 3, "stage": 2}
     launches = plan(make_sweep([late, {"strategy": "local", "batch_size": 1}], repeats=3), "x")
