@@ -22,6 +22,7 @@ from bench.records import PlannedRun
 from bench.sweep import template
 from strategies.environment import mpi_environment
 
+THREADS_OF_RANK = 2  # one that computes, one that communicates
 GRACE_S = 5.0
 POLL_S = 0.1
 TAIL_BYTES = 1 << 20
@@ -76,7 +77,8 @@ def environment(config: RunConfig, nodes: Cluster | None = None) -> dict[str, st
     own = {**without_launcher(os.environ), **mpi_environment(os.environ), "PYTHONUNBUFFERED": "1"}
     on_this_machine = _on_this_machine(config, nodes)
     # Linux 6.18 sets a process that yields behind all others: one that has polled for long does not run for seconds.
-    if nodes or (on_this_machine and config.world_size > cores()):
+    # With two busy threads a core it may be either thread, so that launches of one cell would differ by a tenth.
+    if nodes or (on_this_machine and THREADS_OF_RANK * config.world_size > cores()):
         own |= nap.environment(own)
     # A launcher that is killed leaves its files where they are removed.
     if not on_this_machine:

@@ -41,6 +41,7 @@ class Progress:
         self._expected: dict[tuple[int, int], tuple[np.ndarray, Callback, bool]] = {}  # by source and tag
         self._next: dict[int, OrderedDict[int, MPI.Prequest]] = {}  # large messages of each source, by tag
         self._posted_ahead: set[tuple[int, int]] = set()
+        self._status = MPI.Status()  # of the last probe
         self._requests: list[MPI.Request] = []
         self._callbacks: list[Callback] = []  # one per request
         self._posted: deque[Callback] = deque()
@@ -191,10 +192,12 @@ class Progress:
 
     def _call_posted(self) -> bool:
         """Call what was posted; return whether there was anything."""
+        if not self._posted:
+            return False
         callbacks = [self._posted.popleft() for _ in range(len(self._posted))]
         for callback in callbacks:
             callback()
-        return bool(callbacks)
+        return True
 
     def _completed(self) -> list[Callback]:
         """Drop the requests that are complete; return their callbacks."""
@@ -203,7 +206,7 @@ class Progress:
 
     def _receive_arrived(self) -> bool:
         """Receive what has arrived, and call the callbacks of what is complete; return whether anything had."""
-        status, arrived = MPI.Status(), False
+        status, arrived = self._status, False
         while self._comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status):
             arrived, found_at = True, time.perf_counter()
             source, tag = status.Get_source(), status.Get_tag()

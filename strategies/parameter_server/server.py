@@ -142,7 +142,7 @@ class Server:
     def _pushed(self, index: int, worker: int) -> None:
         """Handle a worker's gradient of one chunk."""
         self._idle_s[1:] = [self._progress.idle_s]  # the first stays
-        self._record("receive", index, self._progress.found_at, f"from rank {self._roles.workers[worker]}")
+        self._record("receive", index, self._progress.found_at, worker)
         self._buffers.sync()
         self._count(self._roles.workers[worker], received=self._shard.pushed(index, worker).nbytes)
         released = self._clocks[index].push(worker)
@@ -200,11 +200,18 @@ class Server:
             self._clocks[index].replied(worker)
             self._buffers.sync()
             request.Start()
-            self._record("reply", index, began, f"to rank {self._roles.workers[worker]}")
+            self._record("reply", index, began, worker)
             self._count(self._roles.workers[worker], sent=self._shard.reply(index, self._reply_number(worker)).nbytes)
 
-    def _record(self, kind: str, index: int, began: float, peer: str = "") -> None:
-        self.timeline.add(kind, lambda: f"chunk {self._chunks[index].index} {peer}".strip(), began)
+    def _record(self, kind: str, index: int, began: float, worker: int | None = None) -> None:
+        """Record what was done with a chunk since `began`, and for whom."""
+
+        def describe() -> str:
+            way = {"receive": " from", "reply": " to"}.get(kind, "")
+            rank = "" if worker is None else f" rank {self._roles.workers[worker]}"
+            return f"chunk {self._chunks[index].index}{way}{rank}"
+
+        self.timeline.add(kind, describe, began)
 
     def _count(self, rank: int, sent: int = 0, received: int = 0) -> None:
         """Count one message, unless it is from this rank to itself."""

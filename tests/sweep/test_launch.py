@@ -98,6 +98,20 @@ def test_a_launcher_that_mpi_does_not_confirm_is_refused(environ: dict[str, str]
         group.join(["mpi_ring"], RankInfo.detect(environ), Options())
 
 
+@pytest.mark.parametrize(("ranks", "cores", "naps"), [(1, 1, True), (1, 2, False), (2, 2, True), (2, 4, False)])
+def test_ranks_nap_where_their_threads_outnumber_the_cores_whatever_the_strategy(
+    ranks: int, cores: int, naps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "cores", lambda: cores)
+    monkeypatch.setattr(launch.nap, "environment", lambda _: {"LD_PRELOAD": "nap"})
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    ring = RunConfig(strategy="ring_allreduce", num_workers=ranks)
+    assert ("LD_PRELOAD" in environment(ring)) == naps
+    if ranks > 1:
+        served = RunConfig(strategy="parameter_server", num_workers=ranks - 1, num_servers=1)
+        assert ("LD_PRELOAD" in environment(served)) == naps
+
+
 def test_ranks_are_started_without_what_an_outer_launcher_told(monkeypatch: pytest.MonkeyPatch) -> None:
     told = {**STEP, "HOROVOD_RANK": "0", "HOROVOD_SIZE": "2", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "h", "WORLD_SIZE": "2"}
     kept = {"SLURM_JOB_NODELIST": "n[1-4]", "HOROVOD_CYCLE_TIME": "1"}
