@@ -145,8 +145,8 @@ def environment_of(template: str) -> jinja2.Environment:
 
 
 def coded(text: str) -> Markup:
-    """Text for HTML in which what stands between backticks is code."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    """Text for HTML in which what stands between backticks is code, and no line begins with a percent sign."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text)))).replace(" %", "\u00a0%")
 
 
 def inline_svg(text: str, prefix: str, description: str) -> str:

@@ -20,7 +20,7 @@ from bench.config import BadInput
 from bench.output import markdown
 from bench.records import LABELS, RunRecord
 from bench.report import answer, bounds, cells, duels, loss, modelled, sections, tables
-from bench.report.write import environment_of, flatten, inline_svg, write_report
+from bench.report.write import coded, environment_of, flatten, inline_svg, write_report
 from tests.support.synthetic import demo_records, make_failure, make_record, make_steps
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -352,3 +352,8 @@ def test_a_study_that_trained_nothing_has_blanks_for_losses(tmp_path: Path) -> N
     assert "— : —" not in text  # no column for a loss that neither topology has
     assert not re.search(r"\bnan\b", text, re.IGNORECASE)
     assert pd.read_csv(folder / "summary.csv")["final_loss"].isna().all()
+
+
+def test_backticks_are_code_and_what_a_folder_is_called_stays_text() -> None:
+    assert coded("2 % by `psring <x>`") == "2\u00a0% by <code>psring &lt;x&gt;</code>"
+    assert coded("one ` alone <b>") == "one ` alone &lt;b&gt;"
