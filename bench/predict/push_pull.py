@@ -216,8 +216,7 @@ def exchange(
     when less than `window` bytes of those before it have not arrived yet.
     """
     free: dict[int, float] = {}
-    replies: deque[tuple[float, int]] = deque()
-    arrivals, i = [0.0] * len(works), 0
+    arrivals = [0.0] * len(works)
 
     def run(demand: Demand, at: float) -> float:
         end = at
@@ -227,12 +226,12 @@ def exchange(
             end = max(end, free[resource])
         return end
 
-    held: list[int] = []
-    last = opens = 0.0
+    later: list[tuple[float, int, int]] = []  # when a piece (last) arrives (1) at its server, or is served (0)
     waiting: list[tuple[int, int]] = []  # places and numbers of pieces that are ready
     in_flight: deque[tuple[float, float]] = deque()  # when a piece arrives, and its bytes
-    pushed, flying = 0, 0.0
-    while pushed < len(works) or replies:
+    held: list[int] = []
+    i, flying, opens, last = 0, 0.0, 0.0, 0.0
+    while i < len(works) or waiting or later:
         while in_flight and flying >= window:
             arrived, nbytes = in_flight.popleft()
             opens, flying = max(opens, arrived), flying - nbytes
@@ -241,22 +240,26 @@ def exchange(
         while i < len(works) and works[i].ready_s <= begin:
             heapq.heappush(waiting, (works[i].place, i))
             i += 1
-        if waiting and (not replies or begin <= replies[0][0]):
+        if waiting and (not later or begin <= later[0][0]):
             j = heapq.heappop(waiting)[1]
             arrived = run(works[j].push, max(opens, works[j].ready_s)) + latency_s
             in_flight.append((arrived, works[j].in_window))
             flying += works[j].in_window
-            served = run(works[j].serve, arrived)
-            pushed, last = pushed + 1, max(last, served)
-            if norm_s is not None:
-                held.append(j)
-            else:
-                replies.append((served, j))
-            if norm_s is not None and pushed == len(works):
-                replies.extend((last + norm_s, k) for k in held)
-        else:
-            at, j = replies.popleft()
+            heapq.heappush(later, (arrived, 1, j))
+            continue
+        at, is_push, j = heapq.heappop(later)
+        if not is_push:
             arrivals[j] = run(works[j].reply, at) + latency_s
+            continue
+        served = run(works[j].serve, at)
+        last = max(last, served)
+        if norm_s is None:
+            heapq.heappush(later, (served, 0, j))
+            continue
+        held.append(j)
+        if len(held) == len(works):
+            for k in held:
+                heapq.heappush(later, (last + norm_s, 0, k))
     return arrivals
 
 

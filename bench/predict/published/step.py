@@ -18,6 +18,7 @@ from strategies.options import MAX_MESSAGE_BYTES
 # CPU per message: what a step of tens to hundreds of milliseconds hardly depends on. Adding and copying are in the rate
 # of a process.
 MESSAGE_CPU_S = 2e-6
+MIN_CHUNK_BYTES = 1024
 # Horovod's defaults of the time: 64 MiB of fusion buffer, a cycle of 5 ms. DDP's buckets of 25 MiB fit in between.
 FUSION = {"fusion_threshold_bytes": 64 << 20, "cycle_time_s": 0.005}
 
@@ -86,7 +87,7 @@ def _calibration(settings: Settings) -> ClusterCalibration:
 
 def _cell(settings: Settings, model: Model, compute_s: float) -> Cell:
     shards = settings.servers if settings.placement == "colocated" and settings.kind.has_servers else None
-    config = _config(settings)
+    config = _config(settings, _chunk_bytes(settings, model))
     senders = settings.num_nodes if settings.adds_in_node else settings.num_gpus
     return Cell(
         config, ranks_per_node=settings.workers_per_node, two_level=settings.adds_in_node,
@@ -95,17 +96,28 @@ def _cell(settings: Settings, model: Model, compute_s: float) -> Cell:
     )  # fmt: skip
 
 
-def _config(settings: Settings) -> RunConfig:
+def _chunk_bytes(settings: Settings, model: Model) -> int:
+    """Return what of a whole tensor is pulled before the next step's pushes of it begin.
+
+    A server updates a tensor when the last worker has pushed it, and then sends it to one worker after another. The
+    first worker computes and pushes while others still wait for their copy, so that pushes pass beside pulls: a
+    W-th of the tensor's time later, as if it were cut into W chunks.
+    """
+    largest = model.largest * WIRE_BYTES[settings.wire_dtype]
+    return min(MAX_MESSAGE_BYTES, max(MIN_CHUNK_BYTES, int(largest / settings.num_gpus)))
+
+
+def _config(settings: Settings, chunk_bytes: int) -> RunConfig:
     """Return the run that exchanges the same messages. Compute is the workload's, so none here."""
     return _cached_config(
         settings.strategy, settings.num_gpus, settings.placement, settings.servers, settings.sharding,
-        settings.wire_dtype,
+        settings.wire_dtype, chunk_bytes,
     )  # fmt: skip
 
 
 @lru_cache
 def _cached_config(
-    strategy: str, num_gpus: int, placement: str, servers: int, sharding: str, wire_dtype: str
+    strategy: str, num_gpus: int, placement: str, servers: int, sharding: str, wire_dtype: str, chunk_bytes: int
 ) -> RunConfig:
     given: dict[str, object] = {
         "strategy": strategy, "num_workers": num_gpus, "compute": "none", "launcher": "mpirun",
@@ -116,7 +128,7 @@ def _cached_config(
         if placement != "colocated":
             given["num_servers"] = servers
         if sharding == "tensors":
-            given["chunk_bytes"] = MAX_MESSAGE_BYTES  # a tensor is sent and updated whole
+            given["chunk_bytes"] = chunk_bytes
     else:
         given |= FUSION
     config = make_config(given, "published")
@@ -181,7 +193,7 @@ def _fully_sharded(settings: Settings, model: Model, compute_s: float) -> tuple[
 def check(settings: Settings) -> None:
     """Raise BadInput unless a run with these settings is possible."""
     if settings.kind.family != catalogue.SHARDED:
-        _config(settings)
+        _config(settings, MAX_MESSAGE_BYTES)
     if settings.kind.has_servers and settings.servers < 1:
         raise BadInput("num_servers: 0 servers; a parameter server has at least 1")
     if not settings.kind.has_servers and not (settings.pushes and settings.pipelined):
