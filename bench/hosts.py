@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from bench.config import BadInput, RunConfig, shorten
+from bench.files import read_text
 
 MAX_BYTES = 1 << 20
 MAX_SLOTS = 1 << 14
@@ -33,11 +34,9 @@ def read_hostfile(path: Path) -> list[Host]:
     number a host takes one rank. BadInput names the line that is wrong.
     """
     try:
-        with path.open("rb") as file:
-            text = file.read(MAX_BYTES).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        said = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise BadInput(f"hostfile: {path} cannot be read: {said}; write a line 'host slots=4' per host") from None
+        text = read_text(path, MAX_BYTES)
+    except ValueError as error:
+        raise BadInput(f"hostfile: {path} cannot be read: {error}; write a line 'host slots=4' per host") from None
     hosts = []
     for number, line in enumerate(text.split("\n"), start=1):
         content = line.partition("#")[0].strip()

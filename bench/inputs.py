@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,11 @@ BUILT_IN_DATA = ("stdlib", "synthetic")
 def identify(configs: Iterable[RunConfig]) -> dict[str, str]:
     """Return the SHA-256 of every file that these runs read, by its path. BadInput if one cannot be read."""
     return {path: _sha256(knob, path) for knob, path in {pair: None for config in configs for pair in _files(config)}}
+
+
+def paths(config: RunConfig) -> list[Path]:
+    """Return the files that a run reads."""
+    return [Path(path) for _, path in _files(config)]
 
 
 def check_same(known: Mapping[str, str], now: Mapping[str, str], folder: Path) -> None:
@@ -39,6 +45,8 @@ def _files(config: RunConfig) -> Iterable[tuple[str, str]]:
 def _sha256(knob: str, path: str) -> str:
     try:
         found = Path(path).stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe or a device has no content that stays
+            raise BadInput(f"{knob}: {path} is no regular file; copy what it holds into one")
         return _sha256_of(path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
     except OSError as error:
         raise BadInput(f"{knob}: {path} cannot be read: {error.strerror}") from None

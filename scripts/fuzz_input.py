@@ -2,7 +2,8 @@
 
     scripts/fuzz_input.py [settings|folders] [--count 200] [--first-seed 0]
 
-settings: sweep files, tuned files, calibrations, host files and data files in turn. folders: results folders, read by
+settings: sweep files, tuned files, calibrations, host files, data files, costs of predictions, predictions, others'
+measurements and weights in turn. folders: results folders, read by
 report, status, compare and sweep --dry-run in turn. One per seed (tests/support/mutate.py). A seed that fails is
 printed; the same seed makes the same again. tests/config/test_fuzz.py and tests/report/test_fuzz.py try a few seeds.
 """

@@ -19,8 +19,8 @@ def compress(arguments: argparse.Namespace) -> int:
     from bench.edge import recipe
     from bench.edge.libraries import missing
 
-    recipes = recipe.parse(arguments.variants or recipe.DEFAULT)
-    for made in recipes if arguments.variants else []:  # of the default ones, those are rows `unsupported`
+    recipes = recipe.parse(recipe.DEFAULT if arguments.variants is None else arguments.variants)
+    for made in recipes if arguments.variants is not None else []:  # of the default ones, those are rows `unsupported`
         if missing(made):
             raise BadInput(f"--variants: {made.name}: {missing(made)}")
     if recipe.Recipe() not in recipes:
@@ -29,7 +29,7 @@ def compress(arguments: argparse.Namespace) -> int:
     from bench.rank import saved
 
     trained = saved.read(arguments.file, arguments.n_head)
-    data = arguments.data or trained.data
+    data = trained.data if arguments.data is None else arguments.data
     if data is None:
         raise BadInput(f"{arguments.file}: does not say what it was trained on; give --data")
     names = [name for name in Options.__dataclass_fields__ if name != "data"]
@@ -44,6 +44,8 @@ def _trained(arguments: argparse.Namespace) -> Saved:
     from bench.rank import saved
 
     if arguments.file.suffix == export.SUFFIX and arguments.file.is_file():
+        if arguments.n_head is not None:
+            raise BadInput(f"--n-head: {arguments.file} says how many heads its model has; leave --n-head out")
         return export.read(arguments.file)[0]
     return saved.read(arguments.file, arguments.n_head)
 

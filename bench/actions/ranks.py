@@ -16,7 +16,7 @@ from bench.config import CLUSTER_VARIABLE, BadInput, make_config
 
 def run(arguments: argparse.Namespace) -> int:
     """Run one training in every rank."""
-    from bench import environment
+    from bench import environment, inputs
     from bench.files import check_writable, open_folder
     from bench.mpi import RankInfo, complete_config
     from bench.records import PlannedRun
@@ -38,8 +38,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     def check() -> None:
         if rank_info.rank == 0:
+            reads = inputs.paths(config)
             for file in filter(None, (arguments.save_parameters, arguments.trace)):
-                check_writable(file)
+                check_writable(file, reads)
+                reads.append(file)
             if arguments.out:
                 open_folder(arguments.out)
 
@@ -67,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def calibrate(arguments: argparse.Namespace) -> int:
     """Measure what predictions need."""
+    from bench import inputs
     from bench.files import check_writable, write_json
     from bench.mpi import ALONE, RankInfo, complete_config
 
@@ -76,7 +79,7 @@ def calibrate(arguments: argparse.Namespace) -> int:
 
     def check() -> None:
         if rank_info.rank == 0:
-            check_writable(arguments.out)
+            check_writable(arguments.out, inputs.paths(config))
 
     found = calibrate_all(config, rank_info, str(links["link"]) if links else None, check)
     if found is not None:

@@ -76,7 +76,7 @@ def _write_batch_script(arguments: argparse.Namespace, cells: Sequence[RunConfig
     from bench.files import check_writable, write_whole
     from bench.sweep.slurm import batch_script
 
-    check_writable(arguments.slurm)
+    check_writable(arguments.slurm, [arguments.file])
     write_whole(arguments.slurm, batch_script(cells, arguments.file, arguments.out, options))
     print(f"submit it: sbatch {arguments.slurm}")
     return 0

@@ -122,6 +122,7 @@ def prepare(text: Path, out: Path, dtype: str = "bytes") -> int:
     found = tokens.read_integers(text, dtype)
     if out.exists() and out.samefile(text):
         raise BadInput(f"data prepare: {out} is the text itself; give --out another name")
+    files.check_writable(out)
     try:
         with files.replacing(out) as file:
             file.write(found.astype("<u2").tobytes())

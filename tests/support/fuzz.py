@@ -17,8 +17,12 @@ import yaml
 
 from bench import records
 from bench.cli import main
-from bench.config import BadInput
+from bench.config import BadInput, RunConfig
 from bench.hosts import read_hostfile
+from bench.predict import Cell, ClusterCalibration, step_time
+from bench.predict.published.corpus import read_rows
+from bench.predict.published.score import predict as published
+from bench.rank import saved
 from bench.tokens import check_bin
 from tests.support import mutate
 from tests.support.synthetic import make_record, make_steps
@@ -26,12 +30,14 @@ from tests.support.synthetic import make_record, make_steps
 DEADLINE_S = 10  # of CPU time, which other work on the machine does not use up
 MAKERS = {
     "sweep": mutate.sweep_file, "tuned": mutate.tuned_file, "calibration": mutate.calibration_file,
-    "hosts": mutate.host_file, "data": mutate.data_file,
+    "hosts": mutate.host_file, "data": mutate.data_file, "costs": mutate.costs_file,
+    "predictions": mutate.prediction_file, "published": mutate.published_file, "weights": mutate.weights_file,
 }  # fmt: skip
 
 
 def settings(folder: Path, seeds: range) -> Iterator[tuple[int, str]]:
     """Try one damaged file per seed; yield the seeds that psring does not answer as it must, and what happened."""
+    make_folder(folder / "measured")
     for seed in seeds:
         kind = list(MAKERS)[seed % len(MAKERS)]
         file = folder / f"damaged.{kind}"
@@ -80,6 +86,14 @@ def _reading(file: Path, kind: str) -> Callable[[], int]:
         return partial(_command, lambda: read_hostfile(file))
     if kind == "data":
         return partial(_command, lambda: check_bin(file))
+    if kind == "costs":
+        return partial(_command, lambda: _predict_from(file))
+    if kind == "predictions":
+        return partial(main, ["validate", str(file.with_name("measured")), "--predictions", str(file)])
+    if kind == "published":
+        return partial(_command, lambda: [published(row, samples=4) for row in read_rows(file)])
+    if kind == "weights":
+        return partial(_command, lambda: saved.read(file))
     if kind == "sweep":
         return partial(main, ["sweep", str(file), "--dry-run"])
     sweep = file.with_name("sweep.yaml")
@@ -89,6 +103,13 @@ def _reading(file: Path, kind: str) -> Callable[[], int]:
     }[kind]
     sweep.write_text(f"grid: [{{{cell}}}]\n", encoding="utf-8")
     return partial(main, ["sweep", str(sweep), "--dry-run"])
+
+
+def _predict_from(file: Path) -> None:
+    """Predict a step from a calibration: it must be a number."""
+    config = RunConfig(strategy="mpi_ring", num_workers=4, compute="none", link="1gbit")
+    step_s = step_time(Cell(config), ClusterCalibration.read(file)).step_s
+    assert 0 < step_s < 1e9, step_s
 
 
 def _command(read: Callable[[], object]) -> int:

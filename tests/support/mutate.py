@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from collections.abc import Callable
@@ -12,7 +13,9 @@ import yaml
 
 from bench.config import RunConfig
 from bench.durations import forward_flops
+from bench.shape import GPTShape
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SWEEPS = sorted((Path(__file__).parents[2] / "bench/sweeps").glob("*.yaml"))
 # Values that are not what the place where they are put expects.
 VALUES: tuple[Any, ...] = (
@@ -59,6 +62,58 @@ def calibration_file(draw: random.Random) -> bytes:
         "backward_s": layers, "optimizer_s": 1e-3,
     }  # fmt: skip
     return _damage(draw, content, json.dumps)
+
+
+def costs_file(draw: random.Random) -> bytes:
+    """A calibration of a prediction: what hosts and links cost."""
+    content = {
+        "link": "1gbit", "bytes_per_s": 1e8, "latency_s": 1e-4, "duplex_factor": 1.1, "speed_factors": [1.0, 0.5],
+        "intervals": {"latency_s": [1e-5, 1e-3]}, "measured_nodes": [2, 4], "compute_cv": 0.1, "source": "a test",
+    }  # fmt: skip
+    return _damage(draw, content, json.dumps)
+
+
+def prediction_file(draw: random.Random) -> bytes:
+    """A file of psring predict --out: a row per strategy."""
+    columns = ["cell", "strategy", "num_workers", "num_servers", "tokens_per_s_low", "tokens_per_s",
+               "tokens_per_s_high", "extrapolated"]  # fmt: skip
+    rows = []
+    for knobs in ({"strategy": "ring_allreduce"}, {"strategy": "parameter_server", "num_servers": 1}):
+        config = RunConfig(num_workers=2, **knobs)
+        rows.append([config.digest(), config.strategy, "2", str(config.num_servers), "900", "1000.5", "1.1e3", ""])
+    draw.shuffle(columns if draw.random() < 0.1 else [])
+    if draw.random() < 0.6:
+        draw.choice(rows)[draw.randrange(len(columns))] = str(draw.choice(VALUES))[:6000]
+    text = "".join(",".join(line) + "\n" for line in (columns, *rows)).encode("utf-8", "surrogatepass")
+    return _damage_text(draw, text, draw.choice((0, 1)))
+
+
+def published_file(draw: random.Random) -> bytes:
+    """Others' measurements: the example with some values, keys or bytes changed."""
+    content = yaml.safe_load((EXAMPLES / "published.yaml").read_text(encoding="utf-8"))
+    return _damage(draw, content, lambda value: yaml.dump(value, Dumper=_Dumper, allow_unicode=True))
+
+
+def weights_file(draw: random.Random) -> bytes:
+    """Weights of --save-parameters whose metadata, tensors or bytes are damaged."""
+    import torch
+
+    from bench.rank.model import GPT
+
+    shape = GPTShape(n_layer=1, n_head=2, n_embd=8, vocab_size=16, block_size=4)
+    state = GPT(shape).state_dict()
+    about = {"psring": {"shape": shape.model_dump(), "data": "stdlib"}}
+    if draw.random() < 0.5:
+        _damage_value(draw, about)
+    if draw.random() < 0.5:
+        name = draw.choice(list(state))
+        state[name] = draw.choice(
+            [state[name].to(torch.int32), state[name].to_sparse(), state[name][:1], state[name] / 0]
+        )
+    state._metadata = {"": about}
+    content = io.BytesIO()
+    torch.save(state, content)
+    return _damage_bytes(draw, content.getvalue(), draw.choice((0, 0, 1)))
 
 
 def host_file(draw: random.Random) -> bytes:
@@ -124,6 +179,13 @@ def _damage_value(draw: random.Random, content: Any) -> None:
         place[str(draw.choice(VALUES))[:6000]] = place.pop(key)
     else:
         place[key] = draw.choice(VALUES)
+
+
+def _damage_bytes(draw: random.Random, content: bytes, times: int) -> bytes:
+    for _ in range(times):
+        at = draw.randrange(len(content))
+        content = draw.choice([content[:at], content[:at] + draw.randbytes(20) + content[at + 20 :]])
+    return content
 
 
 def _damage_text(draw: random.Random, text: bytes, times: int) -> bytes:
