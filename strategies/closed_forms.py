@@ -52,13 +52,15 @@ class Prediction:
     """Volume of the mean worker and the mean dedicated server in one step.
 
     `tolerance_bytes`: how far a correct count may be off, because messages are cut between elements. `per_rank`: each
-    rank's own volume, where ranks of one role differ or may.
+    rank's own volume, where ranks of one role differ or may. `num_buckets`: equal parts of the payload, each of which
+    is sent when all its gradients are ready and read when all of it is here; 0: not known, or as small as can be.
     """
 
     worker: Volume
     server: Volume | None = None
     tolerance_bytes: float = 0.0
     per_rank: tuple[Volume, ...] = ()
+    num_buckets: int = 0
 
 
 ClosedForm = Callable[[Options, Job], Prediction]
@@ -79,9 +81,12 @@ def nothing(options: Options, job: Job) -> Prediction:
 
 def own_ring(options: Options, job: Job) -> Prediction:
     """Return the volume of a ring whose buckets have one message of segment_bytes per worker; exact."""
+    return Prediction(_ring(options, job, _bucket_bytes(options, job)))
+
+
+def _bucket_bytes(options: Options, job: Job) -> int:
     itemsize = NUMBER_FORMATS[options.wire_dtype].nbytes
-    bucket = job.num_workers * max(1, options.segment_bytes // itemsize) * itemsize
-    return Prediction(_ring(options, job, bucket))
+    return job.num_workers * max(1, options.segment_bytes // itemsize) * itemsize
 
 
 def zero_ring(options: Options, job: Job) -> Prediction:
@@ -93,7 +98,8 @@ def zero_ring(options: Options, job: Job) -> Prediction:
     if options.needs_norm:
         others = job.num_workers - 1
         volume.add(others * NORM_BYTES, others * NORM_BYTES, others, others)
-    return Prediction(volume)
+    payload = payload_bytes(options, job.num_parameters)
+    return Prediction(volume, num_buckets=-(-payload // _bucket_bytes(options, job)))
 
 
 def horovod_ring(options: Options, job: Job) -> Prediction:

@@ -142,8 +142,8 @@ class WireOptions(Knobs):
     """Largest message of a push or a pull before compression, bytes, within one number. Over TCP Open MPI sends
     messages up to 64 KiB eagerly; larger ones wait for the receiver's answer, which queues behind other data."""
     schedule: Literal["fifo", "priority"] = "fifo"
-    """Order in which gradients are pushed and, by zero, weights gathered; fifo: as backward finishes them; priority:
-    those of the layers first whose weights the next forward reads first."""
+    """Order in which gradients are pushed; fifo: as backward finishes them; priority: those of the layers first whose
+    weights the next forward reads first."""
     window_bytes: Annotated[int | None, OrNone] = Field(400_000, ge=1, le=MAX_BYTES)
     """Most bytes that a worker has in flight to servers, so that workers share a server's link evenly and priority can
     overtake; give more on links beyond 10 Gbit/s; none: no limit."""

@@ -62,7 +62,6 @@ class Zero(Strategy):
         self._ring = Ring(
             self._comm, self.counters, self._layout.num_elements, torch_dtype(self.options.wire_dtype),
             self.options.segment_bytes, self._parameters[0].is_cuda, self._reduced, self._communication_ended,
-            priority=self.options.schedule == "priority",
         )  # fmt: skip
         self._own_views = self._layout.views(self._ring.own)
         self._readiness = Readiness(self._layout, self._ring.ranges)

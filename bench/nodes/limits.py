@@ -7,8 +7,10 @@ at r_k, weights needed at f_k, and c_k the share of the payload in layers up to 
 
     max(compute_s, r_k − f_k + c_k · link_s) for every k,
 
-because backward goes from the last layer to the first: layers up to k are ready last and needed first. `link_s` is the
-closed form's volume over the link's goodput. Latency, CPU time of messages, sums and updates are not in it.
+because backward goes from the last layer to the first: layers up to k are ready last and needed first. Where whole
+buckets travel (zero), what shares a bucket with layer k is sent after r_k and needed at f_k, too: c_k then ends with
+that bucket. `link_s` is the closed form's volume over the link's goodput. Latency, CPU time of messages, sums and
+updates are not in it.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from strategies.closed_forms import Job, rank_of_tensors
 from strategies.volume import Volume
 
 Numbers = npt.NDArray[np.float64]
+ROUNDING = 1e-9  # of a layer's end that is a bucket's, too
 COMPUTE, NETWORK, SERVER_LINK = "compute", "network", "server link"
 
 
@@ -127,7 +130,10 @@ def _busiest(config: RunConfig, link_s: Numbers) -> Iterator[tuple[float, Number
     """
     if config.sharding == "ranges":
         sizes = [sum(tensors) for tensors in config.gpt.layer_tensors.values()]
-        yield float(link_s.max()), np.array(sizes).cumsum() / sum(sizes)
+        shares, num_buckets = np.array(sizes).cumsum() / sum(sizes), ledger.predict(config).num_buckets
+        if num_buckets:
+            shares = np.ceil(shares * num_buckets - ROUNDING) / num_buckets
+        yield float(link_s.max()), shares
         return
     job = Job(config.num_workers, config.gpt.tensors)
     rank_of = rank_of_tensors(config, job)

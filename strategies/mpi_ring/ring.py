@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from strategies.base import UnusableOptions
 from strategies.buffers import Range, as_bytes, balanced_ranges, chunk_ranges, host_buffer, pieces
-from strategies.mpi_ring.lane import Lane
 from strategies.volume import Volume
 
 # A bucket's index is its tag, and every MPI offers tags up to 32767, the last of which norms have.
@@ -89,15 +88,12 @@ class Ring:
     With `reduced`, something else than the sum may be gathered. It is called on the ring's thread with a bucket's index
     once `own` holds this rank's block of the sum (`own_block`) in fp32. It writes to that block of `result` what all
     ranks shall receive, and calls `gather(index)`; or both later, for several buckets in any order.
-
-    With `priority`, buckets do not share the link: those that were made ready last, whose weights the next forward
-    reads first, overtake all others (`Lane`).
     """
 
     def __init__(
         self, comm: MPI.Intracomm, counters: Volume, num_elements: int, wire_dtype: torch.dtype,
         segment_bytes: int, pinned: bool = False, reduced: Callable[[int], None] | None = None,
-        gathered: Callable[[], None] = lambda: None, priority: bool = False,
+        gathered: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         """Make every request; `gathered` is called on the ring's thread when the last bucket of a step is complete."""
         self.ranges = chunk_ranges(0, num_elements, comm.size * max(1, segment_bytes // wire_dtype.itemsize))
@@ -116,7 +112,6 @@ class Ring:
         self._awaited = [MPI.REQUEST_NULL] * len(self._buckets)
         self._hop_of = [0] * len(self._buckets)
         self._num_in_flight = self._num_finished = 0
-        self._lane = Lane() if priority else None
         self._sleep_s = MIN_SLEEP_S
         self._ready: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self.changed = threading.Condition()  # of the three below and of what `reduced` changes
@@ -220,8 +215,6 @@ class Ring:
         bucket.sends[0].Start()
         self._hop_of[index], self._awaited[index] = 0, bucket.receives[0]
         self._num_in_flight += 1
-        if self._lane is not None:
-            self._lane.sent(index)
 
     def _advance(self) -> None:
         """Handle arrived blocks and newly started buckets; sleep if there are none."""
@@ -229,8 +222,6 @@ class Ring:
         for index in arrived:
             self._block_arrived(index)
         idle = not arrived and self._ready.empty()
-        if idle and self._lane is not None:
-            self._send_all(self._lane.overdue())
         while not self._ready.empty():
             ready = self._ready.get()
             assert ready is not None  # close() is not called while a bucket is in flight
@@ -251,8 +242,6 @@ class Ring:
         if hop.receive is not None:
             hop.receive.Start()
         self._awaited[index] = MPI.REQUEST_NULL
-        if self._lane is not None:
-            self._lane.arrived(index)
         if number == self._comm.size - 2 and self._reduced is not None:
             self._reduced(index)
         elif hop.send is not None:
@@ -268,18 +257,6 @@ class Ring:
             self._next_hop(index)
 
     def _next_hop(self, index: int) -> None:
-        """Send the block that the last hop left, unless it has to wait for a bucket that is needed earlier."""
-        if self._lane is None:
-            self._send(index)
-        else:
-            self._lane.hold_back(index)
-            self._send_all(self._lane.free())
-
-    def _send_all(self, buckets: Iterable[int]) -> None:
-        for index in buckets:
-            self._send(index)
-
-    def _send(self, index: int) -> None:
         """Send the block that the last hop left, and wait for the next one."""
         bucket, number = self._buckets[index], self._hop_of[index]
         send = bucket.hops[number].send
@@ -289,8 +266,6 @@ class Ring:
 
     def _complete(self, index: int) -> None:
         """Note that a bucket has gone round."""
-        if self._lane is not None:
-            self._send_all(self._lane.free())
         self._num_in_flight -= 1
         self._num_finished += 1
         with self.changed:

@@ -88,6 +88,16 @@ def test_a_hot_tensor_is_ready_last_and_needed_first_so_that_it_crosses_its_serv
     assert vars(limits(**alone, sharding="tensors")) == pytest.approx(vars(limits(**alone, sharding="ranges")))
 
 
+def test_what_shares_a_bucket_with_the_embedding_is_ready_last_and_needed_first() -> None:
+    zero: dict[str, Any] = {"strategy": "zero", "num_workers": 8}
+    servers = limits(num_workers=8, **COLOCATED)
+    small, usual, whole = (limits(**zero, segment_bytes=size).min_step_s for size in (64, 64 << 10, 1 << 20))
+    assert small == pytest.approx(servers.min_step_s, rel=1e-3)
+    assert whole == pytest.approx(0.3 + servers.worker_link_s)  # one bucket: nothing overlaps
+    num_buckets = 7  # of at most 8 x 64 KiB
+    assert 0.3 + servers.worker_link_s / num_buckets <= usual < whole
+
+
 def test_without_computing_the_link_alone_counts_and_a_servers_link_may_be_its_own() -> None:
     none = {"compute": "none", "emulated_forward_s": None, "emulated_backward_s": None}
     served = limits(strategy="parameter_server", num_workers=4, num_servers=1, link="server=400mbit,*=100mbit", **none)

@@ -19,8 +19,6 @@ KNOBS: dict[str, dict[str, object]] = {
     "bf16 wire": {"wire_dtype": "bf16", "precision": "bf16"},
     "fp16": {"precision": "fp16", "wire_dtype": "fp16"},
     "small messages": {"segment_bytes": 500},
-    "priority": {"segment_bytes": 500, "schedule": "priority"},
-    "priority, clipping": {"segment_bytes": 500, "schedule": "priority", "clip_norm": 0.3},
 }
 
 
