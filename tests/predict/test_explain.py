@@ -11,7 +11,7 @@ from bench.config import BadInput, RunConfig, make_config
 from bench.predict import Cell, ClusterCalibration, step_time
 from bench.predict import explain as explaining
 from bench.predict.advice import WORTH_IT, ranked
-from bench.predict.explain import COMPUTE, CYCLE, EXPOSED, HOT, LATENESS, LINK, LOOP, MESSAGES, STRAGGLERS, SUMS
+from bench.predict.explain import BUBBLE, COMPUTE, CYCLE, EXPOSED, HOT, LATENESS, LINK, LOOP, MESSAGES, STRAGGLERS, SUMS
 from bench.predict.measured import Measured
 
 COSTS = ClusterCalibration(
@@ -79,6 +79,14 @@ def test_each_part_appears_with_its_cause() -> None:
     assert HOT not in parts(**whole)
 
 
+def test_a_bubble_is_a_part_of_a_pipeline_alone() -> None:
+    made = cell(strategy="pipeline", n_layer=4, num_micro_batches=4)
+    found = explaining.of_cell(made, COSTS)
+    assert found.parts[BUBBLE] > 0.3 / 4
+    assert found.unexplained_s == pytest.approx(0, abs=1e-5)
+    assert BUBBLE not in explaining.of_cell(cell(strategy="zero"), COSTS).parts
+
+
 def test_advice_is_ranked_by_a_gain_that_the_model_has() -> None:
     made = Cell(config(**SERVED))
     found = ranked(made, COSTS)
@@ -115,6 +123,7 @@ def test_without_a_known_link_the_measured_phases_are_the_parts() -> None:
     assert found.parts[EXPOSED] == pytest.approx(0.01)
     assert found.unexplained_s == pytest.approx(0.32 - 0.3111)
     assert found.advice is None
+    assert "no bound: the rate of its links is not known" in explaining.describe(found)[0]
     assert "1 cells without a known link" in explaining.summary([found])
 
 
