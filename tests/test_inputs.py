@@ -24,7 +24,7 @@ def test_a_pipe_or_a_device_is_refused_without_waiting(knob: str, tmp_path: Path
         read_hostfile(Path("/dev/zero"))
 
 
-def test_no_output_replaces_what_a_run_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_output_replaces_what_a_run_reads(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data, sweep = tmp_path / "data.bin", tmp_path / "sweep.yaml"
     data.write_bytes(b"\x01\x00\x02\x00" * 5000)
     sweep.write_text("grid: [{strategy: local}]\n")
@@ -36,6 +36,6 @@ def test_no_output_replaces_what_a_run_reads(tmp_path: Path, capsys: pytest.Capt
         ["sweep", str(sweep), "--out", str(tmp_path / "out"), "--slurm", str(sweep)],
     ):
         assert main(words) == 2, words
-        assert "give another name" in capsys.readouterr().err
+        assert "give another name" in capfd.readouterr().err
     assert data.stat().st_size == 20_000
     assert {path.name for path in tmp_path.iterdir()} == {"data.bin", "sweep.yaml"}
