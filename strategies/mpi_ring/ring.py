@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ MAX_BUCKETS = NORM_TAG = 32767
 # a rank that computes, and the kernel's socket buffers keep the link busy meanwhile.
 MIN_SLEEP_S = 50e-6
 MAX_SLEEP_S = 500e-6
+# Buckets whose requests one call tests: its time grows with their number, and a large model has thousands in flight.
+TESTED = 256
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ class Ring:
         self.result = host_buffer(num_elements, wire_dtype, pinned)
         self._buckets = [self._make_bucket(tag, span) for tag, span in enumerate(self.ranges)]
         self._awaited = [MPI.REQUEST_NULL] * len(self._buckets)
+        self._in_flight: deque[int] = deque()  # buckets in the order in which they are tested next
+        self._idle_tests = 0  # buckets tested since a block arrived
         self._hop_of = [0] * len(self._buckets)
         self._num_in_flight = self._num_finished = 0
         self._sleep_s = MIN_SLEEP_S
@@ -213,15 +218,19 @@ class Ring:
             block = slice(*balanced_ranges(*self.ranges[index], size)[self._comm.rank])
             self._sums[block] = self.own[block]
         bucket.sends[0].Start()
-        self._hop_of[index], self._awaited[index] = 0, bucket.receives[0]
+        self._await(index, 0)
         self._num_in_flight += 1
 
     def _advance(self) -> None:
         """Handle arrived blocks and newly started buckets; sleep if there are none."""
-        arrived = MPI.Request.Testsome(self._awaited) or []
+        tested = [self._in_flight.popleft() for _ in range(min(TESTED, len(self._in_flight)))]
+        found = MPI.Request.Testsome([self._awaited[index] for index in tested]) or []
+        arrived = [tested[position] for position in found]
+        self._in_flight.extend(sorted(set(tested) - set(arrived)))
+        self._idle_tests = 0 if arrived else self._idle_tests + len(tested)
         for index in arrived:
             self._block_arrived(index)
-        idle = not arrived and self._ready.empty()
+        idle = self._idle_tests >= len(self._in_flight) and not arrived and self._ready.empty()
         while not self._ready.empty():
             ready = self._ready.get()
             assert ready is not None  # close() is not called while a bucket is in flight
@@ -241,7 +250,6 @@ class Ring:
         self._counters.add(received=hop.received.nbytes, messages_received=1)
         if hop.receive is not None:
             hop.receive.Start()
-        self._awaited[index] = MPI.REQUEST_NULL
         if number == self._comm.size - 2 and self._reduced is not None:
             self._reduced(index)
         elif hop.send is not None:
@@ -262,7 +270,12 @@ class Ring:
         send = bucket.hops[number].send
         assert send is not None  # the caller knows that another hop follows
         send.Start()
-        self._hop_of[index], self._awaited[index] = number + 1, bucket.receives[number + 1]
+        self._await(index, number + 1)
+
+    def _await(self, index: int, hop: int) -> None:
+        """Test for a bucket's block of a hop from now on."""
+        self._hop_of[index], self._awaited[index] = hop, self._buckets[index].receives[hop]
+        self._in_flight.append(index)
 
     def _complete(self, index: int) -> None:
         """Note that a bucket has gone round."""
