@@ -21,6 +21,7 @@ class Lost(io.TextIOBase):
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self.error: OSError | None = None
+        self.has_reader = True
 
     def __getattr__(self, name: str) -> Any:
         """Be the stream in everything else."""
@@ -62,10 +63,16 @@ class Lost(io.TextIOBase):
 
     def _drop(self) -> None:
         """Discard what is left in the stream's buffer, so that the interpreter's last flush has nothing to fail at."""
+        self.has_reader = False
         with contextlib.suppress(OSError, ValueError):
             nothing = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nothing, self._stream.fileno())
             os.close(nothing)
+
+
+def has_reader() -> bool:
+    """Return whether somebody still reads standard output: what only prints may end."""
+    return getattr(sys.stdout, "has_reader", True)
 
 
 @contextlib.contextmanager

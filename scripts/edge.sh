@@ -6,10 +6,14 @@
 # STEPS, DISTIL_STEPS and REPEATS make it shorter or longer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+out=${1:-results/edge}
+case $out in -*) echo "edge: $out is no folder; write scripts/edge.sh [DIR]" >&2; exit 2 ;; esac
+for number in STEPS DISTIL_STEPS REPEATS; do
+  [[ ${!number:-1} =~ ^[1-9][0-9]{0,5}$ ]] || { echo "edge: $number=${!number} is no number of at least 1" >&2; exit 2; }
+done
+[ ! -e "$out" ] || { echo "edge: $out exists; give another folder" >&2; exit 2; }
 bash scripts/setup.sh
 . .venv/bin/activate
-out=${1:-results/edge}
-[ ! -e "$out" ] || { echo "edge: $out exists; give another folder" >&2; exit 2; }
 mkdir -p "$(dirname "$out")"
 model=$(mktemp -d)/gpt.pt
 trap 'rm -rf "$(dirname "$model")"' EXIT

@@ -5,8 +5,14 @@
 # horovodrun starts the ring only; the parameter server needs MPI: scripts/sweep_mpirun.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. .venv/bin/activate
 out=${1:?give the folder for the results} hostfile=${2:-} interface=${3:-}
+die() { echo "sweep_horovodrun: $*" >&2; exit 2; }
+case $out in -*) die "$out is no folder; write scripts/sweep_horovodrun.sh OUT [HOSTFILE] [INTERFACE]" ;; esac
+[ -z "$hostfile" ] || [ -f "$hostfile" ] || die "there is no host file $hostfile"
+for number in ${WORKERS:-1} ${SERVERS:-1}; do
+  [[ $number =~ ^[1-9][0-9]{0,4}$ ]] || die "$number is no number of ranks; write WORKERS='1 2 4'"
+done
+. .venv/bin/activate
 export OMPI_MCA_pml=ob1 OMPI_MCA_btl=^openib  # as sweep_mpirun.sh: one environment, so that runs can be compared
 common=(--model gpt-micro --block-size 64 --batch-size 8 --steps 20 --warmup-steps 5)
 

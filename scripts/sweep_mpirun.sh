@@ -5,8 +5,14 @@
 # Every host needs this checkout and its .venv at the same path. Each run is one folder below OUT; psring report OUT compares them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. .venv/bin/activate
 out=${1:?give the folder for the results} hostfile=${2:-} interface=${3:-}
+die() { echo "sweep_mpirun: $*" >&2; exit 2; }
+case $out in -*) die "$out is no folder; write scripts/sweep_mpirun.sh OUT [HOSTFILE] [INTERFACE]" ;; esac
+[ -z "$hostfile" ] || [ -f "$hostfile" ] || die "there is no host file $hostfile"
+for number in ${WORKERS:-1} ${SERVERS:-1}; do
+  [[ $number =~ ^[1-9][0-9]{0,4}$ ]] || die "$number is no number of ranks; write WORKERS='1 2 4'"
+done
+. .venv/bin/activate
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 
 # The same for both topologies: equal binding and transport.

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bench.output import OutputLost, tolerant
+from bench.output import OutputLost, has_reader, tolerant
 
 
 def test_a_closed_pipe_is_quiet_and_what_follows_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,9 +17,11 @@ def test_a_closed_pipe_is_quiet_and_what_follows_goes_on(monkeypatch: pytest.Mon
         monkeypatch.setattr(sys, "stdout", pipe)
         done = 0
         with tolerant():
+            assert has_reader()
             for _ in range(3):
                 print("x" * 100_000, flush=True)
                 done += 1
+            assert not has_reader()  # what only prints may end
     assert done == 3
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from bench.actions.results import report_edge
 from bench.actions.sweeps import refuse_ranks
 from bench.config import BadInput
+from bench.output import has_reader
 
 if TYPE_CHECKING:
     from bench.rank.saved import Saved
@@ -64,5 +65,7 @@ def generate(arguments: argparse.Namespace) -> int:
     print(arguments.prompt if trained.reads_bytes else arguments.prompt + " ", end="")
     for token in generate.generate(trained.model, prompt, arguments.max_tokens, sampling):
         print(decode(token), end="", flush=True)
+        if not has_reader():
+            break
     print()
     return 0
