@@ -159,7 +159,7 @@ def other_settings(duels: pd.DataFrame, rows: Mapping[str, Row], margin: float) 
     told: list[tuple[str, str]] = []
     paying: list[tuple[str, str]] = []
     for place, here in duels.groupby("place", sort=False):
-        if place != main or here["setting"].nunique() > 1:
+        if place != main or (here["setting"].nunique() > 1 and not here["verdict"].isin(OPEN).all()):
             told += told_of(str(place), here, margin)
         if place != main:
             setting = main_setting(here)

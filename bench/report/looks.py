@@ -33,7 +33,7 @@ PER_WORKER = "per worker"  # in place of a number of servers
 FOLLOWERS = ("model_parallel_size", "num_micro_batches")  # knobs that are the number of workers if not given
 WORDS = {"wire_dtype": "{} wire", "launcher": "{}", "model": "{}", "pipeline_schedule": "{}",
          "model_parallel_size": "{} ranks per copy", "num_micro_batches": "{} micro-batches"}  # fmt: skip
-OFF = {"compression": "none", "sync_every": 1}  # not shown in labels
+OFF = {"compression": "none", "sync_every": 1, "consistency": "bsp", "staleness": 0}  # not shown in labels
 PANEL = ["place", "precision", "batch_size"]
 
 Curve = tuple[str, dict[str, Any], pd.DataFrame]

@@ -311,6 +311,7 @@ def test_another_place_in_which_nothing_is_decided_has_one_sentence() -> None:
         "2 of 2 settings (fewer than 3 pairs of launches; ring ÷ servers 1.03 to 1.35)."
     )
     assert not any(title.startswith(("One machine,", "Emulated nodes")) for title in titles)
+    assert not any("no verdict in 2 of 2 settings" in text for _, text in answer_of(*here).lines)  # as the headline
     decided = [arm(2, [rate] * 3, batch_size=4, **kind) for kind, rate in ((RINGS, 200.0), (ONE_SERVER, 100.0))]
     several = [title for title, _ in answer_of(*topology(), *here, *decided).lines if title.startswith("One machine")]
     assert len(several) == 3

@@ -43,7 +43,10 @@ def test_variants_of_the_only_strategy_have_the_colours_and_are_distinguishing_k
 
 
 def test_a_label_says_neither_what_is_not_set_nor_what_is_not_done() -> None:
-    unset = {"link": float("nan"), "window_bytes": None, "compression": "none", "sync_every": 1, "wire_dtype": "fp32"}
+    unset = {
+        "link": float("nan"), "window_bytes": None, "compression": "none", "sync_every": 1, "consistency": "bsp",
+        "staleness": 0, "wire_dtype": "fp32",
+    }  # fmt: skip
     label = looks.curve_label({"strategy": "parameter_server", "num_servers": 1, "placement": "dedicated", **unset})
     assert label == "1 server, fp32 wire"
 
