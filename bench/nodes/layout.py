@@ -72,6 +72,8 @@ def make(
     check_name(name)
     if not 1 <= num_nodes <= MAX_NODES:
         raise BadInput(f"--num-nodes: {num_nodes} is not from 1 to {MAX_NODES}")
+    if not 0 <= num_servers <= num_nodes:
+        raise BadInput(f"--num-servers: {num_servers} is not from 0 to {num_nodes}, the number of nodes")
     if congestion_control not in get_args(CongestionControl):
         raise BadInput(f"--congestion-control: {congestion_control!r} is neither reno nor cubic")
     rates = parse_links(link, num_nodes, num_servers)

@@ -81,6 +81,8 @@ def test_rates_can_differ_per_node() -> None:
         (("lab", 4, "1mbit", 0, None, "vegas"), "neither reno nor cubic"),
         (("lab", 300, "1mbit"), "300 is not from 1 to"),
         (("lab", 0, "1mbit"), "0 is not from 1 to"),
+        (("lab", 2, "1mbit", 3), "3 is not from 0 to 2"),
+        (("lab", 2, "1mbit", -1), "-1 is not from 0 to 2"),
         (("../lab", 2, "1mbit"), "small letters and digits"),
     ],
 )
