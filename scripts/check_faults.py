@@ -185,7 +185,8 @@ def no_horovod(case: Case) -> tuple[int, str]:
     fake = case.work / "fake/horovod"
     fake.mkdir(parents=True, exist_ok=True)
     (fake / "__init__.py").write_text("raise ImportError('libmpi.so.40: not found')")
-    return end(case.start(PYTHONPATH=str(fake.parent)))
+    paths = [str(fake.parent), *filter(None, [os.environ.get("PYTHONPATH")])]  # which may be where psring lies
+    return end(case.start(PYTHONPATH=os.pathsep.join(paths)))
 
 
 def no_host(case: Case) -> tuple[int, str]:
