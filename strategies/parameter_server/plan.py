@@ -150,5 +150,9 @@ def message(buffer: Buffer) -> list[object]:
 
 
 def wait_all(requests: Sequence[MPI.Request]) -> None:
-    """Complete all requests."""
+    """Complete all requests.
+
+    Not by MPI_Wait: for a persistent request that was never started, Open MPI 5.0 reads its status from memory that
+    nobody has written, and returns MPI_ERR_PROC_FAILED_PENDING if it finds that number there.
+    """
     MPI.Request.Waitall(list(requests))

@@ -12,6 +12,8 @@ from functools import partial
 import numpy as np
 from mpi4py import MPI
 
+from strategies.parameter_server.plan import wait_all
+
 # A waiting rank sleeps: a polling one would take its core from a rank that computes. The longest sleep is short enough
 # that a socket's buffer does not run empty: 256 kB last 0.4 ms at 5 Gbit/s.
 SHORTEST_NAP_S = 50e-6
@@ -127,7 +129,7 @@ class Progress:
 
     def complete(self, request: MPI.Request) -> None:
         """Wait for a request; call its callback if it is watched and was not yet seen to be complete."""
-        request.Wait()
+        wait_all([request])
         for index, watched in enumerate(self._requests):
             if watched is request:
                 self._unwatch(index)()

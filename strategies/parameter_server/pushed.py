@@ -13,7 +13,7 @@ from strategies.buffers import Readiness
 from strategies.options import Options
 from strategies.parameter_server.memory import MessageBuffers
 from strategies.parameter_server.outbox import Outbox, sending_order
-from strategies.parameter_server.plan import NOTHING, Chunk, Plan, message
+from strategies.parameter_server.plan import NOTHING, Chunk, Plan, message, wait_all
 from strategies.parameter_server.progress import Progress
 from strategies.parameter_server.wire import make_wire
 
@@ -86,6 +86,6 @@ class Pushed:
 
     def free(self) -> None:
         """Complete and free all requests."""
+        wait_all(self._requests)
         for request in self._requests:
-            request.Wait()
             request.Free()

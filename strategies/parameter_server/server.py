@@ -194,7 +194,7 @@ class Server:
         """Return a chunk to workers, each of which has pushed since its last reply."""
         for worker in workers:
             began, request = time.perf_counter(), self._sends[index][worker]
-            request.Wait()
+            wait_all([request])
             if self._staleness > 0 or worker == 0:
                 self._shard.fill_reply(index, self._reply_number(worker))
             self._clocks[index].replied(worker)

@@ -196,3 +196,15 @@ def test_a_thread_that_waited_for_the_lock_sees_what_was_posted() -> None:
         done.append(True)
     thread.join(DEADLINE_S)
     assert not thread.is_alive()
+
+
+def test_a_request_that_was_never_started_is_complete_whatever_memory_it_lies_in() -> None:
+    comm, buffer = MPI.COMM_SELF.Dup(), np.zeros(16, np.uint8)
+    progress = Progress(comm)
+    freed = [np.full(size, MPI.ERR_PROC_FAILED_PENDING, np.int32) for size in (500, 5000, 15000) for _ in range(200)]
+    del freed  # MPI allocates its requests there
+    requests = [comm.Ssend_init([buffer, MPI.BYTE], 0, 1) for _ in range(1000)]
+    for request in requests:
+        progress.complete(request)
+    for request in requests:
+        request.Free()

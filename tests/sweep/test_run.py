@@ -31,7 +31,7 @@ def test_a_plan_has_every_run_once() -> None:
     demo = read_sweep(SWEEPS / "demo.yaml")
     launches = planning.plan(demo, "demo")
     runs = [run for planned in launches for run in planned]
-    assert len({run.run_id for run in runs}) == len(runs) == demo.repeats * len(demo.runs("demo"))
+    assert len({run.run_id for run in runs}) == len(runs) == sum(cell.repeats for cell in demo.cells("demo"))
     assert launches == planning.plan(demo, "demo")  # the order is stored in a seed
 
 
@@ -42,7 +42,8 @@ def test_runs_of_one_launch_share_ranks_and_horovod_comes_last() -> None:
         assert len({(run.config.world_size, run.config.link) for run in planned}) == 1
         starts_horovod = [run.config.strategy == "ring_allreduce" for run in planned]
         assert starts_horovod == sorted(starts_horovod)  # its thread runs until the ranks end
-    assert len(launches) == demo.repeats * 7  # not one per run
+    worlds = {(cell.config.world_size, cell.config.link, cell.repeats) for cell in demo.cells("demo")}
+    assert len(launches) == sum(repeats for *_, repeats in worlds)  # not one per run
 
 
 def test_horovod_starts_once_in_a_process() -> None:
@@ -210,7 +211,7 @@ def test_another_deadline_is_the_same_measurement(tmp_path: Path) -> None:
     [
         ({"strategy": "ring_allreduce", "wire_dtype": "bf16"}, "use wire_dtype fp32 or fp16"),
         ({"strategy": "pipeline", "n_layer": 3}, "3 layers (n_layer) do not divide into 2 equal stages"),
-        ({"strategy": "tensor_parallel", "n_head": 3}, "3 heads (n_head) do not divide among 2 ranks"),
+        ({"strategy": "tensor_parallel", "n_head": 3, "n_embd": 12}, "3 heads (n_head) do not divide among 2 ranks"),
         ({"strategy": "fsdp", "wire_dtype": "bf16", "gradient_accumulation": 2}, "use wire_dtype: fp32"),
     ],
     ids=lambda value: value.get("strategy") if isinstance(value, dict) else "",
