@@ -58,13 +58,27 @@ def sections(
     `effects` compares precisions (`duels.precision_effects`); `modelled` has what the model of cost says of cells;
     `total_steps` their steps, warm-up included.
     """
+    shown = [
+        part._replace(
+            figures=[name for name in part.figures if name in drawn],
+            tables=[one for one in part.tables if one.rows or one.caption == PROBLEMS],
+        )
+        for part in _all_sections(summary, effects, modelled, total_steps)
+    ]
+    return [part for part in shown if part.figures or part.tables or part.title == beyond.TITLE]
+
+
+def _all_sections(
+    summary: pd.DataFrame, effects: pd.DataFrame, modelled: Modelled, total_steps: Mapping[str, int]
+) -> list[Section]:
+    """Every section in order, with all figures that it may have and all tables, empty ones included."""
     names = cell_names(summary)
     rows: Sequence[Row] = summary.to_dict("records")  # once: slow for thousands of cells
     effect_rows: Sequence[Row] = effects.to_dict("records")
     strong = [row for row in rows if pd.notna(row["strong_speedup"]) and row["num_workers"] > 1]
     reached = [row for row in rows if pd.notna(row["time_to_loss_s"])]
     limited = [row for row in rows if pd.notna(row["min_step_s"] / row["step_s"]) and row["world_size"] > 1]
-    parts = [
+    return [
         Section("At equal nodes", equal_nodes.TEXT, [], [
             table(equal_nodes.rows_at_equal_nodes(summary, total_steps), equal_nodes.TITLE, equal_nodes.COLUMNS, names),
         ]),
@@ -100,14 +114,6 @@ def sections(
             table(effect_rows, "Tokens per second relative to the same cell in fp32", EFFECT_COLUMNS, names),
         ]),
     ]  # fmt: skip
-    shown = [
-        part._replace(
-            figures=[name for name in part.figures if name in drawn],
-            tables=[one for one in part.tables if one.rows or one.caption == PROBLEMS],
-        )
-        for part in parts
-    ]
-    return [part for part in shown if part.figures or part.tables or part.title == beyond.TITLE]
 
 
 def label_table(summary: pd.DataFrame) -> Table:
